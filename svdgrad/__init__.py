@@ -1,0 +1,8 @@
+"""svdgrad: the gradient of the dominant singular triplet (σ, u, v) of a matrix."""
+
+from . import adjoint, forward, matrices
+from .forward import Triplet
+from .triplet import singular_triplet, spectral_norm
+
+__all__ = ["Triplet", "adjoint", "forward", "matrices", "singular_triplet", "spectral_norm"]
+__version__ = "0.1.0"

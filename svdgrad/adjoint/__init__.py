@@ -1,0 +1,103 @@
+"""One file for each way of solving the adjoint system
+
+    K [p; q] = [(I − uuᴴ)φ; (I − vvᴴ)ψ],   K = [σI, −A; −Aᴴ, σI],   p ⟂ u, q ⟂ v.
+
+``SOLVERS`` maps a name to ``solver(A, triplet, phi, psi) -> (p, q)``; every one is exact, up to rounding.
+``ATTEMPTS`` holds the attempts of the notebook that the book grew from, in the same form; the flawed ones have their repair
+in ``SOLVERS`` under the same name.
+The files hold the formulas of the book for a right-hand side that is already projected; what they share is here.
+"""
+
+from functools import wraps
+
+import torch
+from torch import Tensor
+
+from ..forward import Triplet
+from ..matrices import outer, project
+from . import block_inversion, bordered, direct, mixed, substitution
+from .deflated import deflated
+from .doubling import doubling
+from .krylov import cg, minres
+from .saddle import saddle
+from .schur import schur
+from .spectral import spectral
+
+
+def _exact(formula):
+    """What every solver needs around its formula: project, make the problem free of units, solve, project, scale back.
+
+    The system is linear in (φ, ψ) and unchanged, but for a factor, under A → cA.
+    Solving for A/σ and for a right-hand side of size one keeps float32 from over- and underflowing in σ², and gives
+    a cotangent of size 1e-30 the same relative accuracy as one of size 1.
+    """
+
+    @wraps(formula)
+    def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, **known) -> tuple[Tensor, Tensor]:
+        sigma, u, v = triplet
+        unit = sigma[..., None]
+        phi, psi = project(u, phi), project(v, psi)
+        size = torch.maximum(phi.abs().amax(-1, keepdim=True), psi.abs().amax(-1, keepdim=True))
+        size = torch.where(size == 0, 1, size)
+        if "svd" in known:
+            known["svd"] = known["svd"]._replace(S=known["svd"].S / unit)
+        p, q = formula(A / unit[..., None], torch.ones_like(sigma), u, v, phi / size, psi / size, **known)
+        return project(u, p) * (size / unit), project(v, q) * (size / unit)
+
+    return solver
+
+
+def assemble(triplet: Triplet, xi: Tensor | None, p: Tensor, q: Tensor) -> Tensor:
+    """∂L/∂A = (ξu + p)vᴴ + uqᴴ, the gradient of L from the cotangent ξ of σ and the adjoint vectors (eq-gradient)."""
+    _, u, v = triplet
+    if xi is not None:
+        p = p + xi.unsqueeze(-1) * u
+    return outer(p, v) + outer(u, q)
+
+
+def _as_written(formula):
+    """An attempt of the notebook: nothing projected or scaled before, p and q projected after."""
+
+    @wraps(formula)
+    def attempt(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+        p, q = formula(A, *triplet, phi, psi)
+        return project(triplet.u, p), project(triplet.v, q)
+
+    return attempt
+
+
+#: name -> solver(A, triplet, phi, psi) -> (p, q), every one exact
+SOLVERS = {
+    name: _exact(formula)
+    for name, formula in {
+        "direct": direct.direct,
+        "bordered": bordered.bordered,
+        "block-inversion": block_inversion.block_inversion,
+        "mixed": mixed.mixed,
+        "backward-substitution": substitution.backward_substitution,
+        "forward-substitution": substitution.forward_substitution,
+        "saddle": saddle,
+        "deflated": deflated,
+        "schur": schur,
+        "spectral": spectral,
+        "doubling": doubling,
+        "cg": cg,
+        "minres": minres,
+    }.items()
+}
+
+#: name -> the notebook's attempt under that name, as it stands there
+ATTEMPTS = {
+    name: _as_written(formula)
+    for name, formula in {
+        "direct": direct.attempt,
+        "bordered": bordered.attempt,
+        "block-inversion": block_inversion.attempt,
+        "mixed": mixed.attempt,
+        "backward-substitution": substitution.backward_attempt,
+        "forward-substitution": substitution.forward_attempt,
+    }.items()
+}
+
+#: the solvers that serve only the largest singular value: what they factorise, or iterate with, is definite only there
+LARGEST_ONLY = {"mixed", "forward-substitution", "schur", "doubling", "cg"}

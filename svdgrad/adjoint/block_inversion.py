@@ -1,0 +1,34 @@
+"""Solve K[p; q] = c by inverting K blockwise: four systems with P and Q (chapter *Block inversion*)."""
+
+import torch
+from torch import Tensor
+
+from .. import matrices
+from ..matrices import mv
+
+
+def _four_systems(P, Q, A, sigma, phi, psi, solve) -> tuple[Tensor, Tensor]:
+    """p = P⁻¹σφ + P⁻¹Aψ and q = Q⁻¹Aᴴφ + Q⁻¹σψ (eq-block-inversion)."""
+    sigma = sigma.unsqueeze(-1)
+    x, y = solve(P, sigma * phi), solve(P, mv(A, psi))
+    w, z = solve(Q, mv(A.mH, phi)), solve(Q, sigma * psi)
+    return x + y, w + z
+
+
+def _lu(M: Tensor, x: Tensor) -> Tensor:
+    return torch.linalg.solve(M, x.unsqueeze(-1)).squeeze(-1)
+
+
+def _least_squares(M: Tensor, x: Tensor) -> Tensor:
+    return torch.linalg.lstsq(M, x.unsqueeze(-1), driver="gels").solution.squeeze(-1)
+
+
+def block_inversion(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+    """The four systems with P + σ²uuᴴ and Q + σ²vvᴴ in place of P and Q, by LU (eq-deflated-blocks)."""
+    P, Q = matrices.deflated_P(A, sigma, u), matrices.deflated_P(A.mH, sigma, v)
+    return _four_systems(P, Q, A, sigma, phi, psi, _lu)
+
+
+def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+    """The four systems with P and Q as they are. Cancels its digits: P is singular along u, Q along v."""
+    return _four_systems(matrices.P(A, sigma), matrices.Q(A, sigma), A, sigma, phi, psi, _least_squares)

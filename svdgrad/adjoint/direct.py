@@ -1,0 +1,25 @@
+"""Solve K[p; q] = c as it stands, and with its one null vector left out (chapter *Straight at K*)."""
+
+import torch
+from torch import Tensor
+
+from .. import matrices
+from ..matrices import mv
+
+
+def direct(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+    """[p; q] = K⁺c by the eigenvalues of K, the one nearest to zero left out (eq-pseudoinverse)."""
+    m = A.shape[-2]
+    eigenvalues, X = torch.linalg.eigh(matrices.K(A, sigma))
+    null = eigenvalues.abs() == eigenvalues.abs().amin(-1, keepdim=True)
+    x = mv(X.mH, torch.cat([phi, psi], -1))
+    x = mv(X, torch.where(null, 0, x / torch.where(null, 1, eigenvalues)))
+    return x[..., :m], x[..., m:]
+
+
+def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+    """Least squares with K itself and the unprojected [φ; ψ]. Cancels its digits: K is singular, and gels does not notice."""
+    m = A.shape[-2]
+    c = torch.cat([phi, psi], -1)
+    x = torch.linalg.lstsq(matrices.K(A, sigma), c.unsqueeze(-1), driver="gels").solution.squeeze(-1)
+    return x[..., :m], x[..., m:]

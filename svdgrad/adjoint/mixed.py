@@ -1,0 +1,52 @@
+"""Solve K[p; q] = c as two indefinite least-squares problems (chapter *The mixed attempt*)."""
+
+import torch
+from torch import Tensor
+
+from .. import matrices
+from ..matrices import mv, outer
+from .schur import not_dominant
+
+
+def indefinite_least_squares(A: Tensor, sigma: Tensor, u: Tensor, top: Tensor, bottom: Tensor) -> Tensor:
+    """The stationary point y ⟂ u of ‖σy − top‖² − ‖Aᴴy − bottom‖², that is (σ²I − AAᴴ) y = σ top − A bottom (eq-ils).
+
+    QR of the stack [σI; Aᴴ] = [Q₁; Q₂] R, then Cholesky of Q₁ᴴQ₁ − Q₂ᴴQ₂, whose null vector Ru is deflated.
+    Source: Chandrasekaran, Gu, Sayed 1998; Bojanczyk, Higham, Patel 2003; the deflation is the book's (eq-ils-qr).
+    """
+    m = A.shape[-2]
+    Q, R = torch.linalg.qr(matrices.stack(A, sigma))
+    Q1, Q2 = Q[..., :m, :], Q[..., m:, :]
+    t = mv(R, u)
+    t = t / torch.linalg.vector_norm(t, dim=-1, keepdim=True)
+    try:
+        L = torch.linalg.cholesky(Q1.mH @ Q1 - Q2.mH @ Q2 + outer(t, t))
+    except torch.linalg.LinAlgError:
+        raise not_dominant("mixed", "Q₁ᴴQ₁ − Q₂ᴴQ₂ is not positive semidefinite") from None
+    g = (mv(Q1.mH, top) - mv(Q2.mH, bottom)).unsqueeze(-1)
+    return torch.linalg.solve_triangular(R, torch.cholesky_solve(g, L), upper=True).squeeze(-1)
+
+
+def mixed(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+    """p and q by one indefinite least-squares problem each (eq-mixed)."""
+    p = indefinite_least_squares(A, sigma, u, phi, -psi)
+    q = indefinite_least_squares(A.mH, sigma, v, psi, -phi)
+    return p, q
+
+
+def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+    """P and Q by LU, and ordinary least squares with the stacks [Aᴴ; σ²I] and [A; σ²I]. Solves another equation."""
+    s = sigma.unsqueeze(-1)
+    x = torch.linalg.solve(matrices.P(A, sigma), (s * phi).unsqueeze(-1)).squeeze(-1)
+    z = torch.linalg.solve(matrices.Q(A, sigma), (s * psi).unsqueeze(-1)).squeeze(-1)
+    y = least_squares_on_stack(A, sigma, -psi)
+    w = least_squares_on_stack(A.mH, sigma, -phi)
+    return x + y, w + z
+
+
+def least_squares_on_stack(A: Tensor, sigma: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The y that minimises ‖Aᴴy − b‖² + ‖weight·y‖²; the notebook's weight is σ²."""
+    m = A.shape[-2]
+    lower = matrices.scaled_identity(sigma**2 if weight is None else weight, m, A)
+    b = torch.cat([b, b.new_zeros((*b.shape[:-1], m))], -1)
+    return torch.linalg.lstsq(torch.cat([A.mH, lower], -2), b.unsqueeze(-1), driver="gels").solution.squeeze(-1)

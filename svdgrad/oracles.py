@@ -1,0 +1,184 @@
+"""Independent witnesses for the gradient of f(A) = ξσ + φ·u + ψ·v.
+
+None of them uses the code that it judges: not its adjoint, not its forward pass, not its matrices.
+Each takes a float array or tensor ``A (m, n)``, the numbers ``xi``, ``phi (m,)``, ``psi (n,)``, and returns the gradient
+as a float64 array (m, n). Since f changes with the sign of (u, v), each takes ``v (n,)`` too: the sign in which the right
+singular vector is meant. Each serves any simple triplet by its ``index``.
+"""
+
+import importlib.util
+import os
+import sys
+import warnings
+
+import numpy as np
+from scipy.linalg import LinAlgWarning, lu_factor, lu_solve
+
+if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+    # without its CUDA plugin JAX runs on the CPU; say so first, or it warns on every machine that has a GPU
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def value(A, xi, phi, psi, v, index=0) -> float:
+    """f(A) = ξσ + φ·u + ψ·v in float64 by NumPy's SVD, in the sign in which v·vᵢ > 0; a batch of A gives a batch of values."""
+    A, phi, psi, v = (_float64(x) for x in (A, phi, psi, v))
+    U, S, Vh = np.linalg.svd(A, full_matrices=False)
+    ui, vi = U[..., :, index], Vh[..., index, :]
+    sign = np.sign(vi @ v)
+    return float(xi) * S[..., index] + sign * (ui @ phi + vi @ psi)
+
+
+def directional(A, xi, phi, psi, v, E, step: float, index=0) -> float:
+    """The central difference (f(A + hE) − f(A − hE))/2h along E, which a gradient G answers with ⟨G, E⟩ (eq-directional)."""
+    A, E = _float64(A), _float64(E)
+    right, left = value(np.stack([A + step * E, A - step * E]), xi, phi, psi, v, index)
+    return (right - left) / (2 * step)
+
+
+def differences(A, xi, phi, psi, v, index=0, step: float | None = None, progress: bool | None = None) -> np.ndarray:
+    """Central differences in every entry of A, in float64: 2mn SVDs (eq-central-difference).
+
+    ``step`` is ε^(1/3) times the largest entry of A unless given, which balances truncation, h², against rounding, ε/h.
+    ``progress`` shows a bar, a row of A a tick; by default where standard error is a terminal.
+    """
+    from tqdm import tqdm
+
+    A = _float64(A)
+    m, n = A.shape
+    h = step if step is not None else np.finfo(np.float64).eps ** (1 / 3) * np.abs(A).max()
+    G = np.empty((m, n))
+    quiet = not (sys.stderr.isatty() if progress is None else progress)
+    for i in tqdm(range(m), desc="central differences", unit="row", disable=quiet):
+        E = np.zeros((n, m, n))
+        E[np.arange(n), i, np.arange(n)] = h
+        both = value(np.concatenate([A + E, A - E]), xi, phi, psi, v, index)
+        G[i] = (both[:n] - both[n:]) / (2 * h)
+    return G
+
+
+def torch_autograd(A, xi, phi, psi, v, index=0) -> np.ndarray:
+    """PyTorch's own backward through ``torch.linalg.svd``, in the dtype and on the device of A."""
+    import torch
+
+    A = torch.as_tensor(A).detach().clone().requires_grad_()
+    xi, phi, psi, v = (torch.as_tensor(x, dtype=A.dtype, device=A.device) for x in (xi, phi, psi, v))
+    U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+    ui, vi = U[:, index], Vh[index]
+    sign = torch.sign(vi.detach() @ v)
+    (xi * S[index] + sign * (phi @ ui + psi @ vi)).backward()
+    return _float64(A.grad)
+
+
+def jax_autograd(A, xi, phi, psi, v, index=0) -> np.ndarray:
+    """JAX's own gradient through ``jax.numpy.linalg.svd``, in the dtype of A."""
+    import jax
+    import jax.numpy as jnp
+
+    A, xi, phi, psi, v = (np.asarray(x.detach().cpu() if hasattr(x, "detach") else x) for x in (A, xi, phi, psi, v))
+
+    def f(A):
+        U, S, Vh = jnp.linalg.svd(A, full_matrices=False)
+        ui, vi = U[:, index], Vh[index]
+        sign = jnp.sign(jax.lax.stop_gradient(vi) @ v)
+        return xi * S[index] + sign * (phi @ ui + psi @ vi)
+
+    with jax.enable_x64(True):
+        return _float64(jax.grad(f)(jnp.asarray(A)))
+
+
+def extended(A, xi, phi, psi, v, index=0, digits: int = 40) -> np.ndarray:
+    """The gradient to float64's last digit, from a triplet and an adjoint computed with ``digits`` decimal digits.
+
+    Newton's method on F(u, v, σ, τ) = (σu − Av, τv − Aᵀu, (‖u‖² − 1)/2, (‖v‖² − 1)/2) = 0, with F in extended precision
+    (python-flint's ball arithmetic) and one float64 factorisation of its Jacobian J; then J [p; q; ·; ·] = [φ; ψ; 0; 0] by
+    iterative refinement in the same way. Nothing is believed but the two residuals, which are computed with all digits.
+    Raises ArithmeticError where σ is so near to another singular value that the iteration does not converge.
+    """
+    import flint
+
+    A, phi, psi, v = (_float64(x) for x in (A, phi, psi, v))
+    m, n = A.shape
+    old, flint.ctx.dps = flint.ctx.dps, digits
+    try:
+        scale = float(np.abs(A).max())
+        exact = flint.arb_mat(A.tolist()) / flint.arb(scale)
+        exact_T = exact.transpose()
+        U, S, Vh = np.linalg.svd(A / scale, full_matrices=False)
+        sign = np.sign(Vh[index] @ v)
+        x = _column([*(sign * U[:, index]), *(sign * Vh[index]), S[index], S[index]])
+        with warnings.catch_warnings(action="ignore", category=LinAlgWarning):
+            factors = lu_factor(_jacobian(A / scale, x))  # an exact tie is reported below, with its reason
+
+        def split(x):
+            rows = [x[i, 0] for i in range(m + n + 2)]
+            return _column(rows[:m]), _column(rows[m:-2]), rows[-2], rows[-1]
+
+        def newton_residual(x):
+            u, v, sigma, tau = split(x)
+            norms = [(1 - (w.transpose() * w)[0, 0]) / 2 for w in (u, v)]
+            return _column([*_list(exact * v - u * sigma), *_list(exact_T * u - v * tau), *norms])
+
+        x = _refine(newton_residual, factors, x, digits)
+        u, v, sigma, _ = split(x)
+        c = flint.arb(float(max(np.abs(phi).max(), np.abs(psi).max(), np.finfo(float).tiny)))
+        phi, psi = _column(phi.tolist()) / c, _column(psi.tolist()) / c
+
+        def adjoint_residual(y):
+            p, q, lam, mu = split(y)
+            top = phi - p * sigma + exact * q - u * lam
+            bottom = psi - q * sigma + exact_T * p - v * mu
+            return _column([*_list(top), *_list(bottom), *(-(a.transpose() * b)[0, 0] for a, b in ((u, p), (v, q)))])
+
+        y = _refine(adjoint_residual, factors, _column([0] * (m + n + 2)), digits)
+        p, q, _, _ = split(y)
+        back = c / flint.arb(scale)
+        G = (u * flint.arb(float(xi)) + p * back) * v.transpose() + u * (q * back).transpose()
+        return np.array([[float(G[i, j].mid()) for j in range(n)] for i in range(m)])
+    finally:
+        flint.ctx.dps = old
+
+
+def _refine(residual, factors, x, digits, most=60):
+    """x ← x + J⁻¹ residual(x) until the step is below 10^(−0.6 digits); each step is worth log10(1/(ε κ(J))) digits."""
+    for _ in range(most):
+        r = residual(x)
+        size = max(abs(float(e.mid())) for e in _list(r)) or 1.0
+        step = lu_solve(factors, np.array([float((e / size).mid()) for e in _list(r)]), check_finite=False)
+        if not np.isfinite(step).all():
+            break
+        x = _column([e.mid() + float(d) * e.__class__(size) for e, d in zip(_list(x), step)])
+        if np.abs(step).max() * size <= 10.0 ** (-0.6 * digits) * max(1.0, *(abs(float(e.mid())) for e in _list(x))):
+            return x
+    raise ArithmeticError(
+        f"the refinement did not converge, its last step was of size {np.abs(step).max() * size:.1e}: "
+        "σ is too near to another singular value for a float64 factorisation to separate them"
+    )
+
+
+def _jacobian(A, x):
+    m, n = A.shape
+    u, v, sigma = (np.array([float(e.mid()) for e in _list(x)])[s] for s in (slice(m), slice(m, m + n), -1))
+    J = np.zeros((m + n + 2, m + n + 2))
+    J[: m + n, : m + n] = np.block([[sigma * np.eye(m), -A], [-A.T, sigma * np.eye(n)]])
+    J[:m, -2] = J[-2, :m] = u
+    J[m:-2, -1] = J[-1, m:-2] = v
+    return J
+
+
+def _column(entries):
+    import flint
+
+    entries = list(entries)
+    return flint.arb_mat(len(entries), 1, [e if isinstance(e, flint.arb) else flint.arb(float(e)) for e in entries])
+
+
+def _list(column):
+    return [column[i, 0] for i in range(column.nrows())]
+
+
+def _float64(x) -> np.ndarray:
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=np.float64)
+
+
+#: name -> oracle(A, xi, phi, psi, v, index) -> gradient, a float64 array
+ORACLES = {"extended": extended, "differences": differences, "torch": torch_autograd, "jax": jax_autograd}
