@@ -1,0 +1,8 @@
+"""What every test process, and every notebook kernel it starts, has in common."""
+
+import os
+
+import svdgrad.oracles  # noqa: F401  (decides JAX's platform, which the kernels inherit)
+
+# A backend named by the user's shell would replace the inline one, and the notebooks would draw nothing.
+os.environ.pop("MPLBACKEND", None)

@@ -1,0 +1,151 @@
+"""The solvers called by themselves, and the notebook's attempts: not only that they fail, but how."""
+
+import pytest
+import torch
+from families import FAMILIES, NARROW, Family, gapped, problem
+
+from svdgrad import adjoint, matrices
+from svdgrad.adjoint import ATTEMPTS, LARGEST_ONLY, SOLVERS, assemble
+from svdgrad.checks import relative_error
+from svdgrad.forward import svd
+from svdgrad.matrices import mv, project
+from svdgrad.oracles import extended
+
+
+def solved(A, index=0):
+    """The triplet, the cotangents, and the gradient in extended precision."""
+    xi, phi, psi, v, truth = problem(A, index)
+    triplet, _ = svd(A, index, torch.from_numpy(v))
+    return triplet, xi, phi, psi, truth
+
+
+def test_the_names_are_those_of_the_book():
+    assert list(ATTEMPTS) == ["direct", "bordered", "block-inversion", "mixed", "backward-substitution", "forward-substitution"]
+    assert set(SOLVERS) == {*ATTEMPTS, "saddle", "deflated", "schur", "spectral", "doubling", "cg", "minres"}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("family", ["tall", "wide", "square, gap 0.1", "repeated tail", "square, rank-deficient"])
+def test_the_adjoint_system_is_solved(family, seed, name):
+    A = FAMILIES[family].matrix(seed=seed)
+    triplet, xi, phi, psi, truth = solved(A)
+    sigma, u, v = triplet
+    p, q = SOLVERS[name](A, triplet, phi, psi)
+    c = torch.cat([project(u, phi), project(v, psi)])
+    residual = mv(matrices.K(A, sigma), torch.cat([p, q])) - c
+    assert residual.norm() <= FAMILIES[family].bound(A.dtype) * c.norm()
+    assert abs(u @ p) + abs(v @ q) <= 1e-14 * (p.norm() + q.norm())
+    assert relative_error(assemble(triplet, xi, p, q), truth) <= FAMILIES[family].bound(A.dtype)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_cotangent_may_have_any_size(name):
+    A = FAMILIES["tall"].matrix(torch.float32)
+    triplet, _, phi, psi, _ = solved(A)
+    p, q = SOLVERS[name](A, triplet, phi, psi)
+    for size in (1e-30, 1e-8, 1e30):
+        p_size, q_size = SOLVERS[name](A, triplet, size * phi, size * psi)
+        torch.testing.assert_close((p_size / size, q_size / size), (p, q), rtol=1e-4, atol=1e-5)
+    p_zero, q_zero = SOLVERS[name](A, triplet, 0 * phi, 0 * psi)
+    assert not p_zero.any() and not q_zero.any()
+
+
+@pytest.mark.parametrize("name", sorted(LARGEST_ONLY))
+def test_a_solver_for_the_largest_value_refuses_another(name):
+    A = Family(7, 5, gapped(5, 0.3)).matrix()
+    triplet, _, phi, psi, _ = solved(A, index=2)
+    with pytest.raises(ValueError, match="needs σ to be the largest singular value.*use 'saddle', 'spectral' or 'minres'"):
+        SOLVERS[name](A, triplet, phi, psi)
+
+
+# --- how each attempt of the notebook fails --------------------------------------------------------------------------
+
+
+def attempt_error(name, A):
+    triplet, xi, phi, psi, truth = solved(A)
+    return relative_error(assemble(triplet, xi, *ATTEMPTS[name](A, triplet, phi, psi)), truth)
+
+
+GAUSSIANS = [matrices.gaussian(64, 32, seed) for seed in (0, 1, 2)]
+
+
+@pytest.mark.parametrize("name", ["direct", "block-inversion"])
+def test_cancelled_digits(name):
+    """The equation is right, for a rank-revealing solver answers it to rounding level; gels answers with noise."""
+    for A in GAUSSIANS:
+        assert attempt_error(name, A) > 1e-6
+        assert attempt_error(name, A.float()) > 1e-2
+    triplet, xi, phi, psi, truth = solved(A)
+    sigma, u, v = triplet
+
+    def rank_revealing(M, x):
+        return torch.linalg.lstsq(M, x[:, None], driver="gelsd").solution[:, 0]
+
+    if name == "direct":
+        x = rank_revealing(matrices.K(A, sigma), torch.cat([phi, psi]))
+        p, q = x[:64], x[64:]
+        by_gels = torch.linalg.lstsq(matrices.K(A, sigma), torch.cat([phi, psi])[:, None], driver="gels").solution[:, 0]
+        null = torch.cat([u, v]) / 2**0.5
+        assert abs(null @ by_gels) > 1e8 * x.norm()  # the multiple of the null vector that swallows the digits
+    else:
+        P, Q = matrices.P(A, sigma), matrices.Q(A, sigma)
+        p = rank_revealing(P, sigma * phi) + rank_revealing(P, A @ psi)
+        q = rank_revealing(Q, A.T @ phi) + rank_revealing(Q, sigma * psi)
+    assert relative_error(assemble(triplet, xi, project(u, p), project(v, q)), truth) < 1e-12
+
+
+def test_a_border_without_units():
+    """Right at size one; at other sizes p and q lose their digits. (ξ is left out: its part of the gradient needs no border.)"""
+    for A in GAUSSIANS:
+        for scale, (least, most) in {1.0: (0, 1e-12), 1e9: (1e-9, 10), 1e-9: (1e-9, 10)}.items():
+            triplet, _, phi, psi, _ = solved(scale * A)
+            truth = extended(scale * A, 0.0, phi, psi, triplet.v)
+            p, q = ATTEMPTS["bordered"](scale * A, triplet, phi, psi)
+            assert least <= relative_error(assemble(triplet, None, p, q), truth) < most
+
+
+def test_mixed_solves_another_equation():
+    """Its y solves (AAᵀ + σ⁴I) y = −Aψ to rounding level, and y is not P⁻¹Aψ: no precision could save it."""
+    for A in GAUSSIANS:
+        assert attempt_error("mixed", A) > 0.1
+        triplet, _, _, psi, _ = solved(A)
+        y = adjoint.mixed.least_squares_on_stack(A, triplet.sigma, -psi)
+        assert relative_error(A @ (A.T @ y) + triplet.sigma**4 * y, -A @ psi) < 1e-12
+        wanted = torch.linalg.pinv(matrices.P(A, triplet.sigma), hermitian=True, rtol=1e-10) @ (A @ psi)
+        assert relative_error(project(triplet.u, y), wanted) > 0.5
+
+
+@pytest.mark.parametrize("name", ["backward-substitution", "forward-substitution"])
+def test_substitution_solves_another_equation_and_loses_a_component(name):
+    for A in (*GAUSSIANS, *(G.T.contiguous() for G in GAUSSIANS), matrices.gaussian(48, 48)):
+        assert attempt_error(name, A) > 0.1
+        # with the equation put right, what A cannot reach is still lost, where m ≠ n; at m = n nothing is
+        lost = substitution_error(name, A)
+        assert lost > 0.02 if A.shape[0] != A.shape[1] else lost < 1e-9, A.shape
+
+
+def substitution_error(name, A):
+    """The error of the attempt with exact inner solves in place of its own: only what it loses remains."""
+    triplet, xi, phi, psi, truth = solved(A)
+    sigma, u, v = triplet
+    P = torch.linalg.pinv(matrices.P(A, sigma), hermitian=True, rtol=1e-10)
+    Q = torch.linalg.pinv(matrices.Q(A, sigma), hermitian=True, rtol=1e-10)
+    A_plus = torch.linalg.pinv(A)
+    phi, psi = project(u, phi), project(v, psi)
+    if name == "backward-substitution":
+        p = A_plus.T @ (Q @ (sigma * A.T @ phi)) + P @ (A @ psi)
+        q = Q @ (A.T @ phi) + A_plus @ (P @ (sigma * A @ psi))
+    else:
+        p = P @ (A @ (A_plus @ (sigma * phi))) + P @ (A @ psi)
+        q = Q @ (A.T @ phi) + Q @ (A.T @ (A_plus.T @ (sigma * psi)))
+    return relative_error(assemble(triplet, xi, p, q), truth)
+
+
+@pytest.mark.parametrize("family", NARROW)
+def test_every_solver_at_narrow_gaps_in_two_seeds(family):
+    for seed in (4, 5):
+        A = NARROW[family].matrix(seed=seed)
+        triplet, xi, phi, psi, truth = solved(A)
+        for name, solver in SOLVERS.items():
+            assert relative_error(assemble(triplet, xi, *solver(A, triplet, phi, psi)), truth) <= NARROW[family].bound(A.dtype), name
