@@ -1,0 +1,31 @@
+# make book, make test: each does its own set-up. `make help` lists the rest.
+# empty: the environment's own Python, or python3 where there is no environment yet
+PYTHON ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book test notebooks clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "PYTHON=python3.12 names the interpreter the environment is made with."
+
+setup: ## the environment in .venv; redone only when requirements.txt or pyproject.toml changed
+	@PYTHON="$(PYTHON)" tools/setup.sh
+
+book: setup ## execute every notebook and render the book; any warning is an error
+	@echo "book: executing the notebooks and rendering the pages"
+	@$(BIN)/jupyter-book build -W --keep-going .
+	@echo "book: $(CURDIR)/_build/html/index.html"
+
+test: setup ## unit tests, doctests, notebooks against their stored outputs, the pages in a browser; ARGS="-k name"
+	@tools/browser.sh
+	@echo "test: pytest --nbval $(ARGS)"
+	@$(BIN)/python -m pytest --nbval $(ARGS)
+
+notebooks: setup ## execute the notebooks and store their outputs; NB="book/border.ipynb ..." for some of them
+	@$(BIN)/python tools/execute.py $(NB)
+
+clean: ## remove what was built, but not the environment
+	@rm -rf _build .pytest_cache .hypothesis svdgrad.egg-info build dist
+	@find svdgrad tests book tools -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,60 @@
+"""Sphinx extension of this book: MathJax from an installed package, no thebe, and svdgrad importable."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Of the 24 MB of MathJax: the TeX-to-HTML component, its fonts, the TeX packages it loads by name (\cancel, \boldsymbol)
+# and what its own menu offers to readers who use a screen reader.
+MATHJAX_FILES = (
+    "tex-chtml.js",
+    "output/chtml/fonts/woff-v2/*",
+    "input/tex/extensions/*.js",
+    "a11y/*.js",
+    "sre/mathmaps/base.json",
+    "sre/mathmaps/en.json",
+)
+
+
+def copy_mathjax(app, exception) -> None:
+    if exception or app.builder.format != "html":
+        return
+    # the package's name has hyphens, so it cannot be imported by a statement
+    package = importlib.util.find_spec("sphinx-mathjax-offline")
+    if package is None:
+        raise RuntimeError("the book needs MathJax's files and sphinx-mathjax-offline is not installed; run `make setup`")
+    source = Path(package.origin).parent / "static" / "mathjax"
+    target = Path(app.outdir) / "_static" / "mathjax"
+    for pattern in MATHJAX_FILES:
+        for file in source.glob(pattern):
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+
+
+def drop_thebe(app, pagename, templatename, context, doctree) -> None:
+    """sphinx-thebe, which Jupyter Book always loads, puts an address on the network into every page, twice."""
+    context["script_files"] = [
+        script
+        for script in context.get("script_files", [])
+        if "thebe" not in f"{script.filename} {script.attributes.get('body', '')}".lower()
+    ]
+
+
+def setup(app):
+    # svdgrad, for autodoc here and for the kernels that execute the notebooks, even where it is not installed
+    sys.path.insert(0, str(ROOT))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    import svdgrad.oracles  # noqa: F401  (decides JAX's platform, which the kernels inherit)
+
+    # as in conftest.py: figures are drawn inline
+    os.environ.pop("MPLBACKEND", None)
+
+    app.connect("config-inited", lambda app, config: setattr(config, "mathjax_path", "mathjax/tex-chtml.js"))
+    app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("build-finished", copy_mathjax)
+    return {"version": "0.1", "parallel_read_safe": True, "parallel_write_safe": True}
