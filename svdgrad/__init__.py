@@ -2,7 +2,7 @@
 
 from . import adjoint, forward, matrices
 from .forward import Triplet
-from .triplet import singular_triplet, spectral_norm
+from .triplet import NearTieWarning, TieError, singular_triplet, spectral_norm
 
-__all__ = ["Triplet", "adjoint", "forward", "matrices", "singular_triplet", "spectral_norm"]
+__all__ = ["NearTieWarning", "TieError", "Triplet", "adjoint", "forward", "matrices", "singular_triplet", "spectral_norm"]
 __version__ = "0.1.0"

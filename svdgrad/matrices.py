@@ -106,6 +106,12 @@ def saddle(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, beta: float | Tensor 
     return torch.cat([torch.cat([K(A, sigma), W], -1), torch.cat([W.mH, corner], -1)], -2)
 
 
+def misdeflated(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """The notebook's L = K − σzzᴴ with z = [u; −v]: a second zero eigenvalue, in place of none."""
+    z = torch.cat([u, -v], -1)
+    return K(A, sigma) - sigma[..., None, None] * outer(z, z)
+
+
 def deflated(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """K + σwwᴴ with w = [u; v]/√2: the null eigenvalue of K moved to σ."""
     w = torch.cat([u, v], -1) / 2**0.5
@@ -132,33 +138,76 @@ def stack(A: Tensor, sigma: Tensor) -> Tensor:
     return torch.cat([scaled_identity(sigma, A.shape[-2], A), A.mH], -2)
 
 
+def notebook_stack(A: Tensor, sigma: Tensor) -> Tensor:
+    """The notebook's stack [Aᴴ; σ²I], (m+n)×m, whose normal matrix is AAᴴ + σ⁴I."""
+    return torch.cat([A.mH, scaled_identity(sigma**2, A.shape[-2], A)], -2)
+
+
+def indefinite_factors(A: Tensor, sigma: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(Q₁, Q₂, R, M) with [σI; Aᴴ] = [Q₁; Q₂] R and M = Q₁ᴴQ₁ − Q₂ᴴQ₂ + ttᴴ, t = Ru/‖Ru‖ (eq-ils-qr, eq-ils-deflated)."""
+    m = A.shape[-2]
+    Q, R = torch.linalg.qr(stack(A, sigma))
+    Q1, Q2 = Q[..., :m, :], Q[..., m:, :]
+    t = mv(R, u)
+    t = t / torch.linalg.vector_norm(t, dim=-1, keepdim=True)
+    return Q1, Q2, R, Q1.mH @ Q1 - Q2.mH @ Q2 + outer(t, t)
+
+
+#: name -> the matrix, from (A, sigma, u, v, beta); beta is the weight of a border, where there is one
+MATRICES = {
+    "K": lambda A, sigma, u, v, beta: K(A, sigma),
+    "bordered": bordered,
+    "saddle": saddle,
+    "misdeflated": lambda A, sigma, u, v, beta: misdeflated(A, sigma, u, v),
+    "deflated": lambda A, sigma, u, v, beta: deflated(A, sigma, u, v),
+    "P": lambda A, sigma, u, v, beta: P(A, sigma),
+    "Q": lambda A, sigma, u, v, beta: Q(A, sigma),
+    "deflated-P": lambda A, sigma, u, v, beta: deflated_P(A, sigma, u),
+    "deflated-Q": lambda A, sigma, u, v, beta: deflated_P(A.mH, sigma, v),
+    "stack": lambda A, sigma, u, v, beta: stack(A, sigma),
+    "middle": lambda A, sigma, u, v, beta: indefinite_factors(A, sigma, u)[-1],
+    "notebook-stack": lambda A, sigma, u, v, beta: notebook_stack(A, sigma),
+}
+
+
 # --- singular values and condition numbers in closed form ------------------------------------------------------------
 
 
 def predicted_singular_values(name: str, S: Tensor, m: int, n: int, index: int = 0, beta: float = 1.0) -> Tensor:
     """The singular values, in descending order, of one of the book's matrices, from those of A alone.
 
-    Parameters: ``name`` is ``"K"``, ``"bordered"`` or ``"saddle"``; ``S (min(m, n),)`` holds the singular values of the
-    m×n matrix A, ``index`` says which of them is σ, ``beta`` is the border weight.
-    Source: the chapters on the adjoint system (eq-K-spectrum) and on the border (eq-border-spectrum, eq-saddle-spectrum).
+    Parameters: ``name`` is one of ``MATRICES``; ``S (min(m, n),)`` holds the singular values of the m×n matrix A, ``index``
+    says which of them is σ, ``beta`` is the border weight. Source: the chapter on condition numbers (eq-closed-forms).
 
     >>> predicted_singular_values("K", torch.tensor([3.0, 1.0]), 2, 2)
     tensor([6., 4., 2., 0.])
     """
+    if name not in MATRICES:
+        raise ValueError(f"no closed form under the name {name!r}: the names are {', '.join(map(repr, MATRICES))}")
     sigma = S[index]
     others = S[torch.arange(len(S)) != index % len(S)]
-    rest = torch.cat([sigma + others, sigma - others, sigma.expand(abs(m - n))])
     beta = torch.as_tensor(beta, dtype=S.dtype)
     length = torch.hypot(sigma, beta)
-    own = {
-        "K": [0 * sigma, 2 * sigma],
-        "bordered": [beta, torch.hypot(2 * sigma, beta)],
+    # what A sends to zero: for matrices of size m + n, of size m (like P), and of size n (like Q)
+    both, left, right = abs(m - n), m - len(S), n - len(S)
+    rest = [sigma + others, (sigma - others).abs(), sigma.expand(both)]
+    squared = (sigma - others).abs() * (sigma + others)
+    values = {
+        "K": [0 * sigma, 2 * sigma, *rest],
+        "bordered": [beta, torch.hypot(2 * sigma, beta), *rest],
         # β²/(σ + √(σ² + β²)) is √(σ² + β²) − σ without the cancellation
-        "saddle": [beta, beta, length + sigma, beta**2 / (length + sigma)],
-    }
-    if name not in own:
-        raise ValueError(f"no closed form under the name {name!r}: the names are {', '.join(map(repr, own))}")
-    return torch.cat([torch.stack(own[name]), rest.abs()]).sort(descending=True).values
+        "saddle": [beta, beta, length + sigma, beta**2 / (length + sigma), *rest],
+        "misdeflated": [0 * sigma, 0 * sigma, *rest],
+        "deflated": [sigma, 2 * sigma, *rest],
+        "P": [0 * sigma, squared, (sigma**2).expand(left)],
+        "Q": [0 * sigma, squared, (sigma**2).expand(right)],
+        "deflated-P": [sigma**2, squared, (sigma**2).expand(left)],
+        "deflated-Q": [sigma**2, squared, (sigma**2).expand(right)],
+        "stack": [torch.hypot(S, sigma), sigma.expand(left)],
+        "middle": [torch.ones_like(sigma), squared / (sigma**2 + others**2), torch.ones_like(sigma).expand(left)],
+        "notebook-stack": [torch.hypot(S, sigma**2), (sigma**2).expand(left)],
+    }[name]
+    return torch.cat([x.reshape(-1) for x in values]).sort(descending=True).values
 
 
 def kappa(singular_values: Tensor) -> float:

@@ -6,6 +6,8 @@ A method of ``svdgrad.forward`` finds the triplet, a solver of ``svdgrad.adjoint
 into one ``torch.autograd.Function``.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
@@ -13,6 +15,14 @@ from torch.linalg import vecdot
 from .adjoint import LARGEST_ONLY, SOLVERS, assemble
 from .forward import FORWARDS, FullSVD, Triplet
 from .matrices import outer
+
+
+class TieError(ArithmeticError):
+    """A gradient through u or v was asked for, and σ equals another singular value (or zero, if m ≠ n) up to rounding."""
+
+
+class NearTieWarning(UserWarning):
+    """A gradient through u or v has fewer than two digits, since σ is close to another singular value."""
 
 
 def singular_triplet(
@@ -53,6 +63,15 @@ def singular_triplet(
     ValueError
         A is not a matrix, has an empty side, or holds NaN or Inf; index is out of range; an unknown name; an index other
         than 0 with a solver that serves the largest singular value only.
+    TieError
+        In backward, if the loss depends on u or v and σ equals another singular value up to rounding: then u and v are
+        not functions of A. The value, and the gradient of a loss of σ alone, are always given.
+
+    Warns
+    -----
+    NearTieWarning
+        In backward, if the loss depends on u or v and σ is so close to another singular value that fewer than two digits
+        of the gradient can be right. It names the gap and the error to expect.
 
     Notes
     -----
@@ -112,6 +131,7 @@ class _SingularTriplet(torch.autograd.Function):
         if phi is None and psi is None:
             # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
             return None if xi is None else outer(xi.unsqueeze(-1) * u, v), None, None, None, None
+        _look_at_the_gap(A, sigma, svd[1])
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
         p, q = _AdjointSolve.apply(A, sigma, u, v, phi, psi, ctx.adjoint, *svd)
@@ -146,6 +166,37 @@ class _AdjointSolve(torch.autograd.Function):
         A_bar = outer(y, q) + outer(p, z)
         sigma_bar = -(vecdot(y, p) + vecdot(z, q)).real
         return (A_bar, sigma_bar, -(y * lam + p * alpha), -(z * mu + q * gamma), y, z) + (None,) * (1 + len(ctx.svd))
+
+
+def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> Tensor:
+    """The distance from σ to the nearest other singular value, and to zero if m ≠ n, over σ₁; shape (...)."""
+    distance = (S - sigma.unsqueeze(-1)).abs()
+    own = torch.nn.functional.one_hot(distance.argmin(-1), S.shape[-1]).bool()
+    nearest = torch.where(own, torch.inf, distance).amin(-1)
+    if m != n:
+        nearest = torch.minimum(nearest, sigma)
+    return torch.minimum(nearest, S[..., 0]) / S[..., 0]
+
+
+def _look_at_the_gap(A: Tensor, sigma: Tensor, S: Tensor) -> None:
+    """Raise a TieError or warn, once for a batch, by its smallest gap."""
+    m, n = A.shape[-2:]
+    gap = relative_gap(sigma.detach(), S, m, n).min().item()
+    eps = torch.finfo(S.dtype).eps
+    # LAPACK's singular values are right to a few ε σ₁: what is closer than this cannot be told apart
+    if not gap > 8 * eps * (m + n) ** 0.5:
+        raise TieError(
+            f"u and v have no derivative where σ is not simple; found a relative gap of {gap:.1e}, which is a tie up to rounding. "
+            "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values. "
+            "A loss of σ alone has a gradient here; otherwise perturb A, or use the subspace of the tied values"
+        )
+    if (expected := 4 * eps / gap) > 1e-2:
+        warnings.warn(
+            f"σ is close to another singular value: relative gap {gap:.1e}, so a relative error of about {expected:.0e} is to be "
+            f"expected in the gradient with {str(S.dtype).removeprefix('torch.')}, by any method",
+            NearTieWarning,
+            stacklevel=3,
+        )
 
 
 def _validate(A: Tensor, index: int, forward: str, adjoint: str) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import NAN_MATRICES, problem
+from families import FAMILIES, NAN_MATRICES, problem
 
 from svdgrad import matrices, oracles
 from svdgrad.checks import relative_error
@@ -37,7 +37,7 @@ def test_extended_gradient_against_sixty_digit_differences(shape):
 
 
 @pytest.mark.parametrize("index", [0, 1, -1])
-@pytest.mark.parametrize("name", ["differences", "torch", "jax"])
+@pytest.mark.parametrize("name", ["differences", "torch", "jax", "newton"])
 def test_the_witnesses_agree(name, index):
     A = matrices.with_singular_values([5, 4, 2.5, 1], 6, 4)
     xi, phi, psi, v, truth = problem(A, index)
@@ -70,6 +70,21 @@ def test_autograd_through_the_svd_answers_nan(matrix, name):
     xi, phi, psi, v, truth = problem(A)
     assert np.isfinite(truth).all()
     assert np.isnan(oracles.ORACLES[name](A, xi, phi, psi, v)).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_newton_step_differentiated_is_right_on_every_family(family, dtype):
+    A = FAMILIES[family].matrix(dtype)
+    xi, phi, psi, v, truth = problem(A)
+    assert relative_error(oracles.newton(A, xi, phi, psi, v), truth) <= FAMILIES[family].bound(dtype)
+
+
+@pytest.mark.parametrize("matrix", NAN_MATRICES)
+def test_one_newton_step_differentiated_is_right_where_autograd_answers_nan(matrix):
+    A = torch.from_numpy(NAN_MATRICES[matrix])
+    xi, phi, psi, v, truth = problem(A)
+    assert relative_error(oracles.newton(A, xi, phi, psi, v), truth) <= 1e-13
 
 
 def test_differences_show_a_bar_only_when_asked(capfd):

@@ -109,6 +109,43 @@ def test_only_sigma_asks_for_no_solve(monkeypatch):
     assert torch.linalg.svdvals(A.grad).sum() <= 1 + 1e-14
 
 
+@pytest.mark.parametrize("A", [torch.eye(3), torch.zeros(3, 2), matrices.with_singular_values([1, 1, 0.5], 5, 3)], ids=["identity", "zero", "rotated"])
+def test_a_tie_is_refused_for_the_vectors_and_not_for_the_value(A):
+    A = A.double().requires_grad_()
+    sigma, u, v = svdgrad.singular_triplet(A)
+    G = torch.autograd.grad(sigma, A, retain_graph=True)[0]
+    assert torch.isfinite(G).all() and torch.linalg.svdvals(G).sum() <= 1 + 1e-14
+    with pytest.raises(svdgrad.TieError, match="found a relative gap of .*a tie up to rounding.*Likely causes.*A loss of σ alone"):
+        u[0].backward()
+
+
+def test_an_index_near_zero_ties_with_zero_only_if_there_are_more_rows():
+    for m, n, tie in ((4, 3, True), (3, 4, True), (3, 3, False)):
+        A = matrices.with_singular_values([2, 1, 0], m, n).requires_grad_()
+        u = svdgrad.singular_triplet(A, index=-1).u
+        if tie:
+            with pytest.raises(svdgrad.TieError):
+                u[0].backward()
+        else:
+            torch.autograd.grad(u[0], A)
+
+
+@pytest.mark.parametrize(("dtype", "gap", "warned"), [(torch.float64, 2e-15, None), (torch.float64, 5e-14, True), (torch.float64, 1e-12, False), (torch.float32, 4e-5, True), (torch.float32, 1e-3, False)], ids=str)
+def test_one_warning_names_the_gap_and_the_error_to_expect(recwarn, dtype, gap, warned):
+    A = torch.diag(torch.tensor([1.0, 1.0 - gap, 0.5], dtype=dtype)).expand(2, 3, 3).clone().requires_grad_()
+    u = svdgrad.singular_triplet(A).u
+    if warned is None:
+        with pytest.raises(svdgrad.TieError):
+            u.sum().backward()
+        return
+    u.sum().backward()
+    assert len(recwarn) == int(warned)
+    if warned:
+        assert recwarn[0].category is svdgrad.NearTieWarning
+        message = str(recwarn[0].message)
+        assert f"relative gap {gap:.1e}" in message and "is to be expected in the gradient with float" in message
+
+
 def test_sign_largest_entry_of_v_is_positive_and_v0_overrides():
     A = matrices.gaussian(6, 4)
     u, v = svdgrad.singular_triplet(A)[1:]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import matrices
-from ..matrices import mv, outer
+from ..matrices import mv
 from .schur import not_dominant
 
 
@@ -14,13 +14,9 @@ def indefinite_least_squares(A: Tensor, sigma: Tensor, u: Tensor, top: Tensor, b
     QR of the stack [σI; Aᴴ] = [Q₁; Q₂] R, then Cholesky of Q₁ᴴQ₁ − Q₂ᴴQ₂, whose null vector Ru is deflated.
     Source: Chandrasekaran, Gu, Sayed 1998; Bojanczyk, Higham, Patel 2003; the deflation is the book's (eq-ils-qr).
     """
-    m = A.shape[-2]
-    Q, R = torch.linalg.qr(matrices.stack(A, sigma))
-    Q1, Q2 = Q[..., :m, :], Q[..., m:, :]
-    t = mv(R, u)
-    t = t / torch.linalg.vector_norm(t, dim=-1, keepdim=True)
+    Q1, Q2, R, M = matrices.indefinite_factors(A, sigma, u)
     try:
-        L = torch.linalg.cholesky(Q1.mH @ Q1 - Q2.mH @ Q2 + outer(t, t))
+        L = torch.linalg.cholesky(M)
     except torch.linalg.LinAlgError:
         raise not_dominant("mixed", "Q₁ᴴQ₁ − Q₂ᴴQ₂ is not positive semidefinite") from None
     g = (mv(Q1.mH, top) - mv(Q2.mH, bottom)).unsqueeze(-1)
@@ -44,9 +40,7 @@ def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Te
     return x + y, w + z
 
 
-def least_squares_on_stack(A: Tensor, sigma: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The y that minimises ‖Aᴴy − b‖² + ‖weight·y‖²; the notebook's weight is σ²."""
-    m = A.shape[-2]
-    lower = matrices.scaled_identity(sigma**2 if weight is None else weight, m, A)
-    b = torch.cat([b, b.new_zeros((*b.shape[:-1], m))], -1)
-    return torch.linalg.lstsq(torch.cat([A.mH, lower], -2), b.unsqueeze(-1), driver="gels").solution.squeeze(-1)
+def least_squares_on_stack(A: Tensor, sigma: Tensor, b: Tensor) -> Tensor:
+    """The y that minimises ‖Aᴴy − b‖² + ‖σ²y‖², the notebook's stack."""
+    b = torch.cat([b, b.new_zeros((*b.shape[:-1], A.shape[-2]))], -1)
+    return torch.linalg.lstsq(matrices.notebook_stack(A, sigma), b.unsqueeze(-1), driver="gels").solution.squeeze(-1)
