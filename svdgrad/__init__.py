@@ -1,8 +1,26 @@
 """svdgrad: the gradient of the dominant singular triplet (σ, u, v) of a matrix."""
 
 from . import adjoint, forward, matrices
-from .forward import Triplet
-from .triplet import NearTieWarning, TieError, singular_triplet, spectral_norm
+from .diagnosis import Diagnosis, diagnose
+from .forward import ConvergenceError, Triplet
+from .operators import RankTwo, operator_triplet, rank_two_gradient
+from .triplet import NearTieWarning, PhaseError, TieError, singular_triplet, spectral_norm
 
-__all__ = ["NearTieWarning", "TieError", "Triplet", "adjoint", "forward", "matrices", "singular_triplet", "spectral_norm"]
+__all__ = [
+    "ConvergenceError",
+    "Diagnosis",
+    "NearTieWarning",
+    "PhaseError",
+    "RankTwo",
+    "TieError",
+    "Triplet",
+    "adjoint",
+    "diagnose",
+    "forward",
+    "matrices",
+    "operator_triplet",
+    "rank_two_gradient",
+    "singular_triplet",
+    "spectral_norm",
+]
 __version__ = "0.1.0"

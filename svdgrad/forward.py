@@ -1,9 +1,13 @@
 """Ways to find a singular triplet: A v = σ u, Aᴴ u = σ v, ‖u‖ = ‖v‖ = 1."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
+
+from .matrices import mv
 
 
 class Triplet(NamedTuple):
@@ -28,14 +32,31 @@ class FullSVD(NamedTuple):
     Vh: Tensor
 
 
-def svd(A: Tensor, index: int = 0, v0: Tensor | None = None) -> tuple[Triplet, FullSVD]:
+class Ritz(NamedTuple):
+    """What an iteration knows of the other triplets: approximate singular values ``S (k,)``, descending, and its cost."""
+
+    S: Tensor
+    steps: Tensor
+    """steps of the iteration, each of two products with A, as a tensor of no dimensions"""
+    residual: Tensor
+    """‖Aᴴu − σv‖/σ at the last step"""
+
+
+class ConvergenceError(ArithmeticError):
+    """An iteration ran out of steps before its residual reached the tolerance."""
+
+
+def svd(
+    A: Tensor, index: int = 0, v0: Tensor | None = None, tol: float | None = None, maxiter: int | None = None
+) -> tuple[Triplet, FullSVD]:
     """The triplet ``(σᵢ, uᵢ, vᵢ)`` read off the full SVD, and that SVD.
 
     Cost: one thin SVD, O(m n min(m, n)) operations.
     """
     U, S, Vh = torch.linalg.svd(A, full_matrices=False)
     u, v = fix_sign(U[..., :, index], Vh[..., index, :].conj(), v0)
-    return Triplet(S[..., index], u, v), FullSVD(U, S, Vh)
+    # a clone, for an autograd.Function must not return a view of another of its outputs
+    return Triplet(S[..., index].clone(), u, v), FullSVD(U, S, Vh)
 
 
 def fix_sign(u: Tensor, v: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -52,5 +73,76 @@ def fix_sign(u: Tensor, v: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Te
     return u * c, v * c
 
 
-#: name -> method(A, index, v0) -> (Triplet, what an adjoint solver may reuse)
-FORWARDS = {"svd": svd}
+def lanczos(
+    A: Tensor, index: int = 0, v0: Tensor | None = None, tol: float | None = None, maxiter: int | None = None
+) -> tuple[Triplet, Ritz]:
+    """The dominant triplet of one matrix by Golub and Kahan's bidiagonalisation: two products with A a step.
+
+    Starts from ``v0``, or from a vector of seeded normal numbers, so that the same A gives the same answer.
+    """
+    start = torch.randn(A.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64) if v0 is None else v0
+    (sigma, u, v), known = golub_kahan(lambda x: mv(A, x), lambda y: mv(A.mH, y), start.to(A), tol, maxiter)
+    u, v = fix_sign(u, v, v0)
+    return Triplet(sigma, u, v), known
+
+
+def golub_kahan(
+    matvec: Callable[[Tensor], Tensor],
+    rmatvec: Callable[[Tensor], Tensor],
+    v0: Tensor,
+    tol: float | None = None,
+    maxiter: int | None = None,
+) -> tuple[Triplet, Ritz]:
+    """The dominant triplet of the operator with products ``matvec`` (A x) and ``rmatvec`` (Aᴴ y), both on flat vectors.
+
+    A V = U B and Aᴴ U = V Bᵀ + β v eᵀ with B upper bidiagonal and orthonormal U, V, one column more each step; the dominant
+    triplet of the small B gives (σ, U x, V y), with residual ‖Aᴴu − σv‖ = β |x_k|. Stops where that is at most ``tol`` σ,
+    by default ten times the unit roundoff. Cost: two products a step; memory: the two bases. Both are kept orthogonal
+    throughout, since without that copies of σ appear. Raises ConvergenceError after ``maxiter`` steps.
+    """
+    eps = torch.finfo(v0.dtype).eps
+    tol = 10 * eps if tol is None else tol
+    most = min(v0.numel(), 1000 if maxiter is None else maxiter)
+    v = v0 / vector_norm(v0)
+    beta, U, V, alphas, betas = None, [], [], [], []
+    for step in range(1, most + 1):
+        V.append(v)
+        u = matvec(v) if beta is None else matvec(v) - beta * U[-1]
+        u = _orthogonalise(u, U)
+        alpha = vector_norm(u)
+        U.append(u / torch.where(alpha == 0, 1, alpha))
+        w = _orthogonalise(rmatvec(U[-1]) - alpha * v, V)
+        beta = vector_norm(w)
+        v = w / torch.where(beta == 0, 1, beta)
+        alphas.append(alpha)
+        betas.append(beta)
+        # the small SVD costs more than a product at first: look every few steps, and at the last
+        if step % 5 == 0 or step == most:
+            B = torch.diag(torch.stack(alphas)) + torch.diag(torch.stack(betas[:-1]), 1)
+            X, S, Yh = torch.linalg.svd(B.double().cpu())
+            residual = (beta.double().cpu() * X[-1, 0].abs() / S[0]).item() if S[0] > 0 else 0.0
+            if residual <= tol or step == v0.numel():
+                sigma, x, y = S[0].to(alpha), X[:, 0].to(v0), Yh[0].conj().to(v0)
+                u, v = torch.stack(U, -1) @ x, torch.stack(V, -1) @ y
+                known = Ritz(S.to(alpha), torch.tensor(step), torch.tensor(residual))
+                return Triplet(sigma, u / vector_norm(u), v / vector_norm(v)), known
+    raise ConvergenceError(
+        f"Lanczos bidiagonalisation reached a residual of {residual:.1e} σ in {most} steps, where {tol:.1e} σ was wanted. "
+        "Likely causes: σ₂ is close to σ₁, or v0 is nearly orthogonal to v. Raise maxiter, loosen tol, or start from another v0"
+    )
+
+
+def _orthogonalise(x: Tensor, basis: list[Tensor]) -> Tensor:
+    """x without its components along the basis, taken out twice, since once leaves a rest where x is almost in its span."""
+    if basis:
+        Q = torch.stack(basis, -1)
+        for _ in range(2):
+            x = x - Q @ (Q.mH @ x)
+    return x
+
+
+#: name -> method(A, index, v0, tol, maxiter) -> (Triplet, what an adjoint solver may reuse)
+FORWARDS = {"svd": svd, "lanczos": lanczos}
+
+#: name -> what it leaves behind
+KNOWN = {"svd": FullSVD, "lanczos": Ritz}

@@ -1,6 +1,7 @@
 """Independent witnesses for the gradient of f(A) = ξσ + φ·u + ψ·v.
 
-None of them uses the code that it judges: not its adjoint, not its forward pass, not its matrices.
+None of them uses the code that it judges: not its adjoint, not its forward pass, not its matrices. (PyTorch's autograd is
+PyTorch's own, and so is the SVD routine that it shares with ``svdgrad.forward.svd``; the others have not even that.)
 Each takes a float array or tensor ``A (m, n)``, the numbers ``xi``, ``phi (m,)``, ``psi (n,)``, and returns the gradient
 as a float64 array (m, n). Since f changes with the sign of (u, v), each takes ``v (n,)`` too: the sign in which the right
 singular vector is meant. Each serves any simple triplet by its ``index``.

@@ -13,12 +13,17 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from .adjoint import LARGEST_ONLY, SOLVERS, assemble
-from .forward import FORWARDS, FullSVD, Triplet
-from .matrices import outer
+from .adjoint.saddle import refined
+from .forward import FORWARDS, KNOWN, FullSVD, Triplet
+from .matrices import mv, outer, saddle
 
 
 class TieError(ArithmeticError):
     """A gradient through u or v was asked for, and σ equals another singular value (or zero, if m ≠ n) up to rounding."""
+
+
+class PhaseError(ValueError):
+    """A loss of a complex triplet depends on the common phase of u and v, which A does not determine."""
 
 
 class NearTieWarning(UserWarning):
@@ -26,7 +31,14 @@ class NearTieWarning(UserWarning):
 
 
 def singular_triplet(
-    A: Tensor, index: int = 0, forward: str = "auto", adjoint: str = "auto", v0: Tensor | None = None
+    A: Tensor,
+    index: int = 0,
+    forward: str = "auto",
+    adjoint: str = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    v0: Tensor | None = None,
+    refine: bool = False,
 ) -> Triplet:
     """The singular triplet (σ, u, v) of A, differentiable: A v = σ u, Aᴴ u = σ v, ‖u‖ = ‖v‖ = 1.
 
@@ -43,13 +55,20 @@ def singular_triplet(
     index : int
         Which triplet, in descending order of σ; −1 is the smallest.
     forward : str
-        How the triplet is found: "svd" (the full SVD), or "auto", which chooses.
+        How the triplet is found: "svd" (the full SVD), "lanczos" (products with A, one matrix, index 0), or "auto", which
+        is "svd".
     adjoint : str
-        How the adjoint system is solved: a name in ``svdgrad.adjoint.SOLVERS``, or "auto", which chooses "spectral" where
-        the forward method knows the whole SVD.
+        How the adjoint system is solved: a name in ``svdgrad.adjoint.SOLVERS``, or "auto", which is "spectral" where the
+        forward method knows the whole SVD and "cg" where it does not.
+    tol, maxiter : float, int, optional
+        For "lanczos": it stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and raises a
+        ConvergenceError after maxiter steps (default: 1000).
     v0 : Tensor, optional
-        Shape (n,) or (..., n), fixes the sign: of the two pairs ±(u, v) the one with v0ᴴv > 0 is returned. Without it the
-        entry of v that is largest in modulus is positive.
+        Shape (n,) or (..., n), fixes the sign, or phase: of all pairs c(u, v), |c| = 1, the one with v0ᴴv > 0 is returned.
+        Without it the entry of v that is largest in modulus is positive. "lanczos" also starts from it.
+    refine : bool
+        Polish the triplet by a Newton step before the adjoint is solved, with one factorisation for both: the error of a
+        loose forward pass then enters the gradient squared. One dense system of size m + n + 2; reverse mode, once.
 
     Returns
     -------
@@ -88,15 +107,26 @@ def singular_triplet(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
-    forward = "svd" if forward == "auto" else forward
-    adjoint = "spectral" if adjoint == "auto" else adjoint
-    _validate(A, index, forward, adjoint)
+    forward, adjoint = choose(forward, adjoint)
+    validate(A, index, forward, adjoint, v0)
+    if refine:
+        adjoint = "refined"
     work = torch.promote_types(A.dtype, torch.float32)
-    sigma, u, v, *_ = _SingularTriplet.apply(A.to(work), v0, index, forward, adjoint)
+    X = A.to(work)
+    if torch.compiler.is_compiling():
+        from .compiled import triplet
+
+        sigma, u, v, *_ = triplet(X, v0, index, forward, adjoint)
+        return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
+    sigma, u, v, *_ = _SingularTriplet.apply(X, v0, index, forward, adjoint, tol, maxiter)
+    for _ in range(_nested_forward_modes() - 1):
+        sigma, u, v = _newton_step(X, sigma, u, v)
     return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
 
 
-def spectral_norm(A: Tensor, forward: str = "auto") -> Tensor:
+def spectral_norm(
+    A: Tensor, forward: str = "auto", tol: float | None = None, maxiter: int | None = None, v0: Tensor | None = None
+) -> Tensor:
     """The largest singular value σ = ‖A‖₂, differentiable: ∂σ/∂A = u vᴴ, with no system to solve and no gap needed.
 
     Parameters, errors and cost are those of ``singular_triplet``; shapes (..., m, n) -> (...).
@@ -107,35 +137,111 @@ def spectral_norm(A: Tensor, forward: str = "auto") -> Tensor:
     >>> A.grad.trace()
     tensor(1.)
     """
-    return singular_triplet(A, forward=forward).sigma
+    return singular_triplet(A, forward=forward, tol=tol, maxiter=maxiter, v0=v0).sigma
+
+
+# The two steps on plain tensors: also what torch.compile calls, as one operation each (compiled.py).
+
+
+def find(
+    A: Tensor, v0: Tensor | None, index: int, forward: str, tol: float | None = None, maxiter: int | None = None
+) -> tuple[Tensor, ...]:
+    """(σ, u, v, *known). The entries are looked at here, and not before, since under vmap only here they can be."""
+    if not torch.isfinite(A).all():
+        bad = int((~torch.isfinite(A)).sum())
+        raise ValueError(f"A must be finite, found {bad} NaN or Inf among {A.numel()} entries: look upstream for the first of them")
+    with torch.autocast(A.device.type, enabled=False):
+        triplet, known = FORWARDS[forward](A, index, v0, tol, maxiter)
+    return (*triplet, *known)
+
+
+def _solve(A, sigma, u, v, phi, psi, adjoint: str, role: str, known) -> tuple[Tensor, Tensor]:
+    """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not use."""
+    if role == "loss" and not (phi.any() or psi.any()):
+        return torch.zeros_like(phi), torch.zeros_like(psi)
+    if role != "again":
+        look_at_the_gap(*A.shape[-2:], sigma, known.S)
+    if role == "loss" and A.is_complex():
+        _look_at_the_phase(u, v, phi, psi)
+    reuse = {"svd": known} if adjoint == "spectral" and isinstance(known, FullSVD) else {}
+    with torch.autocast(A.device.type, enabled=False):
+        return SOLVERS[adjoint](A, Triplet(sigma, u, v), phi, psi, **reuse)
+
+
+def _gradient(triplet: Triplet, xi: Tensor | None, phi: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """(ξu + p)vᴴ + uqᴴ (eq-gradient); for complex A with ξ + i Im(uᴴφ)/σ in place of ξ.
+
+    The phase of u relative to v moves with A, unseen by the constraints p ⟂ u and q ⟂ v; that is the extra term.
+    """
+    if triplet.u.is_complex():
+        xi = (0 if xi is None else xi) + 1j * vecdot(triplet.u, phi).imag / triplet.sigma
+    return assemble(triplet, xi, p, q)
+
+
+def choose(forward: str, adjoint: str) -> tuple[str, str]:
+    """What "auto" means: the only place where that is decided."""
+    forward = "svd" if forward == "auto" else forward
+    if adjoint == "auto":
+        # with all singular vectors at hand the adjoint is four products with a vector; with one, two products a step
+        adjoint = "cg" if forward == "lanczos" else "spectral"
+    return forward, adjoint
 
 
 class _SingularTriplet(torch.autograd.Function):
     """A → (σ, u, v, *known), where ``known`` is what the forward method leaves behind for the adjoint solver."""
 
     @staticmethod
-    def forward(A, v0, index, forward, adjoint):
-        triplet, svd = FORWARDS[forward](A, index, v0)
-        return (*triplet, *svd)
+    def forward(A, v0, index, forward, adjoint, tol, maxiter):
+        return find(A, v0, index, forward, tol, maxiter)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        A, _, _, _, ctx.adjoint = inputs
+        A, v0, _, ctx.forward, ctx.adjoint, *_ = inputs
         ctx.mark_non_differentiable(*output[3:])
         ctx.set_materialize_grads(False)
+        ctx.v0 = v0
         ctx.save_for_backward(A, *output)
+        ctx.save_for_forward(A, *output)
 
     @staticmethod
     def backward(ctx, xi, phi, psi, *_):
-        A, sigma, u, v, *svd = ctx.saved_tensors
+        A, sigma, u, v, *known = ctx.saved_tensors
         if phi is None and psi is None:
             # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
-            return None if xi is None else outer(xi.unsqueeze(-1) * u, v), None, None, None, None
-        _look_at_the_gap(A, sigma, svd[1])
+            return (None if xi is None else outer(xi.unsqueeze(-1) * u, v),) + (None,) * 6
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
-        p, q = _AdjointSolve.apply(A, sigma, u, v, phi, psi, ctx.adjoint, *svd)
-        return assemble(Triplet(sigma, u, v), xi, p, q), None, None, None, None
+        triplet = Triplet(sigma, u, v)
+        if ctx.adjoint == "refined":
+            look_at_the_gap(*A.shape[-2:], sigma, KNOWN[ctx.forward](*known).S)
+            triplet, p, q = refined(A, triplet, phi, psi)
+        else:
+            p, q = _AdjointSolve.apply(A, sigma, u, v, phi, psi, ctx.adjoint, "loss", ctx.forward, *known)
+        return (_gradient(triplet, xi, phi, p, q),) + (None,) * 6
+
+    @staticmethod
+    def jvp(ctx, dA, *_):
+        A, sigma, u, v, *known = ctx.saved_tensors
+        adjoint = "saddle" if ctx.adjoint == "refined" else ctx.adjoint
+        dA_v, dA_u = mv(dA, v), mv(dA.mH, u)
+        dsigma = vecdot(u, dA_v)
+        du, dv = _AdjointSolve.apply(A, sigma, u, v, dA_v, dA_u, adjoint, "tangent", ctx.forward, *known)
+        if A.is_complex():
+            # turn the common phase so that the anchor of the sign rule stays real, then u by its phase relative to v
+            anchor = v.gather(-1, v.abs().argmax(-1, keepdim=True)) if ctx.v0 is None else vecdot(ctx.v0.to(v), v).unsqueeze(-1)
+            moved = dv.gather(-1, v.abs().argmax(-1, keepdim=True)) if ctx.v0 is None else vecdot(ctx.v0.to(v), dv).unsqueeze(-1)
+            turn = -1j * moved.imag / anchor.real
+            dv = dv + turn * v
+            du = du + (turn + 1j * (dsigma.imag / sigma).unsqueeze(-1)) * u
+        return (dsigma.real, du, dv) + (None,) * len(known)
+
+    @staticmethod
+    def vmap(info, in_dims, A, v0, index, forward, adjoint, tol, maxiter):
+        A, v0 = _to_front(info.batch_size, (A, v0), in_dims[:2])
+        if v0 is not None:
+            v0 = v0.reshape(v0.shape[0], *(1,) * (A.ndim - v0.ndim - 1), *v0.shape[1:])
+        outputs = _SingularTriplet.apply(A, v0, index, forward, adjoint, tol, maxiter)
+        return outputs, (0,) * len(outputs)
 
 
 class _AdjointSolve(torch.autograd.Function):
@@ -143,29 +249,100 @@ class _AdjointSolve(torch.autograd.Function):
 
     The pair (p, q) belongs to the square bordered system J [p; q; λ; μ] = [φ; ψ; 0; 0], J = [K, W; Wᴴ, 0], with λ = uᴴφ and
     μ = vᴴψ. A cotangent (p̄, q̄) is pulled back by J [y; z; α; γ] = [p̄; q̄; 0; 0], the same system; then φ̄ = y, ψ̄ = z, and
-    what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ.
+    what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ. A tangent is pushed forward by J dx = dc − dJ x.
+    ``role`` says what (φ, ψ) is: "loss", "tangent", or "again" for the derivative of a solve; it decides what is looked at.
     """
 
     @staticmethod
-    def forward(A, sigma, u, v, phi, psi, adjoint, *svd):
-        known = {"svd": FullSVD(*svd)} if adjoint == "spectral" else {}
-        return SOLVERS[adjoint](A, Triplet(sigma, u, v), phi, psi, **known)
+    def forward(A, sigma, u, v, phi, psi, adjoint, role, forward, *known):
+        return _solve(A, sigma, u, v, phi, psi, adjoint, role, KNOWN[forward](*known))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.adjoint = inputs[:7]
-        ctx.svd = inputs[7:]
-        ctx.save_for_backward(*tensors, *output)
+        *tensors, ctx.adjoint, _, ctx.forward = inputs[:9]
+        ctx.count = len(inputs)
+        ctx.save_for_backward(*tensors, *output, *inputs[9:])
+        ctx.save_for_forward(*tensors, *output, *inputs[9:])
 
     @staticmethod
     def backward(ctx, p_bar, q_bar):
-        A, sigma, u, v, phi, psi, p, q = ctx.saved_tensors
-        y, z = _AdjointSolve.apply(A, sigma, u, v, p_bar, q_bar, ctx.adjoint, *ctx.svd)
+        A, sigma, u, v, phi, psi, p, q, *known = ctx.saved_tensors
+        y, z = _AdjointSolve.apply(A, sigma, u, v, p_bar, q_bar, ctx.adjoint, "again", ctx.forward, *known)
         lam, mu = vecdot(phi, u).unsqueeze(-1), vecdot(psi, v).unsqueeze(-1)
         alpha, gamma = vecdot(p_bar, u).unsqueeze(-1), vecdot(q_bar, v).unsqueeze(-1)
         A_bar = outer(y, q) + outer(p, z)
         sigma_bar = -(vecdot(y, p) + vecdot(z, q)).real
-        return (A_bar, sigma_bar, -(y * lam + p * alpha), -(z * mu + q * gamma), y, z) + (None,) * (1 + len(ctx.svd))
+        u_bar, v_bar = -(y * lam + p * alpha), -(z * mu + q * gamma)
+        bars = (A_bar, sigma_bar, u_bar, v_bar, y, z)
+        # one matrix may have met a batch of right-hand sides
+        bars = tuple(bar.sum_to_size(x.shape) for bar, x in zip(bars, (A, sigma, u, v, phi, psi)))
+        return bars + (None,) * (ctx.count - 6)
+
+    @staticmethod
+    def jvp(ctx, dA, dsigma, du, dv, dphi, dpsi, *_):
+        A, sigma, u, v, phi, psi, p, q, *known = ctx.saved_tensors
+        top, bottom = torch.zeros_like(p), torch.zeros_like(q)
+        if dphi is not None:
+            top = top + dphi
+        if dpsi is not None:
+            bottom = bottom + dpsi
+        if dA is not None:
+            top, bottom = top + mv(dA, q), bottom + mv(dA.mH, p)
+        if dsigma is not None:
+            top, bottom = top - dsigma.unsqueeze(-1) * p, bottom - dsigma.unsqueeze(-1) * q
+        if du is not None:
+            top = top - du * vecdot(u, phi).unsqueeze(-1)
+        if dv is not None:
+            bottom = bottom - dv * vecdot(v, psi).unsqueeze(-1)
+        dp, dq = _AdjointSolve.apply(A, sigma, u, v, top, bottom, ctx.adjoint, "again", ctx.forward, *known)
+        if du is not None:
+            dp = dp - u * vecdot(du, p).unsqueeze(-1)
+        if dv is not None:
+            dq = dq - v * vecdot(dv, q).unsqueeze(-1)
+        return dp, dq
+
+    @staticmethod
+    def vmap(info, in_dims, A, sigma, u, v, phi, psi, adjoint, role, forward, *known):
+        # one matrix with a batch of right-hand sides stays one matrix: the solvers broadcast
+        phi, psi = _to_front(info.batch_size, (phi, psi), in_dims[4:6])
+        matrix, dims = (A, sigma, u, v, *known), (*in_dims[:4], *in_dims[9:])
+        if any(dim is not None for dim in dims):
+            matrix = _to_front(info.batch_size, matrix, dims)
+            extra = (phi.ndim - 1) - matrix[1].ndim
+            matrix = (x.reshape(x.shape[0], *(1,) * extra, *x.shape[1:]) for x in matrix)
+        A, sigma, u, v, *known = matrix
+        return _AdjointSolve.apply(A, sigma, u, v, phi, psi, adjoint, role, forward, *known), (0, 0)
+
+
+def _nested_forward_modes() -> int:
+    """How many of torch.func's jvp and jacfwd are under way, one inside the other."""
+    from torch._functorch.pyfunctorch import TransformType, retrieve_all_functorch_interpreters
+
+    return sum(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters())
+
+
+def _newton_step(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Triplet:
+    """One Newton step for the triplet, of differentiable operations (eq-newton-system, with the border weight σ).
+
+    PyTorch drops the outer tangent inside the jvp of an autograd.Function, in silence. The triplet that comes out has right
+    first derivatives at best, and each Newton step makes at least one order more right (chapter *One Newton step*).
+    """
+    if A.is_complex():
+        raise NotImplementedError("forward mode nested in forward mode needs a real A: use reverse mode for one of the two")
+    m = A.shape[-2]
+    J = saddle(A, sigma, u, v, beta=sigma)
+    lengths = sigma.unsqueeze(-1) * torch.stack([vecdot(u, u) - 1, vecdot(v, v) - 1], -1) / 2
+    s = sigma.unsqueeze(-1)
+    F = torch.cat([s * u - mv(A, v), s * v - mv(A.mH, u), lengths], -1)
+    d = torch.linalg.solve(J, -F.unsqueeze(-1)).squeeze(-1)
+    return Triplet(sigma * (1 + (d[..., -2] + d[..., -1]) / 2), u + d[..., :m], v + d[..., m:-2])
+
+
+def _to_front(size: int, tensors, dims):
+    """Each tensor with the dimension that vmap maps in front; a tensor without one is expanded, None stays None."""
+    return tuple(
+        x if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, dims)
+    )
 
 
 def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> Tensor:
@@ -178,9 +355,13 @@ def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> Tensor:
     return torch.minimum(nearest, S[..., 0]) / S[..., 0]
 
 
-def _look_at_the_gap(A: Tensor, sigma: Tensor, S: Tensor) -> None:
+def expected_error(gap: float, dtype: torch.dtype) -> float:
+    """The relative error to expect of the gradient of a loss of u or v, 4 ε/gap: within a factor of 30 of what is measured."""
+    return 4 * torch.finfo(dtype).eps / gap
+
+
+def look_at_the_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
     """Raise a TieError or warn, once for a batch, by its smallest gap."""
-    m, n = A.shape[-2:]
     gap = relative_gap(sigma.detach(), S, m, n).min().item()
     eps = torch.finfo(S.dtype).eps
     # LAPACK's singular values are right to a few ε σ₁: what is closer than this cannot be told apart
@@ -190,7 +371,7 @@ def _look_at_the_gap(A: Tensor, sigma: Tensor, S: Tensor) -> None:
             "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values. "
             "A loss of σ alone has a gradient here; otherwise perturb A, or use the subspace of the tied values"
         )
-    if (expected := 4 * eps / gap) > 1e-2:
+    if (expected := expected_error(gap, S.dtype)) > 1e-2:
         warnings.warn(
             f"σ is close to another singular value: relative gap {gap:.1e}, so a relative error of about {expected:.0e} is to be "
             f"expected in the gradient with {str(S.dtype).removeprefix('torch.')}, by any method",
@@ -199,7 +380,20 @@ def _look_at_the_gap(A: Tensor, sigma: Tensor, S: Tensor) -> None:
         )
 
 
-def _validate(A: Tensor, index: int, forward: str, adjoint: str) -> None:
+def _look_at_the_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
+    """Raise a PhaseError for a loss that changes with the common phase of u and v: f(e^{iθ}u, e^{iθ}v) ≠ f(u, v)."""
+    slope = (vecdot(u, phi) + vecdot(v, psi)).imag.abs()
+    size = torch.linalg.vector_norm(phi, dim=-1) + torch.linalg.vector_norm(psi, dim=-1)
+    worst = torch.where(size > 0, slope / torch.where(size > 0, size, 1), 0).max().item()
+    if worst > 1e3 * torch.finfo(u.dtype).eps:
+        raise PhaseError(
+            "the loss depends on the common phase of u and v, which is not determined by A: multiplying both by e^{iθ} changes it, "
+            f"at a relative rate of {worst:.1e}. Likely cause: a real part, an imaginary part or a single entry of a complex vector. "
+            "Use moduli, inner products with the phase taken out, or products such as u vᴴ"
+        )
+
+
+def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | None) -> None:
     if not isinstance(A, Tensor):
         raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
     if not (A.is_floating_point() or A.is_complex()):
@@ -214,9 +408,13 @@ def _validate(A: Tensor, index: int, forward: str, adjoint: str) -> None:
     for what, name, names in (("forward", forward, FORWARDS), ("adjoint", adjoint, SOLVERS)):
         if name not in names:
             raise ValueError(f"unknown {what} {name!r}: the names are 'auto', {', '.join(map(repr, names))}")
+    if forward == "lanczos" and (A.ndim != 2 or index % min(m, n) != 0):
+        raise ValueError(
+            f"forward 'lanczos' finds the largest singular value of one matrix, found shape {tuple(A.shape)} and index {index}: "
+            "use forward 'svd', or a loop over the batch"
+        )
+    if v0 is not None and v0.shape[-1:] != (n,):
+        raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {tuple(v0.shape)}")
     if adjoint in LARGEST_ONLY and index % min(m, n) != 0:
         others = ", ".join(repr(name) for name in SOLVERS if name not in LARGEST_ONLY)
         raise ValueError(f"adjoint {adjoint!r} needs index 0, the largest singular value, found {index}: for others use {others}")
-    if not torch.isfinite(A).all():
-        bad = int((~torch.isfinite(A)).sum())
-        raise ValueError(f"A must be finite, found {bad} NaN or Inf among {A.numel()} entries: look upstream for the first of them")

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
+from ..forward import Triplet
 from ..matrices import mv, project
 from .schur import not_dominant, on_the_smaller_side
 
@@ -19,6 +20,22 @@ def cg(A: Tensor, sigma: Tensor, v: Tensor, r: Tensor) -> Tensor:
         return sigma.unsqueeze(-1) ** 2 * x - mv(A.mH, mv(A, x))
 
     return _refined(_cg, apply, lambda x: project(v, x), r)
+
+
+def schur_cg(matvec, rmatvec, triplet: Triplet, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+    """``cg`` for an operator: products with A and Aᵀ on flat vectors, φ and ψ already projected (eq-schur)."""
+    sigma, u, v = triplet
+    if u.numel() < v.numel():
+        q, p = schur_cg(rmatvec, matvec, Triplet(sigma, v, u), psi, phi)
+        return p, q
+    # as for every solver: for A/σ, and a right-hand side of size one
+    size = torch.maximum(phi.abs().max(), psi.abs().max())
+    size = torch.where(size == 0, 1, size)
+    phi, psi = phi / size, psi / size
+    r = rmatvec(phi) / sigma + psi
+    q = _refined(_cg, lambda x: x - rmatvec(matvec(x) / sigma) / sigma, lambda x: project(v, x), r)
+    p = phi + matvec(q) / sigma
+    return project(u, p) * (size / sigma), project(v, q) * (size / sigma)
 
 
 def minres(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,6 @@ def spectral(
     a, b = mv(U.mH, phi), mv(Vh, psi)
     d = torch.where(own, 1, (sigma - S) * (sigma + S))
     x, y = (torch.where(own, 0, c / d) for c in (sigma * a + S * b, S * a + sigma * b))
-    p = mv(U, x) + (phi - mv(U, a)) / sigma
-    q = mv(Vh.mH, y) + (psi - mv(Vh.mH, b)) / sigma
+    p = mv(U, x - a / sigma) + phi / sigma
+    q = mv(Vh.mH, y - b / sigma) + psi / sigma
     return p, q

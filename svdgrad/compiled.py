@@ -1,0 +1,56 @@
+"""The map A → (σ, u, v) for torch.compile, which cannot trace an autograd.Function that has a rule for forward mode.
+
+The same two steps as in triplet.py, each declared as one opaque operation, so that a compiled caller has no graph break.
+Reverse mode, once; whoever needs more calls ``singular_triplet`` outside the compiled region.
+"""
+
+import torch
+from torch import Tensor
+
+from .forward import FullSVD, Triplet
+from .triplet import find, _gradient, _solve
+
+
+@torch.library.custom_op("svdgrad::triplet", mutates_args=())
+def triplet(
+    A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(σ, u, v, U, S, Vᴴ)."""
+    if forward != "svd":
+        raise ValueError(f"under torch.compile the forward method is 'svd', found {forward!r}: call it outside the compiled region")
+    return tuple(x.contiguous() for x in find(A, v0, index, forward))
+
+
+@triplet.register_fake
+def _(A, v0, index, forward, adjoint):
+    *batch, m, n = A.shape
+    k = min(m, n)
+    S = A.real.new_empty((*batch, k))
+    return S.new_empty(batch), A.new_empty((*batch, m)), A.new_empty((*batch, n)), A.new_empty((*batch, m, k)), S, A.new_empty((*batch, k, n))
+
+
+@torch.library.custom_op("svdgrad::solve", mutates_args=())
+def solve(
+    A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, adjoint: str, U: Tensor, S: Tensor, Vh: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(p, q)."""
+    return tuple(x.contiguous() for x in _solve(A, sigma, u, v, phi, psi, adjoint, "loss", FullSVD(U, S, Vh)))
+
+
+@solve.register_fake
+def _(A, sigma, u, v, phi, psi, adjoint, U, S, Vh):
+    return torch.empty_like(u), torch.empty_like(v)
+
+
+def _setup_context(ctx, inputs, output):
+    A, *_, ctx.adjoint = inputs
+    ctx.save_for_backward(A, *output)
+
+
+def _backward(ctx, xi, phi, psi, *_):
+    A, sigma, u, v, U, S, Vh = ctx.saved_tensors
+    p, q = solve(A, sigma, u, v, phi, psi, ctx.adjoint, U, S, Vh)
+    return _gradient(Triplet(sigma, u, v), xi, phi, p, q), None, None, None, None
+
+
+triplet.register_autograd(_backward, setup_context=_setup_context)

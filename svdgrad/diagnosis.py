@@ -1,0 +1,90 @@
+"""What to expect of a gradient, before it is computed."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from .forward import KNOWN, Ritz
+from .matrices import mv
+from .triplet import choose, expected_error, find, relative_gap, validate
+
+
+class Diagnosis(NamedTuple):
+    """What ``diagnose`` found; printed, one line a field."""
+
+    sigma: float
+    """the singular value in question"""
+    gap: float
+    """distance of σ to the nearest other singular value, and to zero if m ≠ n, over σ₁"""
+    kappa: float
+    """condition number (σ + σ₁)/(gap σ₁) of the adjoint system with its null vector deflated"""
+    predicted_error: float
+    """relative error to expect of the gradient of a loss of u or v, 4 ε/gap"""
+    steps: int
+    """steps of the iteration; zero for a direct method"""
+    products: int
+    """products with A or Aᴴ; zero for a direct method"""
+    residual: float
+    """max(‖Av − σu‖, ‖Aᴴu − σv‖)/σ"""
+    stopped: str
+    """why the forward method stopped"""
+    forward: str
+    """the forward method"""
+    adjoint: str
+    """the solver that would be used"""
+
+    def __str__(self) -> str:
+        lines = ((name, f"{value:.3g}" if isinstance(value, float) else str(value)) for name, value in self._asdict().items())
+        return "\n".join(f"{name:<16} {value}" for name, value in lines)
+
+
+def diagnose(
+    A: Tensor,
+    index: int = 0,
+    forward: str = "auto",
+    adjoint: str = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    v0: Tensor | None = None,
+) -> Diagnosis:
+    """Gap, condition number and expected error of the gradient at one matrix A (m, n), and cost and residual of its triplet.
+
+    Arguments and errors are those of ``singular_triplet``. With "lanczos" the gap is estimated from the iteration's second
+    Ritz value, which lies at or below σ₂: the estimate is never too small. Cost: that of the forward method.
+
+    >>> print(diagnose(torch.diag(torch.tensor([3.0, 2.0], dtype=torch.float64))))  # doctest: +ELLIPSIS
+    sigma            3
+    gap              0.333
+    kappa            6
+    predicted_error  2.66e-15
+    steps            0
+    products         0
+    residual         ...
+    stopped          direct method
+    forward          svd
+    adjoint          spectral
+    """
+    forward, adjoint = choose(forward, adjoint)
+    validate(A, index, forward, adjoint, v0)
+    if A.ndim != 2:
+        raise ValueError(f"diagnose looks at one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
+    A = A.detach().to(torch.promote_types(A.dtype, torch.float32))
+    sigma, u, v, *known = find(A, v0, index, forward, tol, maxiter)
+    known = KNOWN[forward](*known)
+    gap = relative_gap(sigma, known.S, *A.shape).item()
+    residual = torch.maximum(vector_norm(mv(A, v) - sigma * u), vector_norm(mv(A.mH, u) - sigma * v)) / sigma
+    steps = int(known.steps) if isinstance(known, Ritz) else 0
+    return Diagnosis(
+        sigma=sigma.item(),
+        gap=gap,
+        kappa=((sigma + known.S[0]) / (gap * known.S[0])).item() if gap else float("inf"),
+        predicted_error=expected_error(gap, A.real.dtype) if gap else float("inf"),
+        steps=steps,
+        products=2 * steps,
+        residual=residual.item(),
+        stopped="the residual reached the tolerance" if steps else "direct method",
+        forward=forward,
+        adjoint=adjoint,
+    )

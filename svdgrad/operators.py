@@ -1,0 +1,197 @@
+"""Matrices that are never formed: the triplet of a linear function x ↦ A(θ) x, and a gradient as two rank-one terms."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .adjoint import SOLVERS, assemble
+from .adjoint.krylov import schur_cg
+from .forward import KNOWN, FullSVD, Triplet, fix_sign, golub_kahan
+from .matrices import project
+from .triplet import choose, find, look_at_the_gap, validate
+
+
+def operator_triplet(
+    matvec: Callable[[Any, Tensor], Tensor],
+    params: Any,
+    v0: Tensor,
+    tol: float | None = None,
+    maxiter: int | None = None,
+) -> Triplet:
+    """The dominant triplet (σ, u, v) of x ↦ matvec(params, x), differentiable in ``params``.
+
+    With p, q from the adjoint system, the cotangent of the parameters θ is the gradient with respect to θ of
+
+        ⟨ξu + p, A(θ) v⟩ + ⟨u, A(θ) q⟩,   with u, v, p, q held fixed,
+
+    so A needs neither be formed nor transposed by hand: Aᵀ y is the derivative of ⟨y, matvec(params, x)⟩ with respect to x.
+
+    Parameters
+    ----------
+    matvec : callable
+        ``matvec(params, x)``, linear in x, of PyTorch operations; x of the shape of v0, the result of any shape.
+    params : tensor, or tuple, list, dict of tensors, nested as you like
+        What the result is differentiated by. Tensors that ``matvec`` takes from elsewhere count as constants.
+    v0 : Tensor
+        The vector to start from, real, of any shape; it also fixes the sign, ⟨v0, v⟩ > 0.
+    tol, maxiter : float, int, optional
+        The iteration stops where ‖Aᵀu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and gives up after maxiter steps
+        (default: 1000).
+
+    Returns
+    -------
+    Triplet
+        ``sigma ()``, ``u`` in the shape of matvec's result, ``v`` in the shape of v0.
+
+    Raises
+    ------
+    TypeError
+        v0 is not a real floating point tensor.
+    ValueError
+        v0 is zero or not finite; matvec is not linear (it does not send zero to zero).
+    ConvergenceError
+        The iteration ran out of steps. The message names the residual that was reached.
+    TieError, NearTieWarning
+        In backward, as for ``singular_triplet``; the gap is an estimate from the iteration's other Ritz values.
+
+    Notes
+    -----
+    Cost: two products a step forward, two a step of conjugate gradients backward, and one backward pass through two
+    products for θ. Memory: O(k(m + n)) for k steps, never m×n. Differentiable once, in reverse mode.
+    Source: the book (eq-operator-gradient).
+
+    Examples
+    --------
+    >>> d = torch.tensor([3.0, 1.0, 2.0], requires_grad=True)
+    >>> sigma, u, v = operator_triplet(lambda d, x: d * x, d, torch.ones(3))
+    >>> sigma.backward()
+    >>> d.grad.round(decimals=3)
+    tensor([1., 0., 0.])
+    """
+    if not (isinstance(v0, Tensor) and v0.is_floating_point()):
+        raise TypeError(f"v0 must be a real floating point tensor, found {getattr(v0, 'dtype', type(v0).__name__)}")
+    if not torch.isfinite(v0).all() or not v0.any():
+        raise ValueError("v0 must be finite and not zero: it is the vector to start from; random numbers will do")
+    leaves, spec = pytree.tree_flatten(params)
+    sigma, u, v, *_ = _OperatorTriplet.apply(matvec, spec, v0.detach(), tol, maxiter, *leaves)
+    return Triplet(sigma, u, v)
+
+
+class _OperatorTriplet(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, matvec, spec, v0, tol, maxiter, *leaves):
+        A = _Operator(matvec, pytree.tree_unflatten(leaves, spec), v0)
+        (sigma, u, v), known = golub_kahan(A.product, A.transposed, v0.reshape(-1), tol, maxiter)
+        u, v = fix_sign(u, v, v0.reshape(-1))
+        ctx.matvec, ctx.spec, ctx.leaves, ctx.S = matvec, spec, leaves, known.S
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(sigma, u, v, v0)
+        return sigma, u.reshape(A.shape), v.reshape(v0.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, xi, phi, psi):
+        sigma, u, v, v0 = ctx.saved_tensors
+        leaves = [x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in ctx.leaves]
+        params = pytree.tree_unflatten(leaves, ctx.spec)
+        p, q = torch.zeros_like(u), torch.zeros_like(v)
+        if phi is not None or psi is not None:
+            phi = torch.zeros_like(u) if phi is None else phi.reshape(-1)
+            psi = torch.zeros_like(v) if psi is None else psi.reshape(-1)
+            look_at_the_gap(u.numel(), v.numel(), sigma, ctx.S)
+            A = _Operator(ctx.matvec, pytree.tree_unflatten([_detached(x) for x in leaves], ctx.spec), v0)
+            p, q = schur_cg(A.product, A.transposed, Triplet(sigma, u, v), project(u, phi), project(v, psi))
+        left = p if xi is None else xi * u + p
+        with torch.enable_grad():
+            f = (left * ctx.matvec(params, v.reshape(v0.shape)).reshape(-1)).sum()
+            f = f + (u * ctx.matvec(params, q.reshape(v0.shape)).reshape(-1)).sum()
+        wanted = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+        found = iter(torch.autograd.grad(f, wanted, allow_unused=True))
+        return (None,) * 5 + tuple(next(found) if isinstance(x, Tensor) and x.requires_grad else None for x in leaves)
+
+
+class _Operator:
+    """Products with A and Aᵀ on flat vectors. The graph of one product is kept and walked backwards for every Aᵀ y."""
+
+    def __init__(self, matvec, params, v0: Tensor):
+        self.matvec, self.params, self.like = matvec, params, v0
+        self.x = torch.zeros_like(v0).requires_grad_()
+        with torch.enable_grad():
+            self.y = matvec(params, self.x)
+        if self.y.detach().any():
+            raise ValueError("matvec must be linear in x, found matvec(params, 0) ≠ 0: likely cause: a bias; leave it out")
+        self.shape = self.y.shape
+
+    def product(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.matvec(self.params, x.reshape(self.like.shape)).reshape(-1)
+
+    def transposed(self, y: Tensor) -> Tensor:
+        if not self.y.requires_grad:  # a matvec that does not depend on x at all
+            return torch.zeros_like(self.like).reshape(-1)
+        (x,) = torch.autograd.grad(self.y, self.x, y.reshape(self.shape), retain_graph=True)
+        return x.reshape(-1)
+
+
+def _detached(x):
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+class RankTwo(NamedTuple):
+    """The gradient (ξu + p)vᵀ + uqᵀ as its five parts: m + n numbers twice, in place of m·n (eq-gradient)."""
+
+    u: Tensor
+    v: Tensor
+    p: Tensor
+    q: Tensor
+    xi: Tensor
+
+    def dense(self) -> Tensor:
+        """The m×n matrix."""
+        return assemble(Triplet(self.xi, self.u, self.v), self.xi, self.p, self.q)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """L (m, 2) and R (n, 2) with L Rᵀ the gradient."""
+        return torch.stack([self.xi * self.u + self.p, self.u], -1), torch.stack([self.v, self.q], -1)
+
+
+def rank_two_gradient(
+    loss: Callable[[Triplet], Tensor],
+    A: Tensor,
+    index: int = 0,
+    forward: str = "auto",
+    adjoint: str = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    v0: Tensor | None = None,
+) -> tuple[Tensor, RankTwo]:
+    """The value of ``loss(triplet)`` and its gradient with respect to A as (u, v, p, q, ξ), with no m×n array made.
+
+    A is one real matrix (m, n); the other arguments, the errors and the warnings are those of ``singular_triplet``.
+
+    >>> A = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    >>> value, G = rank_two_gradient(lambda t: t.sigma + t.u[1], A)
+    >>> G.dense()
+    tensor([[1.0000, 0.1250],
+            [0.3750, 0.0000]])
+    """
+    forward, adjoint = choose(forward, adjoint)
+    validate(A, index, forward, adjoint, v0)
+    if A.ndim != 2 or A.is_complex():
+        raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
+    sigma, u, v, *known = find(A.detach(), v0, index, forward, tol, maxiter)
+    known = KNOWN[forward](*known)
+    leaves = Triplet(*(x.detach().requires_grad_() for x in (sigma, u, v)))
+    value = loss(leaves)
+    xi, phi, psi = torch.autograd.grad(value, leaves, allow_unused=True)
+    xi = torch.zeros_like(sigma) if xi is None else xi
+    p, q = torch.zeros_like(u), torch.zeros_like(v)
+    if phi is not None or psi is not None:
+        look_at_the_gap(*A.shape, sigma, known.S)
+        reuse = {"svd": known} if adjoint == "spectral" and isinstance(known, FullSVD) else {}
+        phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in ((u, phi), (v, psi)))
+        p, q = SOLVERS[adjoint](A.detach(), Triplet(sigma, u, v), phi, psi, **reuse)
+    return value.detach(), RankTwo(u, v, p, q, xi)
