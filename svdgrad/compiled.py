@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .forward import FullSVD, Triplet
-from .triplet import find, _gradient, _solve
+from .triplet import _gradient, find
+from .triplet import solve as solve_adjoint
 
 
 @torch.library.custom_op("svdgrad::triplet", mutates_args=())
@@ -34,7 +35,7 @@ def solve(
     A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, adjoint: str, U: Tensor, S: Tensor, Vh: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(p, q)."""
-    return tuple(x.contiguous() for x in _solve(A, sigma, u, v, phi, psi, adjoint, "loss", FullSVD(U, S, Vh)))
+    return tuple(x.contiguous() for x in solve_adjoint(A, sigma, u, v, phi, psi, adjoint, "loss", FullSVD(U, S, Vh)))
 
 
 @solve.register_fake

@@ -60,7 +60,7 @@ def svd(
 
 
 def fix_sign(u: Tensor, v: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Of the pairs (u, v)·c with |c| = 1, the one whose largest entry of v is positive, or with v0ᴴv > 0 if v0 is given.
+    """Of the pairs (u, v)·c with c of modulus one, the one whose largest entry of v is positive, or with v0ᴴv > 0 if v0 is given.
 
     Both vectors are multiplied by the same number, so A v = σ u stays true.
     Without ``v0`` the choice jumps where the two largest entries of v tie in modulus; with ``v0`` it jumps where v0 ⟂ v.
@@ -96,22 +96,24 @@ def golub_kahan(
     """The dominant triplet of the operator with products ``matvec`` (A x) and ``rmatvec`` (Aᴴ y), both on flat vectors.
 
     A V = U B and Aᴴ U = V Bᵀ + β v eᵀ with B upper bidiagonal and orthonormal U, V, one column more each step; the dominant
-    triplet of the small B gives (σ, U x, V y), with residual ‖Aᴴu − σv‖ = β |x_k|. Stops where that is at most ``tol`` σ,
+    triplet of the small B gives (σ, U x, V y), with residual ‖Aᴴu − σv‖ = β abs(x_k). Stops where that is at most ``tol`` σ,
     by default ten times the unit roundoff. Cost: two products a step; memory: the two bases. Both are kept orthogonal
     throughout, since without that copies of σ appear. Raises ConvergenceError after ``maxiter`` steps.
     """
     eps = torch.finfo(v0.dtype).eps
     tol = 10 * eps if tol is None else tol
     most = min(v0.numel(), 1000 if maxiter is None else maxiter)
-    v = v0 / vector_norm(v0)
-    beta, U, V, alphas, betas = None, [], [], [], []
+    v, beta = v0 / vector_norm(v0), None
+    U, V = Basis(), Basis()
+    alphas: list[Tensor] = []
+    betas: list[Tensor] = []
     for step in range(1, most + 1):
         V.append(v)
-        u = matvec(v) if beta is None else matvec(v) - beta * U[-1]
-        u = _orthogonalise(u, U)
+        u = U.orthogonalise(matvec(v) if beta is None else matvec(v) - beta * u)
         alpha = vector_norm(u)
-        U.append(u / torch.where(alpha == 0, 1, alpha))
-        w = _orthogonalise(rmatvec(U[-1]) - alpha * v, V)
+        u = u / torch.where(alpha == 0, 1, alpha)
+        U.append(u)
+        w = V.orthogonalise(rmatvec(u) - alpha * v)
         beta = vector_norm(w)
         v = w / torch.where(beta == 0, 1, beta)
         alphas.append(alpha)
@@ -123,7 +125,7 @@ def golub_kahan(
             residual = (beta.double().cpu() * X[-1, 0].abs() / S[0]).item() if S[0] > 0 else 0.0
             if residual <= tol or step == v0.numel():
                 sigma, x, y = S[0].to(alpha), X[:, 0].to(v0), Yh[0].conj().to(v0)
-                u, v = torch.stack(U, -1) @ x, torch.stack(V, -1) @ y
+                u, v = x @ U.rows(), y @ V.rows()
                 known = Ritz(S.to(alpha), torch.tensor(step), torch.tensor(residual))
                 return Triplet(sigma, u / vector_norm(u), v / vector_norm(v)), known
     raise ConvergenceError(
@@ -132,13 +134,32 @@ def golub_kahan(
     )
 
 
-def _orthogonalise(x: Tensor, basis: list[Tensor]) -> Tensor:
-    """x without its components along the basis, taken out twice, since once leaves a rest where x is almost in its span."""
-    if basis:
-        Q = torch.stack(basis, -1)
-        for _ in range(2):
-            x = x - Q @ (Q.mH @ x)
-    return x
+class Basis:
+    """Orthonormal vectors as the rows of one array, which doubles when it is full."""
+
+    def __init__(self) -> None:
+        self.array = torch.empty(0)
+        self.size = 0
+
+    def rows(self) -> Tensor:
+        return self.array[: self.size]
+
+    def append(self, x: Tensor) -> None:
+        if self.size == len(self.array):
+            larger = x.new_empty((max(16, 2 * self.size), x.numel()))
+            if self.size:
+                larger[: self.size] = self.rows()
+            self.array = larger
+        self.array[self.size] = x
+        self.size += 1
+
+    def orthogonalise(self, x: Tensor) -> Tensor:
+        """x without its components along the basis, taken out twice, since once leaves a rest where x is almost in its span."""
+        if self.size:
+            Q = self.rows()
+            for _ in range(2):
+                x = x - (Q.conj() @ x) @ Q
+        return x
 
 
 #: name -> method(A, index, v0, tol, maxiter) -> (Triplet, what an adjoint solver may reuse)

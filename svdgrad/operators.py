@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .adjoint import SOLVERS, assemble
+from .adjoint import assemble
 from .adjoint.krylov import schur_cg
-from .forward import KNOWN, FullSVD, Triplet, fix_sign, golub_kahan
+from .forward import KNOWN, Triplet, fix_sign, golub_kahan
 from .matrices import project
-from .triplet import choose, find, look_at_the_gap, validate
+from .triplet import choose, find, look_at_the_gap, solve, validate
 
 
 def operator_triplet(
@@ -92,8 +92,12 @@ class _OperatorTriplet(torch.autograd.Function):
         return sigma, u.reshape(A.shape), v.reshape(v0.shape)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, xi, phi, psi):
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "operator_triplet is differentiable once, and a second derivative was asked for (create_graph=True): "
+                "form the matrix and use singular_triplet, which is differentiable any number of times"
+            )
         sigma, u, v, v0 = ctx.saved_tensors
         leaves = [x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in ctx.leaves]
         params = pytree.tree_unflatten(leaves, ctx.spec)
@@ -182,16 +186,11 @@ def rank_two_gradient(
     validate(A, index, forward, adjoint, v0)
     if A.ndim != 2 or A.is_complex():
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
-    sigma, u, v, *known = find(A.detach(), v0, index, forward, tol, maxiter)
-    known = KNOWN[forward](*known)
+    A = A.detach().to(torch.promote_types(A.dtype, torch.float32))
+    sigma, u, v, *known = find(A, v0, index, forward, tol, maxiter)
     leaves = Triplet(*(x.detach().requires_grad_() for x in (sigma, u, v)))
     value = loss(leaves)
-    xi, phi, psi = torch.autograd.grad(value, leaves, allow_unused=True)
-    xi = torch.zeros_like(sigma) if xi is None else xi
-    p, q = torch.zeros_like(u), torch.zeros_like(v)
-    if phi is not None or psi is not None:
-        look_at_the_gap(*A.shape, sigma, known.S)
-        reuse = {"svd": known} if adjoint == "spectral" and isinstance(known, FullSVD) else {}
-        phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in ((u, phi), (v, psi)))
-        p, q = SOLVERS[adjoint](A.detach(), Triplet(sigma, u, v), phi, psi, **reuse)
+    bars = torch.autograd.grad(value, leaves, allow_unused=True)
+    xi, phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in zip(leaves, bars))
+    p, q = solve(A, sigma, u, v, phi, psi, adjoint, "loss", KNOWN[forward](*known))
     return value.detach(), RankTwo(u, v, p, q, xi)

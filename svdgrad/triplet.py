@@ -64,11 +64,11 @@ def singular_triplet(
         For "lanczos": it stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and raises a
         ConvergenceError after maxiter steps (default: 1000).
     v0 : Tensor, optional
-        Shape (n,) or (..., n), fixes the sign, or phase: of all pairs c(u, v), |c| = 1, the one with v0ᴴv > 0 is returned.
+        Shape (n,) or (..., n), fixes the sign, or phase: of all pairs c(u, v) with c of modulus one, that with v0ᴴv > 0 is returned.
         Without it the entry of v that is largest in modulus is positive. "lanczos" also starts from it.
     refine : bool
         Polish the triplet by a Newton step before the adjoint is solved, with one factorisation for both: the error of a
-        loose forward pass then enters the gradient squared. One dense system of size m + n + 2; reverse mode, once.
+        loose forward pass then enters the gradient squared. One dense system of size m + n + 2. Not under torch.compile.
 
     Returns
     -------
@@ -116,6 +116,8 @@ def singular_triplet(
     if torch.compiler.is_compiling():
         from .compiled import triplet
 
+        if refine:
+            raise ValueError("refine=True is not supported under torch.compile: call singular_triplet outside the compiled region")
         sigma, u, v, *_ = triplet(X, v0, index, forward, adjoint)
         return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
     sigma, u, v, *_ = _SingularTriplet.apply(X, v0, index, forward, adjoint, tol, maxiter)
@@ -155,7 +157,7 @@ def find(
     return (*triplet, *known)
 
 
-def _solve(A, sigma, u, v, phi, psi, adjoint: str, role: str, known) -> tuple[Tensor, Tensor]:
+def solve(A, sigma, u, v, phi, psi, adjoint: str, role: str, known) -> tuple[Tensor, Tensor]:
     """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not use."""
     if role == "loss" and not (phi.any() or psi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)
@@ -214,6 +216,8 @@ class _SingularTriplet(torch.autograd.Function):
         triplet = Triplet(sigma, u, v)
         if ctx.adjoint == "refined":
             look_at_the_gap(*A.shape[-2:], sigma, KNOWN[ctx.forward](*known).S)
+            if A.is_complex():
+                _look_at_the_phase(u, v, phi, psi)
             triplet, p, q = refined(A, triplet, phi, psi)
         else:
             p, q = _AdjointSolve.apply(A, sigma, u, v, phi, psi, ctx.adjoint, "loss", ctx.forward, *known)
@@ -255,7 +259,7 @@ class _AdjointSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(A, sigma, u, v, phi, psi, adjoint, role, forward, *known):
-        return _solve(A, sigma, u, v, phi, psi, adjoint, role, KNOWN[forward](*known))
+        return solve(A, sigma, u, v, phi, psi, adjoint, role, KNOWN[forward](*known))
 
     @staticmethod
     def setup_context(ctx, inputs, output):

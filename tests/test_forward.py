@@ -1,0 +1,144 @@
+"""Lanczos bidiagonalisation: the dominant triplet from products with A alone."""
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES
+
+import svdgrad
+from svdgrad import matrices
+from svdgrad.forward import golub_kahan, lanczos
+from svdgrad.matrices import mv
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def residual(A, t):
+    """max(‖Av − σu‖, ‖Aᴴu − σv‖)/σ, in double precision"""
+    A, sigma, u, v = (x.to(torch.promote_types(x.dtype, torch.float64)) for x in (A, *t))
+    return (max((mv(A, v) - sigma * u).norm(), (mv(A.mH, u) - sigma * v).norm()) / sigma).item()
+
+
+def spread(m, n, gap=0.3):
+    """σ₁ = 1, then 1 − gap down to 0.1."""
+    return matrices.with_singular_values(np.r_[1, np.linspace(1 - gap, 0.1, min(m, n) - 1)], m, n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_triplet_satisfies_its_equations_and_is_the_dominant_one(family, dtype):
+    A = FAMILIES[family].matrix(dtype)
+    t, known = lanczos(A)
+    eps = torch.finfo(dtype).eps
+    assert residual(A, t) <= 50 * eps
+    assert abs(t.u.norm() - 1) + abs(t.v.norm() - 1) <= 4 * eps
+    assert abs(t.sigma.item() - FAMILIES[family].s[0]) <= 50 * eps * FAMILIES[family].s[0]
+    assert t.v[t.v.abs().argmax()] > 0
+    assert known.steps <= A.shape[1] and known.S[0] == t.sigma
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9), (1, 4), (4, 1), (1, 1)], ids=str)
+def test_complex_matrices(shape, dtype):
+    A = torch.complex(matrices.gaussian(*shape), matrices.gaussian(*shape, seed=1)).to(dtype)
+    t, _ = lanczos(A)
+    exact = torch.linalg.matrix_norm(A.to(torch.complex128), 2)
+    assert residual(A, t) <= 50 * torch.finfo(dtype).eps
+    assert abs(t.sigma - exact) <= 50 * torch.finfo(dtype).eps * exact
+    largest = t.v[t.v.abs().argmax()]
+    assert largest.real > 0 and abs(largest.imag) <= 4 * torch.finfo(dtype).eps
+
+
+def test_the_same_matrix_gives_the_same_bits():
+    A = matrices.gaussian(60, 40)
+    torch.manual_seed(1)
+    first, _ = lanczos(A)
+    torch.manual_seed(2)  # the start vector has a seed of its own, and leaves the caller's alone
+    second, _ = lanczos(A.clone())
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    after = torch.randn(1)
+    torch.manual_seed(2)
+    assert torch.equal(after, torch.randn(1))
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300), (250, 250)], ids=str)
+def test_the_tolerance_is_kept_and_a_tighter_one_costs_more(shape):
+    A = spread(*shape, gap=0.1)
+    steps = []
+    for tol in (1e-2, 1e-5, 1e-8, 1e-11):
+        t, known = lanczos(A, tol=tol)
+        assert residual(A, t) <= tol + 50 * torch.finfo(A.dtype).eps
+        # what it says is what it is; it is kept in single precision
+        assert abs(known.residual.item() - residual(A, t)) <= 1e-6 * residual(A, t) + 50 * torch.finfo(A.dtype).eps
+        steps.append(known.steps.item())
+    assert steps == sorted(set(steps)) and steps[-1] < 100  # by far not all of the space
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (7, 1), (1, 1), (3, 8), (8, 3), (6, 6)], ids=str)
+def test_it_ends_when_the_space_is_exhausted(shape):
+    A = matrices.gaussian(*shape)
+    t, known = lanczos(A, tol=0.0)
+    # a wide matrix may be done sooner, when its m-dimensional range is
+    assert known.steps == shape[1] or (shape[0] < shape[1] and known.steps <= shape[1])
+    assert residual(A, t) <= 50 * torch.finfo(A.dtype).eps
+
+
+SMALL = {"zero": torch.zeros(4, 3), "rank one": torch.ones(4, 3), "diagonal": torch.diag(torch.tensor([2.0, 0, 0, 0])), "identity": torch.eye(5)}
+
+
+@pytest.mark.parametrize("A", SMALL.values(), ids=SMALL)
+def test_an_invariant_subspace_is_no_accident(A):
+    A = A.double()
+    (sigma, u, v), _ = lanczos(A)
+    exact = torch.linalg.matrix_norm(A, 2)
+    assert abs(sigma - exact) <= 1e-14
+    assert (A @ v - sigma * u).norm() <= 1e-14 and (A.T @ u - sigma * v).norm() <= 1e-14
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_scale_changes_nothing_else(scale):
+    A = spread(20, 12).float()
+    t, _ = lanczos(A)
+    t_scaled, _ = lanczos(scale * A)
+    bound = 50 * torch.finfo(A.dtype).eps
+    assert abs(t_scaled.sigma / scale - t.sigma) <= bound
+    assert (t_scaled.v - t.v).norm() <= bound / 0.3
+
+
+def test_v0_starts_it_and_fixes_the_sign():
+    A = spread(200, 150, gap=0.02)
+    t, known = lanczos(A)
+    near, soon = lanczos(A, v0=-t.v)
+    assert soon.steps < known.steps
+    assert (near.v + t.v).norm() + (near.u + t.u).norm() <= 50 * torch.finfo(A.dtype).eps / 0.02
+
+
+def test_golub_kahan_takes_products_only():
+    d = torch.linspace(1, 9, 9).double()
+    counts = {"A": 0, "Aᵀ": 0}
+
+    def product(which):
+        def apply(x):
+            counts[which] += 1
+            return d * x
+
+        return apply
+
+    (sigma, _, v), known = golub_kahan(product("A"), product("Aᵀ"), torch.ones(9).double())
+    assert counts == {"A": known.steps, "Aᵀ": known.steps}
+    assert abs(sigma - 9) <= 1e-13 and abs(v[-1].abs() - 1) <= 1e-13
+
+
+def test_no_convergence_says_how_far_it_came_and_what_to_try():
+    A = spread(200, 150, gap=1e-3)
+    for how, steps, wanted in (({"maxiter": 7}, 7, "2.2e-15"), ({"maxiter": 10, "tol": 1e-9}, 10, "1.0e-09")):
+        with pytest.raises(svdgrad.ConvergenceError, match=rf"reached a residual of \d\.\de-0\d σ in {steps} steps, where {wanted} σ was wanted"):
+            lanczos(A, **how)
+    with pytest.raises(svdgrad.ConvergenceError, match="Likely causes: σ₂ is close to σ₁, or v0 .*Raise maxiter, loosen tol, or start from another v0"):
+        svdgrad.singular_triplet(A, forward="lanczos", maxiter=3)
+
+
+def test_what_lanczos_does_not_serve_is_refused():
+    for A, index in ((torch.eye(3), 1), (torch.eye(3).expand(2, 3, 3), 0)):
+        with pytest.raises(ValueError, match="finds the largest singular value of one matrix.*use forward 'svd', or a loop over the batch"):
+            svdgrad.singular_triplet(A, index=index, forward="lanczos")

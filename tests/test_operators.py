@@ -1,0 +1,334 @@
+"""Matrices that are never formed, a gradient in rank-two form, and the error predicted before there is one."""
+
+import math
+import resource
+
+import numpy as np
+import pytest
+import torch
+from families import Family, gapped
+from torch.nn.functional import conv2d
+
+import svdgrad
+from svdgrad import matrices
+from svdgrad.checks import relative_error
+from svdgrad.oracles import extended
+
+EPS = torch.finfo(torch.float64).eps
+SHAPES = [(40, 25), (25, 40), (30, 30)]
+
+
+def dense(A, x):
+    return A @ x
+
+
+def normal(*shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+def spread(m, n, gap=0.3, seed=0):
+    return Family(m, n, 3 * gapped(min(m, n), gap)).matrix(seed=seed)
+
+
+# --- against the dense matrix ------------------------------------------------------------------------------------------
+
+LOSSES = {
+    "σ": lambda t: t.sigma,
+    "u": lambda t: (t.u * torch.arange(t.u.numel())).sum(),
+    "v": lambda t: t.v.flatten()[0] ** 3,
+    "all": lambda t: t.sigma * t.u.flatten()[0] ** 2 + t.v.flatten()[1],
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shape", [*SHAPES, (8, 2), (2, 8), (1, 4)], ids=str)
+def test_a_dense_matvec_as_the_matrix(shape, loss):
+    A, v0 = spread(*shape), normal(shape[1])
+    X, Y = A.clone().requires_grad_(), A.clone().requires_grad_()
+    t, s = svdgrad.operator_triplet(dense, X, v0), svdgrad.singular_triplet(Y, v0=v0)
+    for a, b in zip(t, s):
+        assert relative_error(a, b) <= 50 * EPS / 0.3
+    LOSSES[loss](t).backward()
+    LOSSES[loss](s).backward()
+    assert relative_error(X.grad, Y.grad) <= 50 * EPS / 0.3
+    assert abs(v0 @ t.v - abs(v0 @ t.v)) == 0
+
+
+def test_params_may_be_any_structure_and_only_what_requires_a_gradient_gets_one():
+    A, v0 = spread(12, 9), normal(9)
+    D, E = normal(12, seed=1), normal(9, seed=2)
+    D, E = 1 + D.abs(), 1 + E.abs()
+
+    def gradient(matvec, make):
+        d, a = D.clone().requires_grad_(), A.clone().requires_grad_()
+        e = E.clone()
+        t = svdgrad.operator_triplet(matvec, make(d, a, e), v0)
+        LOSSES["all"](t).backward()
+        assert e.grad is None
+        return d.grad, a.grad
+
+    def direct():
+        d, a = D.clone().requires_grad_(), A.clone().requires_grad_()
+        LOSSES["all"](svdgrad.singular_triplet(d[:, None] * a * E, v0=v0)).backward()
+        return d.grad, a.grad
+
+    found = {
+        "tuple": gradient(lambda p, x: p[0] * (p[1] @ (p[2] * x)), lambda d, a, e: (d, a, e)),
+        "dict": gradient(lambda p, x: p["d"] * (p["a"] @ (p["e"] * x)), lambda d, a, e: {"d": d, "a": a, "e": e}),
+        "nested, and not only tensors": gradient(lambda p, x: p[0]["d"] * (p[1][0] @ (p[1][1] * x)) * p[2], lambda d, a, e: [{"d": d}, (a, e), 1.0]),
+    }
+    for name, pair in found.items():
+        for a, b in zip(pair, direct()):
+            assert relative_error(a, b) <= 1e3 * EPS, name
+
+
+def test_no_params_require_a_gradient():
+    t = svdgrad.operator_triplet(dense, spread(6, 4), normal(4))
+    assert not any(x.requires_grad for x in t)
+
+
+def test_v0_of_any_shape():
+    A, v0 = spread(12, 8), normal(8)
+
+    def matvec(A, x):  # (2, 4) -> (3, 2, 2)
+        return (A @ x.reshape(8)).reshape(3, 2, 2)
+
+    X, Y = A.clone().requires_grad_(), A.clone().requires_grad_()
+    t, flat = svdgrad.operator_triplet(matvec, X, v0.reshape(2, 4)), svdgrad.operator_triplet(dense, Y, v0)
+    assert (t.u.shape, t.v.shape) == ((3, 2, 2), (2, 4))
+    LOSSES["all"](t).backward()
+    LOSSES["all"](flat).backward()
+    assert torch.equal(X.grad, Y.grad)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_scale_changes_nothing_else_in_single_precision(scale):
+    A, v0 = spread(12, 8).float(), normal(8).float()
+    X = (scale * A).requires_grad_()
+    sigma, u, v = svdgrad.operator_triplet(dense, X, v0)
+    exact = svdgrad.singular_triplet(A, v0=v0)
+    bound = 50 * torch.finfo(torch.float32).eps / 0.3
+    assert relative_error(sigma / scale, exact.sigma) <= bound and relative_error(v, exact.v) <= bound
+    (G,) = torch.autograd.grad(sigma, X)
+    assert relative_error(G, matrices.outer(exact.u, exact.v)) <= bound
+
+
+def test_low_rank_plus_diagonal_as_the_dense_matrix():
+    n, rank = 60, 3
+    start = {"U": 3 * normal(n, rank, seed=1), "V": normal(n, rank, seed=2), "d": normal(n, seed=3)}
+    v0 = normal(n)
+
+    def matvec(p, x):
+        return p["U"] @ (p["V"].T @ x) + p["d"] * x
+
+    p, r = ({name: x.clone().requires_grad_() for name, x in start.items()} for _ in range(2))
+    LOSSES["all"](svdgrad.operator_triplet(matvec, p, v0)).backward()
+    A = r["U"] @ r["V"].T + torch.diag(r["d"])
+    s = torch.linalg.svdvals(A.detach())
+    LOSSES["all"](svdgrad.singular_triplet(A, v0=v0)).backward()
+    for name in start:
+        assert relative_error(p[name].grad, r[name].grad) <= 50 * EPS * s[0] / (s[0] - s[1]), name
+
+
+# --- a convolution and a large sparse matrix ---------------------------------------------------------------------------
+
+
+def smooth_kernel(channels=64):
+    """A 3×3 kernel with one dominant singular triplet: noise, and a blur that all channels share."""
+    blur = torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([1.0, 2, 1])).double() / 16
+    return normal(channels, channels, 3, 3) / (12 * channels**0.5) + 3 * blur / channels
+
+
+def test_a_convolution_has_the_norm_that_the_fourier_transform_gives():
+    """With periodic ends the singular values are those of the 64×64 matrices of the kernel's Fourier transform."""
+    W = smooth_kernel().requires_grad_()
+
+    def periodic(W, x):
+        return conv2d(torch.nn.functional.pad(x, (1, 1, 1, 1), mode="circular"), W)
+
+    sigma, _, _ = svdgrad.operator_triplet(periodic, W, normal(1, 64, 32, 32), tol=1e-9)
+    S = torch.linalg.svdvals(torch.fft.fft2(W, s=(32, 32)).permute(2, 3, 0, 1))
+    exact = S[..., 0].max()
+    # a residual of 1e-9 σ is an error of at most 1e-18 σ²/gap in σ and of 1e-9 σ/gap in the gradient
+    gap = 1 - S.detach().flatten().sort().values[-2].item() / exact.item()
+    assert abs(sigma - exact) <= (1e-18 / gap + 100 * EPS) * exact
+    (G,), (G_exact,) = torch.autograd.grad(sigma, W), torch.autograd.grad(exact, W)
+    assert relative_error(G, G_exact) <= 4e-9 / gap
+
+
+def test_the_gradient_of_a_convolution_answers_a_directional_difference():
+    W, E, x0 = smooth_kernel(), normal(64, 64, 3, 3, seed=1), normal(1, 64, 32, 32, seed=2)
+    E = E / E.norm()
+
+    def conv(W, x):
+        return conv2d(x, W, padding=1)
+
+    h, tol = 1e-3, 1e-7
+    X = W.clone().requires_grad_()
+    t = svdgrad.operator_triplet(conv, X, x0, tol=tol)
+    (G,) = torch.autograd.grad(t.sigma, X)
+    right, left = (svdgrad.operator_triplet(conv, W + s * E, t.v, tol=tol).sigma for s in (h, -h))
+    slope = ((right - left) / (2 * h)).item()
+    # ‖dA‖ ≤ 3‖E‖ here; truncation (3h)²·3/gap², residual tol/gap; the gap is that of the blur's first two modes, about 0.01
+    assert abs((G * E).sum().item() - slope) <= 1e-3 * G.norm().item()
+    assert abs((G * W).sum() - t.sigma) <= 10 * tol * t.sigma  # Euler: σ is homogeneous in W, and Ritz values are exact in it
+
+
+N, ENTRIES = 200_000, 2_000_000
+
+
+def test_a_sparse_matrix_of_two_million_entries_and_its_memory():
+    """200,000 × 200,000: the dense matrix would take 298 GiB in float64; the peak here stays below 3."""
+    rng = np.random.default_rng(0)
+    i, j = torch.from_numpy(rng.integers(0, N, (2, ENTRIES)))
+    values = torch.from_numpy(rng.standard_normal(ENTRIES)) / 10
+    heavy = torch.arange(200)  # one row and one column that stand out make the triplet simple, with a wide gap
+    i[:200], j[200:400] = 0, 0
+    values[:400] = 1.0
+    j[:200], i[200:400] = 5 * heavy, 7 * heavy
+    values.requires_grad_()
+
+    def matvec(values, x):
+        return torch.zeros(N, dtype=x.dtype).index_add(0, i, values * x[j])
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sigma, u, v = svdgrad.operator_triplet(matvec, values, normal(N), tol=1e-6)
+    (G,) = torch.autograd.grad(sigma, values)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20 < 3
+    assert torch.equal(G, u.detach()[i] * v.detach()[j])  # ∂σ/∂A = u vᵀ, at the entries that there are
+    assert abs(G @ values.detach() - sigma) <= 1e-9 * sigma
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("matvec", "v0", "error", "message"),
+    [
+        (lambda A, x: A @ x + 1, torch.ones(4), ValueError, r"must be linear in x, found matvec\(params, 0\) ≠ 0: likely cause: a bias"),
+        (dense, torch.zeros(4), ValueError, "must be finite and not zero: it is the vector to start from; random numbers will do"),
+        (dense, torch.full((4,), torch.nan), ValueError, "must be finite and not zero"),
+        (dense, torch.ones(4, dtype=torch.int64), TypeError, "v0 must be a real floating point tensor, found torch.int64"),
+        (dense, torch.ones(4, dtype=torch.complex64), TypeError, "v0 must be a real floating point tensor, found torch.complex64"),
+        (dense, [1.0] * 4, TypeError, "v0 must be a real floating point tensor, found list"),
+    ],
+    ids=["bias", "zero", "nan", "integer", "complex", "list"],
+)
+def test_bad_input_gets_one_clear_error(matvec, v0, error, message):
+    with pytest.raises(error, match=message):
+        svdgrad.operator_triplet(matvec, torch.ones(3, 4), v0)
+
+
+def test_no_convergence_says_how_far_it_came_and_what_to_try():
+    with pytest.raises(svdgrad.ConvergenceError, match=r"residual of \d\.\de-0\d σ in 4 steps, where 2\.2e-15 σ was wanted.*Likely causes: .*Raise maxiter"):
+        svdgrad.operator_triplet(dense, spread(40, 30, gap=1e-2), normal(30), maxiter=4)
+
+
+def test_a_tie_is_refused_for_the_vectors_and_not_for_the_value():
+    d = torch.tensor([3.0, 3.0, 1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    # in exact arithmetic one start vector sees one copy of a tied value: the operator must hide it from nobody
+    Q, _ = torch.linalg.qr(normal(4, 4))
+    t = svdgrad.operator_triplet(lambda d, x: Q @ (d * (Q.T @ x)), d, normal(4, seed=1))
+    (G,) = torch.autograd.grad(t.sigma, d, retain_graph=True)
+    assert abs(G[:2].sum() - 1) <= 1e-12 and G[2:].abs().max() <= 1e-12
+    with pytest.raises(svdgrad.TieError, match="found a relative gap of"):
+        t.u[0].backward()
+
+
+def test_a_second_derivative_is_refused():
+    A = spread(5, 4).requires_grad_()
+    t = svdgrad.operator_triplet(dense, A, normal(4))
+    with pytest.raises(NotImplementedError, match=r"differentiable once.*create_graph=True.*form the matrix and use singular_triplet"):
+        torch.autograd.grad(t.u[0], A, create_graph=True)
+
+
+# --- the gradient in rank-two form -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [{}, {"forward": "lanczos"}, {"adjoint": "saddle"}, {"index": 2}], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_rank_two_gradient_is_the_gradient(shape, loss, how):
+    A, v0 = spread(*shape), normal(shape[1])
+    value, G = svdgrad.rank_two_gradient(LOSSES[loss], A, v0=v0, **how)
+    X = A.clone().requires_grad_()
+    expected = LOSSES[loss](svdgrad.singular_triplet(X, v0=v0, **how))
+    expected.backward()
+    assert not value.requires_grad and abs(value - expected) <= 50 * EPS / 0.01
+    rounding = 10 * EPS * X.grad.norm()
+    assert (G.dense() - X.grad).norm() <= rounding
+    L, R = G.factors()
+    assert (L.shape, R.shape) == ((shape[0], 2), (shape[1], 2))
+    assert (L @ R.T - X.grad).norm() <= rounding
+    assert abs(G.u @ G.p) + abs(G.v @ G.q) <= 10 * EPS * (G.p.norm() + G.q.norm())
+
+
+def test_rank_two_gradient_refuses():
+    for A in (torch.eye(3).expand(2, 3, 3), torch.eye(3, dtype=torch.complex64)):
+        with pytest.raises(ValueError, match=r"takes one real matrix \(m, n\), found torch.* of shape"):
+            svdgrad.rank_two_gradient(lambda t: t.sigma, A)
+    with pytest.raises(svdgrad.TieError):
+        svdgrad.rank_two_gradient(lambda t: t.u[0], torch.eye(3))
+    value, G = svdgrad.rank_two_gradient(lambda t: t.sigma, torch.eye(3))  # of σ alone, never
+    assert value == 1 and torch.linalg.svdvals(G.dense()).sum() <= 1 + 1e-6
+
+
+# --- diagnosis ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adjoint", ["auto", "saddle", "schur", "cg"])
+@pytest.mark.parametrize("gap", [10.0**-k for k in range(1, 7)])
+def test_the_predicted_error_is_that_measured_within_a_factor_of_thirty(gap, adjoint):
+    """Over six decades of gap; the error of one matrix scatters, the geometric mean over several says where it lies."""
+    errors, predicted = [], []
+    for seed in range(8):
+        A = Family(24, 16, gapped(16, gap)).matrix(seed=seed)
+        phi, psi, v0 = normal(24, seed=100 + seed), normal(16, seed=200 + seed), normal(16, seed=300 + seed)
+        X = A.clone().requires_grad_()
+        _, u, v = svdgrad.singular_triplet(X, v0=v0, adjoint=adjoint)
+        (phi @ u + psi @ v).backward()
+        errors.append(relative_error(X.grad, extended(A, 0.0, phi, psi, v)))
+        found = svdgrad.diagnose(A, adjoint=adjoint)
+        predicted.append(found.predicted_error)
+        assert abs(found.gap - gap) <= 100 * EPS
+    ratio = math.exp(np.mean(np.log(predicted)) - np.mean(np.log(errors)))
+    assert 1 / 30 <= ratio <= 30, ratio
+
+
+def test_what_diagnose_says_of_a_direct_method():
+    A = Family(9, 6, 5 * gapped(6, 0.25)).matrix()
+    found = svdgrad.diagnose(A)
+    assert (found.forward, found.adjoint, found.steps, found.products, found.stopped) == ("svd", "spectral", 0, 0, "direct method")
+    assert abs(found.sigma - 5) <= 1e-13 and abs(found.gap - 0.25) <= 1e-13
+    assert abs(found.kappa - 8) <= 1e-11  # (σ + σ₁)/gap
+    assert found.predicted_error == pytest.approx(4 * EPS / 0.25)
+    assert 0 <= found.residual <= 50 * EPS
+    assert svdgrad.diagnose(A, index=5).gap == pytest.approx(0.1)  # the distance to zero, since m ≠ n
+    lines = str(found).splitlines()
+    assert [line.split()[0] for line in lines] == list(found._fields)
+
+
+def test_what_diagnose_says_of_lanczos():
+    A = Family(60, 40, gapped(40, 0.25)).matrix()
+    found = svdgrad.diagnose(A, forward="lanczos", tol=1e-10)
+    assert (found.forward, found.adjoint, found.stopped) == ("lanczos", "cg", "the residual reached the tolerance")
+    assert 0 < found.steps < 40 and found.products == 2 * found.steps
+    assert found.residual <= 1e-10
+    assert 0.25 - 1e-12 <= found.gap <= 0.3  # never too small
+    assert found.kappa == pytest.approx(2 / found.gap)
+
+
+@pytest.mark.parametrize("A", [torch.eye(3), torch.zeros(3, 2)], ids=["identity", "zero"])
+def test_diagnose_at_a_tie(A):
+    found = svdgrad.diagnose(A)
+    assert (found.gap, found.kappa, found.predicted_error) == (0.0, math.inf, math.inf)
+    assert found.residual <= 1e-6
+
+
+def test_diagnose_refuses():
+    with pytest.raises(ValueError, match=r"looks at one matrix \(m, n\), found shape \(2, 3, 3\): call it for each of a batch"):
+        svdgrad.diagnose(torch.eye(3).expand(2, 3, 3))
+    with pytest.raises(ValueError, match="unknown forward 'magic'"):
+        svdgrad.diagnose(torch.eye(3), forward="magic")
+    with pytest.raises(ValueError, match="index must be from -3 to 2"):
+        svdgrad.diagnose(torch.eye(3), index=3)
