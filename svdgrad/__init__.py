@@ -4,7 +4,8 @@ from . import adjoint, forward, matrices
 from .diagnosis import Diagnosis, diagnose
 from .forward import ConvergenceError, Triplet
 from .operators import RankTwo, operator_triplet, rank_two_gradient
-from .triplet import NearTieWarning, PhaseError, TieError, singular_triplet, spectral_norm
+from .steps import NearTieWarning, PhaseError, TieError
+from .triplet import singular_triplet, spectral_norm
 
 __all__ = [
     "ConvergenceError",

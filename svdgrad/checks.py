@@ -5,6 +5,10 @@ stored with its outputs and compared, word for word, on any machine.
 """
 
 import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def check(claim: str, error: float, below: float, eq: str | tuple[str, ...] | None = None, what: str = "error") -> None:
@@ -26,7 +30,7 @@ def check(claim: str, error: float, below: float, eq: str | tuple[str, ...] | No
     print(f"{claim}: {what} below {below:g}")
 
 
-def grade(answer, truth, below: float = 1e-8) -> None:
+def grade(answer: Any, truth: Any, below: float = 1e-8) -> None:
     """Tell the reader how an exercise stands: an answer of None is not one yet, any other is compared with the truth.
 
     >>> grade(None, 2.0)
@@ -44,8 +48,8 @@ def grade(answer, truth, below: float = 1e-8) -> None:
         print(f"not yet: relative error {error:.2g}")
 
 
-def relative_error(found, truth) -> float:
-    """‖found − truth‖ / ‖truth‖ in the Frobenius norm, in float64 on the CPU, for tensors and arrays alike.
+def relative_error(found: Any, truth: Any) -> float:
+    """‖found − truth‖ / ‖truth‖ in the Frobenius norm, in float64 on the CPU, for tensors and arrays alike; 0/0 counts as 0.
 
     >>> import numpy as np
     >>> relative_error(np.array([1.0, 1.0]), np.array([1.0, 0.0]))
@@ -57,12 +61,14 @@ def relative_error(found, truth) -> float:
     if found.shape != truth.shape:
         raise ValueError(f"only arrays of one shape can be compared, found {found.shape} and {truth.shape}")
     # dividing by the largest entry first keeps the squares inside the norms from over- and underflowing
-    scale = np.abs(truth).max() or 1.0
+    scale = np.abs(truth).max()
+    if scale == 0:
+        return 0.0 if not np.any(found) else math.inf
     return float(np.linalg.norm((found - truth) / scale) / np.linalg.norm(truth / scale))
 
 
-def _to_numpy(x):
+def _to_numpy(x: Any) -> "np.ndarray":
     import numpy as np
 
-    x = x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
-    return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
+    array: np.ndarray = x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)

@@ -6,18 +6,19 @@ import math
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import matrices
-from .adjoint import ATTEMPTS, SOLVERS, assemble
+from .adjoint import ATTEMPTS, SOLVERS, Solver, assemble
 from .checks import relative_error
-from .forward import svd
+from .forward import Triplet, svd
 from .matrices import project
 
 #: the matrix that a way factorises or iterates with; the others work in the singular bases
@@ -100,18 +101,20 @@ def compare(A: Tensor, repeat: int = 5, differences: bool = True) -> list[Row]:
                 way = partial(way, svd=known)  # the formula for when the whole SVD is at hand
             error, residual = _judge(way, A, triplet, xi, phi, psi, truth)
             kappa = _kappa(kind, name, triplet, known.S, *A.shape)
-            ms = median_ms(lambda way=way: way(A, triplet, phi, psi), A.device, repeat) if math.isfinite(error) else math.nan
+            ms = median_ms(partial(way, A, triplet, phi, psi), A.device, repeat) if math.isfinite(error) else math.nan
             rows.append(Row(kind, name, where, dtype, error, residual, kappa, ms))
     for name in (name for name in ORACLES if name != "extended" and (differences or name != "differences")):
         answer = ORACLES[name]
         error = relative_error(answer(A, xi, phi, psi, triplet.v), truth)
         # the time of 2mn SVDs says nothing; once is enough
-        ms = median_ms(lambda answer=answer: answer(A, xi, phi, psi, triplet.v), A.device, 1 if name == "differences" else repeat)
+        ms = median_ms(partial(answer, A, xi, phi, psi, triplet.v), A.device, 1 if name == "differences" else repeat)
         rows.append(Row("witness", name, where if name in ("torch", "newton") else "cpu", dtype, error, math.nan, math.nan, ms))
     return rows
 
 
-def _judge(way, A, triplet, xi, phi, psi, truth) -> tuple[float, float]:
+def _judge(
+    way: Solver, A: Tensor, triplet: Triplet, xi: Tensor, phi: Tensor, psi: Tensor, truth: np.ndarray
+) -> tuple[float, float]:
     """The error of the gradient and the residual of the adjoint system, infinite where the way raises an error."""
     sigma, u, v = triplet
     try:
@@ -123,7 +126,7 @@ def _judge(way, A, triplet, xi, phi, psi, truth) -> tuple[float, float]:
     return relative_error(assemble(triplet, xi, p, q), truth), ((left - c).norm() / c.norm()).item()
 
 
-def _kappa(kind, name, triplet, S, m, n) -> float:
+def _kappa(kind: str, name: str, triplet: Triplet, S: Tensor, m: int, n: int) -> float:
     """In closed form; an exact solver divides A by σ first, an attempt takes A, and a border of ones, as they are."""
     if (kind, name) not in FACTORS:
         return math.nan
@@ -134,10 +137,10 @@ def _kappa(kind, name, triplet, S, m, n) -> float:
     return matrices.kappa(values[:-1] if (kind, name) == ("solver", "direct") else values)
 
 
-def median_ms(run, device: torch.device, repeat: int) -> float:
+def median_ms(run: Callable[[], Any], device: torch.device, repeat: int) -> float:
     """The median time of ``repeat`` runs in milliseconds, after one run to warm up (none if ``repeat`` is 1)."""
 
-    def once():
+    def once() -> float:
         start = time.perf_counter()
         run()
         if device.type == "cuda":
@@ -191,7 +194,7 @@ def write_record(rows: list[Row], where: torch.device, folder: Path, matrix: str
     return path
 
 
-def newest_record(folder: Path, device_type: str) -> dict | None:
+def newest_record(folder: Path, device_type: str) -> dict[str, Any] | None:
     """The newest record of a kind of device, with ``rows`` as ``Row``; None if there is none."""
     records = [json.loads(path.read_text()) for path in Path(folder).glob(f"{device_type}-*.json")]
     if not records:
@@ -209,14 +212,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--record", type=Path, metavar="FOLDER", help="also write the table to a JSON file in this folder")
     options = parser.parse_args(arguments)
     try:
+        from . import oracles  # noqa: F401
+    except ModuleNotFoundError as missing:
+        parser.error(f"the witnesses need {missing.name}, which is not installed: pip install 'svdgrad[oracles]' brings it")
+    try:
         where = device(options.device)
     except ValueError as problem:
         parser.error(str(problem))
     matrix = "{}×{} Gaussian matrix, seed {}".format(*options.shape, options.seed)
     print(f"gradient of ξσ + φ·u + ψ·v at a {matrix}, on {hardware(where)}\n")
     rows = []
+    m, n = options.shape
     for dtype in options.dtype:
-        A = matrices.gaussian(*options.shape, seed=options.seed, dtype=getattr(torch, dtype)).to(where)
+        A = matrices.gaussian(m, n, seed=options.seed, dtype=getattr(torch, dtype)).to(where)
         rows += compare(A, differences=A.numel() <= 64 * 64)
     print(table(rows))
     if options.record:

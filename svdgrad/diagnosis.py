@@ -8,7 +8,7 @@ from torch.linalg import vector_norm
 
 from .forward import KNOWN, Ritz
 from .matrices import mv
-from .triplet import choose, expected_error, find, relative_gap, validate
+from .steps import choose, expected_error, find, relative_gap, validate
 
 
 class Diagnosis(NamedTuple):
@@ -71,10 +71,11 @@ def diagnose(
     if A.ndim != 2:
         raise ValueError(f"diagnose looks at one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
     A = A.detach().to(torch.promote_types(A.dtype, torch.float32))
-    sigma, u, v, *known = find(A, v0, index, forward, tol, maxiter)
-    known = KNOWN[forward](*known)
+    sigma, u, v, *left = find(A, v0, index, forward, tol, maxiter)
+    known = KNOWN[forward](*left)
     gap = relative_gap(sigma, known.S, *A.shape).item()
-    residual = torch.maximum(vector_norm(mv(A, v) - sigma * u), vector_norm(mv(A.mH, u) - sigma * v)) / sigma
+    residual = torch.maximum(vector_norm(mv(A, v) - sigma * u), vector_norm(mv(A.mH, u) - sigma * v))
+    residual = residual / torch.where(sigma > 0, sigma, 1)
     steps = int(known.steps) if isinstance(known, Ritz) else 0
     return Diagnosis(
         sigma=sigma.item(),

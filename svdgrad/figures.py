@@ -1,6 +1,8 @@
 """One plotting style for every figure of the book."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 # Okabe and Ito's colours, which readers with any colour vision can tell apart; each series also has its own marker.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -33,7 +35,7 @@ def use_style() -> None:
 
 
 @contextmanager
-def figure(rows: int = 1, columns: int = 1, height: float = 3.8, **kwargs):
+def figure(rows: int = 1, columns: int = 1, height: float = 3.8, **kwargs: Any) -> Iterator[Any]:
     """A figure in the book's style, shown at the end of the block: ``with figure(1, 2) as (left, right): …``.
 
     Yields one axes, or a flat array of them; further keywords go to ``matplotlib.pyplot.subplots``.
@@ -47,7 +49,7 @@ def figure(rows: int = 1, columns: int = 1, height: float = 3.8, **kwargs):
     plt.close(fig)
 
 
-def reference_slope(ax, x, y0: float, slope: float, label: str, linestyle: str = "--") -> None:
+def reference_slope(ax: Any, x: Sequence[float], y0: float, slope: float, label: str, linestyle: str = "--") -> None:
     """Draw the dashed line y = y0 (x/x[0])^slope on log-log axes, to read a rate against."""
     y = [y0 * (xi / x[0]) ** slope for xi in x]
     ax.plot(x, y, linestyle=linestyle, color="0.45", marker="", linewidth=1.2, label=label)

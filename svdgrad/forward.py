@@ -103,35 +103,47 @@ def golub_kahan(
     eps = torch.finfo(v0.dtype).eps
     tol = 10 * eps if tol is None else tol
     most = min(v0.numel(), 1000 if maxiter is None else maxiter)
-    v, beta = v0 / vector_norm(v0), None
+    if most < 1:
+        raise ValueError(f"maxiter must be at least 1, found {maxiter}")
+    if not torch.isfinite(v0).all() or not v0.any():
+        raise ValueError("v0 must be finite and not zero: it is the vector to start from; random numbers will do")
+    v = _unit(v0)[0]
+    u = beta = None
     U, V = Basis(), Basis()
     alphas: list[Tensor] = []
     betas: list[Tensor] = []
     for step in range(1, most + 1):
         V.append(v)
-        u = U.orthogonalise(matvec(v) if beta is None else matvec(v) - beta * u)
-        alpha = vector_norm(u)
-        u = u / torch.where(alpha == 0, 1, alpha)
+        u = U.orthogonalise(matvec(v) if u is None or beta is None else matvec(v) - beta * u)
+        u, alpha = _unit(u)
         U.append(u)
-        w = V.orthogonalise(rmatvec(u) - alpha * v)
-        beta = vector_norm(w)
-        v = w / torch.where(beta == 0, 1, beta)
+        v, beta = _unit(V.orthogonalise(rmatvec(u) - alpha * v))
         alphas.append(alpha)
         betas.append(beta)
         # the small SVD costs more than a product at first: look every few steps, and at the last
         if step % 5 == 0 or step == most:
-            B = torch.diag(torch.stack(alphas)) + torch.diag(torch.stack(betas[:-1]), 1)
-            X, S, Yh = torch.linalg.svd(B.double().cpu())
+            B = torch.diag(torch.stack(alphas).double())
+            B.diagonal(1).copy_(torch.stack(betas)[:-1])
+            X, S, Yh = torch.linalg.svd(B.cpu())
             residual = (beta.double().cpu() * X[-1, 0].abs() / S[0]).item() if S[0] > 0 else 0.0
             if residual <= tol or step == v0.numel():
                 sigma, x, y = S[0].to(alpha), X[:, 0].to(v0), Yh[0].conj().to(v0)
-                u, v = x @ U.rows(), y @ V.rows()
-                known = Ritz(S.to(alpha), torch.tensor(step), torch.tensor(residual))
-                return Triplet(sigma, u / vector_norm(u), v / vector_norm(v)), known
+                (u, length), (v, _) = _unit(x @ U.rows()), _unit(y @ V.rows())
+                if length == 0:  # A v = 0 says nothing of u: any unit vector will do
+                    u = torch.eye(1, u.numel()).to(u)[0]
+                return Triplet(sigma, u, v), Ritz(S.to(alpha), torch.tensor(step), torch.tensor(residual))
     raise ConvergenceError(
         f"Lanczos bidiagonalisation reached a residual of {residual:.1e} σ in {most} steps, where {tol:.1e} σ was wanted. "
         "Likely causes: σ₂ is close to σ₁, or v0 is nearly orthogonal to v. Raise maxiter, loosen tol, or start from another v0"
     )
+
+
+def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x/‖x‖ and ‖x‖, the square not formed, which would leave the range of float32 for entries of 1e±20; 0 stays 0."""
+    largest = x.abs().max()
+    x = x / torch.where(largest == 0, 1, largest)
+    length = vector_norm(x)
+    return x / torch.where(length == 0, 1, length), largest * length
 
 
 class Basis:
@@ -163,7 +175,7 @@ class Basis:
 
 
 #: name -> method(A, index, v0, tol, maxiter) -> (Triplet, what an adjoint solver may reuse)
-FORWARDS = {"svd": svd, "lanczos": lanczos}
+FORWARDS: dict[str, Callable[..., tuple[Triplet, FullSVD | Ritz]]] = {"svd": svd, "lanczos": lanczos}
 
 #: name -> what it leaves behind
-KNOWN = {"svd": FullSVD, "lanczos": Ritz}
+KNOWN: dict[str, Callable[..., FullSVD | Ritz]] = {"svd": FullSVD, "lanczos": Ritz}

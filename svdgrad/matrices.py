@@ -4,6 +4,10 @@ The first half makes the matrices that the chapters differentiate, the second ha
 Throughout, ``A`` is ``(..., m, n)``, ``sigma`` is ``(...)``, ``u`` is ``(..., m)`` and ``v`` is ``(..., n)``.
 """
 
+from collections.abc import Sequence
+
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,7 +25,7 @@ def gaussian(m: int = 64, n: int = 32, seed: int = 0, dtype: torch.dtype = torch
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((m, n))).to(dtype)
 
 
-def with_singular_values(s, m: int, n: int, seed: int = 0) -> Tensor:
+def with_singular_values(s: Sequence[float] | np.ndarray, m: int, n: int, seed: int = 0) -> Tensor:
     """An m×n float64 matrix U diag(s) Vᵀ with random orthonormal U, V and the given min(m, n) singular values.
 
     >>> A = with_singular_values([3.0, 1.0], 4, 2)
@@ -46,7 +50,8 @@ def elevation() -> Tensor:
     """
     from matplotlib.cbook import get_sample_data
 
-    with get_sample_data("jacksboro_fault_dem.npz") as grid:
+    grid: Any = get_sample_data("jacksboro_fault_dem.npz")
+    with grid:
         height = grid["elevation"].astype(np.float64)
     return torch.from_numpy(height - height.mean())
 
@@ -56,7 +61,8 @@ def elevation() -> Tensor:
 
 def mv(A: Tensor, x: Tensor) -> Tensor:
     """The product A x of a (batch of) matrices and vectors, shapes (..., m, n) and (..., n) -> (..., m)."""
-    return (A @ x.unsqueeze(-1)).squeeze(-1)
+    y: Tensor = A @ x.unsqueeze(-1)
+    return y.squeeze(-1)
 
 
 def outer(x: Tensor, y: Tensor) -> Tensor:
@@ -66,7 +72,8 @@ def outer(x: Tensor, y: Tensor) -> Tensor:
 
 def project(u: Tensor, x: Tensor) -> Tensor:
     """(I − u uᴴ) x: the part of x orthogonal to the unit vector u."""
-    return x - u * torch.linalg.vecdot(u, x).unsqueeze(-1)
+    along: Tensor = torch.linalg.vecdot(u, x)
+    return x - u * along.unsqueeze(-1)
 
 
 # --- matrices to solve with ------------------------------------------------------------------------------------------
@@ -186,17 +193,17 @@ def predicted_singular_values(name: str, S: Tensor, m: int, n: int, index: int =
         raise ValueError(f"no closed form under the name {name!r}: the names are {', '.join(map(repr, MATRICES))}")
     sigma = S[index]
     others = S[torch.arange(len(S)) != index % len(S)]
-    beta = torch.as_tensor(beta, dtype=S.dtype)
-    length = torch.hypot(sigma, beta)
+    weight = torch.as_tensor(beta, dtype=S.dtype)
+    length = torch.hypot(sigma, weight)
     # what A sends to zero: for matrices of size m + n, of size m (like P), and of size n (like Q)
     both, left, right = abs(m - n), m - len(S), n - len(S)
     rest = [sigma + others, (sigma - others).abs(), sigma.expand(both)]
     squared = (sigma - others).abs() * (sigma + others)
-    values = {
+    values: dict[str, list[Tensor]] = {
         "K": [0 * sigma, 2 * sigma, *rest],
-        "bordered": [beta, torch.hypot(2 * sigma, beta), *rest],
+        "bordered": [weight, torch.hypot(2 * sigma, weight), *rest],
         # β²/(σ + √(σ² + β²)) is √(σ² + β²) − σ without the cancellation
-        "saddle": [beta, beta, length + sigma, beta**2 / (length + sigma), *rest],
+        "saddle": [weight, weight, length + sigma, weight**2 / (length + sigma), *rest],
         "misdeflated": [0 * sigma, 0 * sigma, *rest],
         "deflated": [sigma, 2 * sigma, *rest],
         "P": [0 * sigma, squared, (sigma**2).expand(left)],
@@ -206,8 +213,8 @@ def predicted_singular_values(name: str, S: Tensor, m: int, n: int, index: int =
         "stack": [torch.hypot(S, sigma), sigma.expand(left)],
         "middle": [torch.ones_like(sigma), squared / (sigma**2 + others**2), torch.ones_like(sigma).expand(left)],
         "notebook-stack": [torch.hypot(S, sigma**2), (sigma**2).expand(left)],
-    }[name]
-    return torch.cat([x.reshape(-1) for x in values]).sort(descending=True).values
+    }
+    return torch.cat([x.reshape(-1) for x in values[name]]).sort(descending=True).values
 
 
 def kappa(singular_values: Tensor) -> float:

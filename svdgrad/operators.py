@@ -11,11 +11,14 @@ from .adjoint import assemble
 from .adjoint.krylov import schur_cg
 from .forward import KNOWN, Triplet, fix_sign, golub_kahan
 from .matrices import project
-from .triplet import choose, find, look_at_the_gap, solve, validate
+from .steps import choose, find, look_at_the_gap, solve, validate
+
+
+MatVec = Callable[[Any, Tensor], Tensor]
 
 
 def operator_triplet(
-    matvec: Callable[[Any, Tensor], Tensor],
+    matvec: MatVec,
     params: Any,
     v0: Tensor,
     tol: float | None = None,
@@ -68,13 +71,11 @@ def operator_triplet(
     >>> d = torch.tensor([3.0, 1.0, 2.0], requires_grad=True)
     >>> sigma, u, v = operator_triplet(lambda d, x: d * x, d, torch.ones(3))
     >>> sigma.backward()
-    >>> d.grad.round(decimals=3)
+    >>> d.grad.round(decimals=3) + 0.0
     tensor([1., 0., 0.])
     """
     if not (isinstance(v0, Tensor) and v0.is_floating_point()):
         raise TypeError(f"v0 must be a real floating point tensor, found {getattr(v0, 'dtype', type(v0).__name__)}")
-    if not torch.isfinite(v0).all() or not v0.any():
-        raise ValueError("v0 must be finite and not zero: it is the vector to start from; random numbers will do")
     leaves, spec = pytree.tree_flatten(params)
     sigma, u, v, *_ = _OperatorTriplet.apply(matvec, spec, v0.detach(), tol, maxiter, *leaves)
     return Triplet(sigma, u, v)
@@ -82,24 +83,28 @@ def operator_triplet(
 
 class _OperatorTriplet(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, matvec, spec, v0, tol, maxiter, *leaves):
+    def forward(
+        ctx: Any, matvec: MatVec, spec: Any, v0: Tensor, tol: float | None, maxiter: int | None, *leaves: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         A = _Operator(matvec, pytree.tree_unflatten(leaves, spec), v0)
         (sigma, u, v), known = golub_kahan(A.product, A.transposed, v0.reshape(-1), tol, maxiter)
         u, v = fix_sign(u, v, v0.reshape(-1))
-        ctx.matvec, ctx.spec, ctx.leaves, ctx.S = matvec, spec, leaves, known.S
+        ctx.matvec, ctx.spec, ctx.S = matvec, spec, known.S
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(sigma, u, v, v0)
+        # tensors are saved as PyTorch wants, which notices if they are changed in place; other leaves as they are
+        ctx.others = [None if isinstance(x, Tensor) else x for x in leaves]
+        ctx.save_for_backward(sigma, u, v, v0, *(x if isinstance(x, Tensor) else None for x in leaves))
         return sigma, u.reshape(A.shape), v.reshape(v0.shape)
 
     @staticmethod
-    def backward(ctx, xi, phi, psi):
+    def backward(ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError(
                 "operator_triplet is differentiable once, and a second derivative was asked for (create_graph=True): "
                 "form the matrix and use singular_triplet, which is differentiable any number of times"
             )
-        sigma, u, v, v0 = ctx.saved_tensors
-        leaves = [x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in ctx.leaves]
+        sigma, u, v, v0, *tensors = ctx.saved_tensors
+        leaves = [other if x is None else x.detach().requires_grad_(x.requires_grad) for x, other in zip(tensors, ctx.others)]
         params = pytree.tree_unflatten(leaves, ctx.spec)
         p, q = torch.zeros_like(u), torch.zeros_like(v)
         if phi is not None or psi is not None:
@@ -120,7 +125,7 @@ class _OperatorTriplet(torch.autograd.Function):
 class _Operator:
     """Products with A and Aᵀ on flat vectors. The graph of one product is kept and walked backwards for every Aᵀ y."""
 
-    def __init__(self, matvec, params, v0: Tensor):
+    def __init__(self, matvec: MatVec, params: Any, v0: Tensor) -> None:
         self.matvec, self.params, self.like = matvec, params, v0
         self.x = torch.zeros_like(v0).requires_grad_()
         with torch.enable_grad():
@@ -136,11 +141,11 @@ class _Operator:
     def transposed(self, y: Tensor) -> Tensor:
         if not self.y.requires_grad:  # a matvec that does not depend on x at all
             return torch.zeros_like(self.like).reshape(-1)
-        (x,) = torch.autograd.grad(self.y, self.x, y.reshape(self.shape), retain_graph=True)
+        x: Tensor = torch.autograd.grad(self.y, self.x, y.reshape(self.shape), retain_graph=True)[0]
         return x.reshape(-1)
 
 
-def _detached(x):
+def _detached(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
 
 

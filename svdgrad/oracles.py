@@ -11,6 +11,8 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.linalg import LinAlgWarning, lu_factor, lu_solve
@@ -19,8 +21,11 @@ if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in 
     # without its CUDA plugin JAX runs on the CPU; say so first, or it warns on every machine that has a GPU
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+#: a number, or an array of floats: NumPy's or PyTorch's
+Array = Any
 
-def value(A, xi, phi, psi, v, index=0) -> float:
+
+def value(A: Array, xi: Array, phi: Array, psi: Array, v: Array, index: int = 0) -> Array:
     """f(A) = ξσ + φ·u + ψ·v in float64 by NumPy's SVD, in the sign in which v·vᵢ > 0; a batch of A gives a batch of values."""
     A, phi, psi, v = (_float64(x) for x in (A, phi, psi, v))
     U, S, Vh = np.linalg.svd(A, full_matrices=False)
@@ -29,14 +34,26 @@ def value(A, xi, phi, psi, v, index=0) -> float:
     return float(xi) * S[..., index] + sign * (ui @ phi + vi @ psi)
 
 
-def directional(A, xi, phi, psi, v, E, step: float, index=0) -> float:
+def directional(
+    A: Array, xi: Array, phi: Array, psi: Array, v: Array, E: Array, step: float, index: int = 0
+) -> float:
     """The central difference (f(A + hE) − f(A − hE))/2h along E, which a gradient G answers with ⟨G, E⟩ (eq-directional)."""
     A, E = _float64(A), _float64(E)
     right, left = value(np.stack([A + step * E, A - step * E]), xi, phi, psi, v, index)
-    return (right - left) / (2 * step)
+    slope: float = (right - left) / (2 * step)
+    return slope
 
 
-def differences(A, xi, phi, psi, v, index=0, step: float | None = None, progress: bool | None = None) -> np.ndarray:
+def differences(
+    A: Array,
+    xi: Array,
+    phi: Array,
+    psi: Array,
+    v: Array,
+    index: int = 0,
+    step: float | None = None,
+    progress: bool | None = None,
+) -> np.ndarray:
     """Central differences in every entry of A, in float64: 2mn SVDs (eq-central-difference).
 
     ``step`` is ε^(1/3) times the largest entry of A unless given, which balances truncation, h², against rounding, ε/h.
@@ -57,7 +74,7 @@ def differences(A, xi, phi, psi, v, index=0, step: float | None = None, progress
     return G
 
 
-def torch_autograd(A, xi, phi, psi, v, index=0) -> np.ndarray:
+def torch_autograd(A: Array, xi: Array, phi: Array, psi: Array, v: Array, index: int = 0) -> np.ndarray:
     """PyTorch's own backward through ``torch.linalg.svd``, in the dtype and on the device of A."""
     import torch
 
@@ -70,14 +87,14 @@ def torch_autograd(A, xi, phi, psi, v, index=0) -> np.ndarray:
     return _float64(A.grad)
 
 
-def jax_autograd(A, xi, phi, psi, v, index=0) -> np.ndarray:
+def jax_autograd(A: Array, xi: Array, phi: Array, psi: Array, v: Array, index: int = 0) -> np.ndarray:
     """JAX's own gradient through ``jax.numpy.linalg.svd``, in the dtype of A."""
     import jax
     import jax.numpy as jnp
 
     A, xi, phi, psi, v = (np.asarray(x.detach().cpu() if hasattr(x, "detach") else x) for x in (A, xi, phi, psi, v))
 
-    def f(A):
+    def f(A: Any) -> Any:
         U, S, Vh = jnp.linalg.svd(A, full_matrices=False)
         ui, vi = U[:, index], Vh[index]
         sign = jnp.sign(jax.lax.stop_gradient(vi) @ v)
@@ -87,7 +104,7 @@ def jax_autograd(A, xi, phi, psi, v, index=0) -> np.ndarray:
         return _float64(jax.grad(f)(jnp.asarray(A)))
 
 
-def newton_step(A, sigma, u, v):
+def newton_step(A: Any, sigma: Any, u: Any, v: Any) -> tuple[Any, Any, Any]:
     """One step of Newton's method for F(u, v, σ, τ) = 0 (eq-newton-system) from (u, v, σ, σ), in PyTorch: returns (σ, u, v).
 
     Differentiate it with A as the variable and the triplet as constants: where the triplet is exact, F = 0, so the derivative
@@ -104,7 +121,7 @@ def newton_step(A, sigma, u, v):
     return sigma + (s[-2] + s[-1]) / 2, u + s[:m], v + s[m:-2]
 
 
-def newton(A, xi, phi, psi, v, index=0) -> np.ndarray:
+def newton(A: Array, xi: Array, phi: Array, psi: Array, v: Array, index: int = 0) -> np.ndarray:
     """PyTorch's autograd through one Newton step from NumPy's triplet: the shortest correct implementation there is."""
     import torch
 
@@ -118,7 +135,9 @@ def newton(A, xi, phi, psi, v, index=0) -> np.ndarray:
     return _float64(A.grad)
 
 
-def extended(A, xi, phi, psi, v, index=0, digits: int = 40) -> np.ndarray:
+def extended(
+    A: Array, xi: Array, phi: Array, psi: Array, v: Array, index: int = 0, digits: int = 40
+) -> np.ndarray:
     """The gradient to float64's last digit, from a triplet and an adjoint computed with ``digits`` decimal digits.
 
     Newton's method on F(u, v, σ, τ) = (σu − Av, τv − Aᵀu, (‖u‖² − 1)/2, (‖v‖² − 1)/2) = 0, with F in extended precision
@@ -141,11 +160,11 @@ def extended(A, xi, phi, psi, v, index=0, digits: int = 40) -> np.ndarray:
         with warnings.catch_warnings(action="ignore", category=LinAlgWarning):
             factors = lu_factor(_jacobian(A / scale, x))  # an exact tie is reported below, with its reason
 
-        def split(x):
+        def split(x: Any) -> tuple[Any, Any, Any, Any]:
             rows = [x[i, 0] for i in range(m + n + 2)]
             return _column(rows[:m]), _column(rows[m:-2]), rows[-2], rows[-1]
 
-        def newton_residual(x):
+        def newton_residual(x: Any) -> Any:
             u, v, sigma, tau = split(x)
             norms = [(1 - (w.transpose() * w)[0, 0]) / 2 for w in (u, v)]
             return _column([*_list(exact * v - u * sigma), *_list(exact_T * u - v * tau), *norms])
@@ -155,7 +174,7 @@ def extended(A, xi, phi, psi, v, index=0, digits: int = 40) -> np.ndarray:
         c = flint.arb(float(max(np.abs(phi).max(), np.abs(psi).max(), np.finfo(float).tiny)))
         phi, psi = _column(phi.tolist()) / c, _column(psi.tolist()) / c
 
-        def adjoint_residual(y):
+        def adjoint_residual(y: Any) -> Any:
             p, q, lam, mu = split(y)
             top = phi - p * sigma + exact * q - u * lam
             bottom = psi - q * sigma + exact_T * p - v * mu
@@ -170,7 +189,7 @@ def extended(A, xi, phi, psi, v, index=0, digits: int = 40) -> np.ndarray:
         flint.ctx.dps = old
 
 
-def _refine(residual, factors, x, digits, most=60):
+def _refine(residual: Callable[[Any], Any], factors: Any, x: Any, digits: int, most: int = 60) -> Any:
     """x ← x + J⁻¹ residual(x) until the step is below 10^(−0.6 digits); each step is worth log10(1/(ε κ(J))) digits."""
     for _ in range(most):
         r = residual(x)
@@ -187,7 +206,7 @@ def _refine(residual, factors, x, digits, most=60):
     )
 
 
-def _jacobian(A, x):
+def _jacobian(A: np.ndarray, x: Any) -> np.ndarray:
     m, n = A.shape
     u, v, sigma = (np.array([float(e.mid()) for e in _list(x)])[s] for s in (slice(m), slice(m, m + n), -1))
     J = np.zeros((m + n + 2, m + n + 2))
@@ -197,20 +216,26 @@ def _jacobian(A, x):
     return J
 
 
-def _column(entries):
+def _column(entries: Any) -> Any:
     import flint
 
     entries = list(entries)
     return flint.arb_mat(len(entries), 1, [e if isinstance(e, flint.arb) else flint.arb(float(e)) for e in entries])
 
 
-def _list(column):
+def _list(column: Any) -> list[Any]:
     return [column[i, 0] for i in range(column.nrows())]
 
 
-def _float64(x) -> np.ndarray:
+def _float64(x: Array) -> np.ndarray:
     return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=np.float64)
 
 
 #: name -> oracle(A, xi, phi, psi, v, index) -> gradient, a float64 array
-ORACLES = {"extended": extended, "differences": differences, "torch": torch_autograd, "jax": jax_autograd, "newton": newton}
+ORACLES: dict[str, Callable[..., np.ndarray]] = {
+    "extended": extended,
+    "differences": differences,
+    "torch": torch_autograd,
+    "jax": jax_autograd,
+    "newton": newton,
+}

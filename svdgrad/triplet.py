@@ -2,32 +2,21 @@
 
     A ──forward──▶ Triplet(sigma, u, v) ──loss──▶ (xi, phi, psi) ──adjoint solver──▶ (p, q) ──▶ ∂L/∂A = (ξu + p)vᴴ + uqᴴ
 
-A method of ``svdgrad.forward`` finds the triplet, a solver of ``svdgrad.adjoint`` finds (p, q); this file ties the two
-into one ``torch.autograd.Function``.
+A method of ``svdgrad.forward`` finds the triplet, a solver of ``svdgrad.adjoint`` finds (p, q), on plain tensors and with
+all that is to be looked at, in steps.py; this file ties the two steps into one ``torch.autograd.Function``.
 """
 
-import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from .adjoint import LARGEST_ONLY, SOLVERS, assemble
 from .adjoint.saddle import refined
-from .forward import FORWARDS, KNOWN, FullSVD, Triplet
+from .forward import KNOWN, Triplet
 from .matrices import mv, outer, saddle
-
-
-class TieError(ArithmeticError):
-    """A gradient through u or v was asked for, and σ equals another singular value (or zero, if m ≠ n) up to rounding."""
-
-
-class PhaseError(ValueError):
-    """A loss of a complex triplet depends on the common phase of u and v, which A does not determine."""
-
-
-class NearTieWarning(UserWarning):
-    """A gradient through u or v has fewer than two digits, since σ is close to another singular value."""
+from .steps import choose, find, gradient, look_at_the_gap, look_at_the_phase, solve, validate
 
 
 def singular_triplet(
@@ -121,7 +110,7 @@ def singular_triplet(
         sigma, u, v, *_ = triplet(X, v0, index, forward, adjoint)
         return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
     sigma, u, v, *_ = _SingularTriplet.apply(X, v0, index, forward, adjoint, tol, maxiter)
-    for _ in range(_nested_forward_modes() - 1):
+    for _ in range(_newton_steps_wanted()):
         sigma, u, v = _newton_step(X, sigma, u, v)
     return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
 
@@ -142,62 +131,17 @@ def spectral_norm(
     return singular_triplet(A, forward=forward, tol=tol, maxiter=maxiter, v0=v0).sigma
 
 
-# The two steps on plain tensors: also what torch.compile calls, as one operation each (compiled.py).
-
-
-def find(
-    A: Tensor, v0: Tensor | None, index: int, forward: str, tol: float | None = None, maxiter: int | None = None
-) -> tuple[Tensor, ...]:
-    """(σ, u, v, *known). The entries are looked at here, and not before, since under vmap only here they can be."""
-    if not torch.isfinite(A).all():
-        bad = int((~torch.isfinite(A)).sum())
-        raise ValueError(f"A must be finite, found {bad} NaN or Inf among {A.numel()} entries: look upstream for the first of them")
-    with torch.autocast(A.device.type, enabled=False):
-        triplet, known = FORWARDS[forward](A, index, v0, tol, maxiter)
-    return (*triplet, *known)
-
-
-def solve(A, sigma, u, v, phi, psi, adjoint: str, role: str, known) -> tuple[Tensor, Tensor]:
-    """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not use."""
-    if role == "loss" and not (phi.any() or psi.any()):
-        return torch.zeros_like(phi), torch.zeros_like(psi)
-    if role != "again":
-        look_at_the_gap(*A.shape[-2:], sigma, known.S)
-    if role == "loss" and A.is_complex():
-        _look_at_the_phase(u, v, phi, psi)
-    reuse = {"svd": known} if adjoint == "spectral" and isinstance(known, FullSVD) else {}
-    with torch.autocast(A.device.type, enabled=False):
-        return SOLVERS[adjoint](A, Triplet(sigma, u, v), phi, psi, **reuse)
-
-
-def _gradient(triplet: Triplet, xi: Tensor | None, phi: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """(ξu + p)vᴴ + uqᴴ (eq-gradient); for complex A with ξ + i Im(uᴴφ)/σ in place of ξ.
-
-    The phase of u relative to v moves with A, unseen by the constraints p ⟂ u and q ⟂ v; that is the extra term.
-    """
-    if triplet.u.is_complex():
-        xi = (0 if xi is None else xi) + 1j * vecdot(triplet.u, phi).imag / triplet.sigma
-    return assemble(triplet, xi, p, q)
-
-
-def choose(forward: str, adjoint: str) -> tuple[str, str]:
-    """What "auto" means: the only place where that is decided."""
-    forward = "svd" if forward == "auto" else forward
-    if adjoint == "auto":
-        # with all singular vectors at hand the adjoint is four products with a vector; with one, two products a step
-        adjoint = "cg" if forward == "lanczos" else "spectral"
-    return forward, adjoint
-
-
 class _SingularTriplet(torch.autograd.Function):
     """A → (σ, u, v, *known), where ``known`` is what the forward method leaves behind for the adjoint solver."""
 
     @staticmethod
-    def forward(A, v0, index, forward, adjoint, tol, maxiter):
+    def forward(
+        A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None
+    ) -> tuple[Tensor, ...]:
         return find(A, v0, index, forward, tol, maxiter)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         A, v0, _, ctx.forward, ctx.adjoint, *_ = inputs
         ctx.mark_non_differentiable(*output[3:])
         ctx.set_materialize_grads(False)
@@ -206,7 +150,7 @@ class _SingularTriplet(torch.autograd.Function):
         ctx.save_for_forward(A, *output)
 
     @staticmethod
-    def backward(ctx, xi, phi, psi, *_):
+    def backward(ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         A, sigma, u, v, *known = ctx.saved_tensors
         if phi is None and psi is None:
             # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
@@ -215,16 +159,17 @@ class _SingularTriplet(torch.autograd.Function):
         psi = torch.zeros_like(v) if psi is None else psi
         triplet = Triplet(sigma, u, v)
         if ctx.adjoint == "refined":
-            look_at_the_gap(*A.shape[-2:], sigma, KNOWN[ctx.forward](*known).S)
+            m, n = A.shape[-2:]
+            look_at_the_gap(m, n, sigma, KNOWN[ctx.forward](*known).S)
             if A.is_complex():
-                _look_at_the_phase(u, v, phi, psi)
+                look_at_the_phase(u, v, phi, psi)
             triplet, p, q = refined(A, triplet, phi, psi)
         else:
             p, q = _AdjointSolve.apply(A, sigma, u, v, phi, psi, ctx.adjoint, "loss", ctx.forward, *known)
-        return (_gradient(triplet, xi, phi, p, q),) + (None,) * 6
+        return (gradient(triplet, xi, phi, p, q),) + (None,) * 6
 
     @staticmethod
-    def jvp(ctx, dA, *_):
+    def jvp(ctx: Any, dA: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         A, sigma, u, v, *known = ctx.saved_tensors
         adjoint = "saddle" if ctx.adjoint == "refined" else ctx.adjoint
         dA_v, dA_u = mv(dA, v), mv(dA.mH, u)
@@ -240,7 +185,17 @@ class _SingularTriplet(torch.autograd.Function):
         return (dsigma.real, du, dv) + (None,) * len(known)
 
     @staticmethod
-    def vmap(info, in_dims, A, v0, index, forward, adjoint, tol, maxiter):
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        A: Tensor,
+        v0: Tensor | None,
+        index: int,
+        forward: str,
+        adjoint: str,
+        tol: float | None,
+        maxiter: int | None,
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         A, v0 = _to_front(info.batch_size, (A, v0), in_dims[:2])
         if v0 is not None:
             v0 = v0.reshape(v0.shape[0], *(1,) * (A.ndim - v0.ndim - 1), *v0.shape[1:])
@@ -258,18 +213,29 @@ class _AdjointSolve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(A, sigma, u, v, phi, psi, adjoint, role, forward, *known):
+    def forward(
+        A: Tensor,
+        sigma: Tensor,
+        u: Tensor,
+        v: Tensor,
+        phi: Tensor,
+        psi: Tensor,
+        adjoint: str,
+        role: str,
+        forward: str,
+        *known: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         return solve(A, sigma, u, v, phi, psi, adjoint, role, KNOWN[forward](*known))
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.adjoint, _, ctx.forward = inputs[:9]
         ctx.count = len(inputs)
         ctx.save_for_backward(*tensors, *output, *inputs[9:])
         ctx.save_for_forward(*tensors, *output, *inputs[9:])
 
     @staticmethod
-    def backward(ctx, p_bar, q_bar):
+    def backward(ctx: Any, p_bar: Tensor, q_bar: Tensor) -> tuple[Tensor | None, ...]:
         A, sigma, u, v, phi, psi, p, q, *known = ctx.saved_tensors
         y, z = _AdjointSolve.apply(A, sigma, u, v, p_bar, q_bar, ctx.adjoint, "again", ctx.forward, *known)
         lam, mu = vecdot(phi, u).unsqueeze(-1), vecdot(psi, v).unsqueeze(-1)
@@ -277,13 +243,22 @@ class _AdjointSolve(torch.autograd.Function):
         A_bar = outer(y, q) + outer(p, z)
         sigma_bar = -(vecdot(y, p) + vecdot(z, q)).real
         u_bar, v_bar = -(y * lam + p * alpha), -(z * mu + q * gamma)
-        bars = (A_bar, sigma_bar, u_bar, v_bar, y, z)
+        bars: tuple[Tensor, ...] = (A_bar, sigma_bar, u_bar, v_bar, y, z)
         # one matrix may have met a batch of right-hand sides
         bars = tuple(bar.sum_to_size(x.shape) for bar, x in zip(bars, (A, sigma, u, v, phi, psi)))
-        return bars + (None,) * (ctx.count - 6)
+        return (*bars, *(None,) * (ctx.count - 6))
 
     @staticmethod
-    def jvp(ctx, dA, dsigma, du, dv, dphi, dpsi, *_):
+    def jvp(
+        ctx: Any,
+        dA: Tensor | None,
+        dsigma: Tensor | None,
+        du: Tensor | None,
+        dv: Tensor | None,
+        dphi: Tensor | None,
+        dpsi: Tensor | None,
+        *_: None,
+    ) -> tuple[Tensor, Tensor]:
         A, sigma, u, v, phi, psi, p, q, *known = ctx.saved_tensors
         top, bottom = torch.zeros_like(p), torch.zeros_like(q)
         if dphi is not None:
@@ -306,31 +281,47 @@ class _AdjointSolve(torch.autograd.Function):
         return dp, dq
 
     @staticmethod
-    def vmap(info, in_dims, A, sigma, u, v, phi, psi, adjoint, role, forward, *known):
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        A: Tensor,
+        sigma: Tensor,
+        u: Tensor,
+        v: Tensor,
+        phi: Tensor,
+        psi: Tensor,
+        adjoint: str,
+        role: str,
+        forward: str,
+        *known: Tensor,
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         # one matrix with a batch of right-hand sides stays one matrix: the solvers broadcast
         phi, psi = _to_front(info.batch_size, (phi, psi), in_dims[4:6])
-        matrix, dims = (A, sigma, u, v, *known), (*in_dims[:4], *in_dims[9:])
+        matrix: Sequence[Tensor] = (A, sigma, u, v, *known)
+        dims = (*in_dims[:4], *in_dims[9:])
         if any(dim is not None for dim in dims):
             matrix = _to_front(info.batch_size, matrix, dims)
             extra = (phi.ndim - 1) - matrix[1].ndim
-            matrix = (x.reshape(x.shape[0], *(1,) * extra, *x.shape[1:]) for x in matrix)
-        A, sigma, u, v, *known = matrix
-        return _AdjointSolve.apply(A, sigma, u, v, phi, psi, adjoint, role, forward, *known), (0, 0)
+            matrix = [x.reshape(x.shape[0], *(1,) * extra, *x.shape[1:]) for x in matrix]
+        return _AdjointSolve.apply(*matrix[:4], phi, psi, adjoint, role, forward, *matrix[4:]), (0, 0)
 
 
-def _nested_forward_modes() -> int:
-    """How many of torch.func's jvp and jacfwd are under way, one inside the other."""
+def _newton_steps_wanted() -> int:
+    """None, unless torch.func's forward modes (jvp, jacfwd) are nested: then k with 2ᵏ > d, for d derivatives under way.
+
+    PyTorch drops the outer tangent inside the jvp of an autograd.Function, in silence: of what comes out only the value is
+    sure to be right. k Newton steps from a right value are right to the order 2ᵏ − 1 (chapter *One Newton step*).
+    """
     from torch._functorch.pyfunctorch import TransformType, retrieve_all_functorch_interpreters
 
-    return sum(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters())
+    kinds = [level.key() for level in retrieve_all_functorch_interpreters()]
+    if kinds.count(TransformType.Jvp) < 2:
+        return 0
+    return (kinds.count(TransformType.Jvp) + kinds.count(TransformType.Grad)).bit_length()
 
 
 def _newton_step(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Triplet:
-    """One Newton step for the triplet, of differentiable operations (eq-newton-system, with the border weight σ).
-
-    PyTorch drops the outer tangent inside the jvp of an autograd.Function, in silence. The triplet that comes out has right
-    first derivatives at best, and each Newton step makes at least one order more right (chapter *One Newton step*).
-    """
+    """One Newton step for the triplet, of differentiable operations (eq-newton-system, with the border weight σ)."""
     if A.is_complex():
         raise NotImplementedError("forward mode nested in forward mode needs a real A: use reverse mode for one of the two")
     m = A.shape[-2]
@@ -338,87 +329,13 @@ def _newton_step(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Triplet:
     lengths = sigma.unsqueeze(-1) * torch.stack([vecdot(u, u) - 1, vecdot(v, v) - 1], -1) / 2
     s = sigma.unsqueeze(-1)
     F = torch.cat([s * u - mv(A, v), s * v - mv(A.mH, u), lengths], -1)
-    d = torch.linalg.solve(J, -F.unsqueeze(-1)).squeeze(-1)
+    # not torch.linalg.solve: in torch 2.13 its second forward derivative under vmap is NaN from the second matrix on
+    d = mv(torch.linalg.inv(J), -F)
     return Triplet(sigma * (1 + (d[..., -2] + d[..., -1]) / 2), u + d[..., :m], v + d[..., m:-2])
 
 
-def _to_front(size: int, tensors, dims):
+def _to_front(size: int, tensors: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, ...]:
     """Each tensor with the dimension that vmap maps in front; a tensor without one is expanded, None stays None."""
     return tuple(
         x if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, dims)
     )
-
-
-def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> Tensor:
-    """The distance from σ to the nearest other singular value, and to zero if m ≠ n, over σ₁; shape (...)."""
-    distance = (S - sigma.unsqueeze(-1)).abs()
-    own = torch.nn.functional.one_hot(distance.argmin(-1), S.shape[-1]).bool()
-    nearest = torch.where(own, torch.inf, distance).amin(-1)
-    if m != n:
-        nearest = torch.minimum(nearest, sigma)
-    return torch.minimum(nearest, S[..., 0]) / S[..., 0]
-
-
-def expected_error(gap: float, dtype: torch.dtype) -> float:
-    """The relative error to expect of the gradient of a loss of u or v, 4 ε/gap: within a factor of 30 of what is measured."""
-    return 4 * torch.finfo(dtype).eps / gap
-
-
-def look_at_the_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
-    """Raise a TieError or warn, once for a batch, by its smallest gap."""
-    gap = relative_gap(sigma.detach(), S, m, n).min().item()
-    eps = torch.finfo(S.dtype).eps
-    # LAPACK's singular values are right to a few ε σ₁: what is closer than this cannot be told apart
-    if not gap > 8 * eps * (m + n) ** 0.5:
-        raise TieError(
-            f"u and v have no derivative where σ is not simple; found a relative gap of {gap:.1e}, which is a tie up to rounding. "
-            "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values. "
-            "A loss of σ alone has a gradient here; otherwise perturb A, or use the subspace of the tied values"
-        )
-    if (expected := expected_error(gap, S.dtype)) > 1e-2:
-        warnings.warn(
-            f"σ is close to another singular value: relative gap {gap:.1e}, so a relative error of about {expected:.0e} is to be "
-            f"expected in the gradient with {str(S.dtype).removeprefix('torch.')}, by any method",
-            NearTieWarning,
-            stacklevel=3,
-        )
-
-
-def _look_at_the_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
-    """Raise a PhaseError for a loss that changes with the common phase of u and v: f(e^{iθ}u, e^{iθ}v) ≠ f(u, v)."""
-    slope = (vecdot(u, phi) + vecdot(v, psi)).imag.abs()
-    size = torch.linalg.vector_norm(phi, dim=-1) + torch.linalg.vector_norm(psi, dim=-1)
-    worst = torch.where(size > 0, slope / torch.where(size > 0, size, 1), 0).max().item()
-    if worst > 1e3 * torch.finfo(u.dtype).eps:
-        raise PhaseError(
-            "the loss depends on the common phase of u and v, which is not determined by A: multiplying both by e^{iθ} changes it, "
-            f"at a relative rate of {worst:.1e}. Likely cause: a real part, an imaginary part or a single entry of a complex vector. "
-            "Use moduli, inner products with the phase taken out, or products such as u vᴴ"
-        )
-
-
-def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | None) -> None:
-    if not isinstance(A, Tensor):
-        raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
-    if not (A.is_floating_point() or A.is_complex()):
-        raise TypeError(f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.double()")
-    if A.ndim < 2:
-        raise ValueError(f"A must be a matrix (..., m, n), found shape {tuple(A.shape)}: make a vector a matrix with A[:, None]")
-    m, n = A.shape[-2:]
-    if min(m, n) == 0:
-        raise ValueError(f"A must have at least one row and one column, found shape {tuple(A.shape)}: an empty side has no triplet")
-    if not -min(m, n) <= index < min(m, n):
-        raise ValueError(f"index must be from {-min(m, n)} to {min(m, n) - 1} for a matrix of shape {m}×{n}, found {index}")
-    for what, name, names in (("forward", forward, FORWARDS), ("adjoint", adjoint, SOLVERS)):
-        if name not in names:
-            raise ValueError(f"unknown {what} {name!r}: the names are 'auto', {', '.join(map(repr, names))}")
-    if forward == "lanczos" and (A.ndim != 2 or index % min(m, n) != 0):
-        raise ValueError(
-            f"forward 'lanczos' finds the largest singular value of one matrix, found shape {tuple(A.shape)} and index {index}: "
-            "use forward 'svd', or a loop over the batch"
-        )
-    if v0 is not None and v0.shape[-1:] != (n,):
-        raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {tuple(v0.shape)}")
-    if adjoint in LARGEST_ONLY and index % min(m, n) != 0:
-        others = ", ".join(repr(name) for name in SOLVERS if name not in LARGEST_ONLY)
-        raise ValueError(f"adjoint {adjoint!r} needs index 0, the largest singular value, found {index}: for others use {others}")

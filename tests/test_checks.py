@@ -21,5 +21,6 @@ def test_relative_error_sees_size_shape_and_nan():
     assert relative_error([1.0, 0.0], [0.0, 1.0]) == pytest.approx(2**0.5)
     assert relative_error([1e-200, 0.0], [0.0, 1e-200]) == pytest.approx(2**0.5)
     assert np.isnan(relative_error([np.nan], [1.0]))
+    assert relative_error([0.0], [0.0]) == 0 and relative_error([1e-300], [0.0]) == np.inf
     with pytest.raises(ValueError, match="one shape"):
         relative_error(np.ones((2, 1)), np.ones(2))

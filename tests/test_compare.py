@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -53,6 +54,15 @@ def test_the_command_prints_the_table_and_writes_a_record(capsys, tmp_path):
     assert record["matrix"] == "6×4 Gaussian matrix, seed 0" and "CPU" in record["hardware"]
     assert record["versions"]["torch"] == torch.__version__
     assert compare.table(record["rows"]) in out
+
+
+def test_missing_witnesses_are_said_with_the_way_to_get_them(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.linalg", None)
+    monkeypatch.delitem(sys.modules, "svdgrad.oracles")
+    monkeypatch.delattr("svdgrad.oracles")
+    with pytest.raises(SystemExit):
+        compare.main(["--device", "cpu"])
+    assert "pip install 'svdgrad[oracles]'" in capsys.readouterr().err
 
 
 def test_the_newest_record_of_a_kind_of_device_is_found(tmp_path):

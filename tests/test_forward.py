@@ -83,7 +83,12 @@ def test_it_ends_when_the_space_is_exhausted(shape):
     assert residual(A, t) <= 50 * torch.finfo(A.dtype).eps
 
 
-SMALL = {"zero": torch.zeros(4, 3), "rank one": torch.ones(4, 3), "diagonal": torch.diag(torch.tensor([2.0, 0, 0, 0])), "identity": torch.eye(5)}
+SMALL = {
+    "zero": torch.zeros(4, 3),
+    "rank one": torch.ones(4, 3),
+    "diagonal": torch.diag(torch.tensor([2.0, 0, 0, 0])),
+    "identity": torch.eye(5),
+}
 
 
 @pytest.mark.parametrize("A", SMALL.values(), ids=SMALL)
@@ -132,13 +137,28 @@ def test_golub_kahan_takes_products_only():
 def test_no_convergence_says_how_far_it_came_and_what_to_try():
     A = spread(200, 150, gap=1e-3)
     for how, steps, wanted in (({"maxiter": 7}, 7, "2.2e-15"), ({"maxiter": 10, "tol": 1e-9}, 10, "1.0e-09")):
-        with pytest.raises(svdgrad.ConvergenceError, match=rf"reached a residual of \d\.\de-0\d σ in {steps} steps, where {wanted} σ was wanted"):
+        with pytest.raises(
+            svdgrad.ConvergenceError,
+            match=rf"reached a residual of \d\.\de-0\d σ in {steps} steps, where {wanted} σ was wanted",
+        ):
             lanczos(A, **how)
-    with pytest.raises(svdgrad.ConvergenceError, match="Likely causes: σ₂ is close to σ₁, or v0 .*Raise maxiter, loosen tol, or start from another v0"):
+    with pytest.raises(
+        svdgrad.ConvergenceError,
+        match="Likely causes: σ₂ is close to σ₁, or v0 .*Raise maxiter, loosen tol, or start from another v0",
+    ):
         svdgrad.singular_triplet(A, forward="lanczos", maxiter=3)
 
 
 def test_what_lanczos_does_not_serve_is_refused():
     for A, index in ((torch.eye(3), 1), (torch.eye(3).expand(2, 3, 3), 0)):
-        with pytest.raises(ValueError, match="finds the largest singular value of one matrix.*use forward 'svd', or a loop over the batch"):
+        with pytest.raises(
+            ValueError,
+            match="finds the largest singular value of one matrix.*use forward 'svd', or a loop over the batch",
+        ):
             svdgrad.singular_triplet(A, index=index, forward="lanczos")
+
+
+@pytest.mark.parametrize("how", [{"v0": torch.zeros(4)}, {"maxiter": 0}], ids=["zero v0", "no steps"])
+def test_a_start_that_leads_nowhere_is_refused(how):
+    with pytest.raises((ValueError, svdgrad.ConvergenceError), match="v0 must be finite and not zero|maxiter"):
+        svdgrad.singular_triplet(torch.ones(5, 4), forward="lanczos", **how)

@@ -30,7 +30,7 @@ def spread(m, n, gap=0.3, seed=0):
     return Family(m, n, 3 * gapped(min(m, n), gap)).matrix(seed=seed)
 
 
-# --- against the dense matrix ------------------------------------------------------------------------------------------
+# --- against the dense matrix -----------------------------------------------------------------------------------------
 
 LOSSES = {
     "σ": lambda t: t.sigma,
@@ -50,8 +50,9 @@ def test_a_dense_matvec_as_the_matrix(shape, loss):
         assert relative_error(a, b) <= 50 * EPS / 0.3
     LOSSES[loss](t).backward()
     LOSSES[loss](s).backward()
-    assert relative_error(X.grad, Y.grad) <= 50 * EPS / 0.3
-    assert abs(v0 @ t.v - abs(v0 @ t.v)) == 0
+    # with one row u is ±1, and its derivative zero
+    assert (X.grad - Y.grad).norm() <= 50 * EPS / 0.3 * max(Y.grad.norm(), 1)
+    assert v0 @ t.v > 0
 
 
 def test_params_may_be_any_structure_and_only_what_requires_a_gradient_gets_one():
@@ -75,7 +76,9 @@ def test_params_may_be_any_structure_and_only_what_requires_a_gradient_gets_one(
     found = {
         "tuple": gradient(lambda p, x: p[0] * (p[1] @ (p[2] * x)), lambda d, a, e: (d, a, e)),
         "dict": gradient(lambda p, x: p["d"] * (p["a"] @ (p["e"] * x)), lambda d, a, e: {"d": d, "a": a, "e": e}),
-        "nested, and not only tensors": gradient(lambda p, x: p[0]["d"] * (p[1][0] @ (p[1][1] * x)) * p[2], lambda d, a, e: [{"d": d}, (a, e), 1.0]),
+        "nested, and not only tensors": gradient(
+            lambda p, x: p[0]["d"] * (p[1][0] @ (p[1][1] * x)) * p[2], lambda d, a, e: [{"d": d}, (a, e), 1.0]
+        ),
     }
     for name, pair in found.items():
         for a, b in zip(pair, direct()):
@@ -130,7 +133,7 @@ def test_low_rank_plus_diagonal_as_the_dense_matrix():
         assert relative_error(p[name].grad, r[name].grad) <= 50 * EPS * s[0] / (s[0] - s[1]), name
 
 
-# --- a convolution and a large sparse matrix ---------------------------------------------------------------------------
+# --- a convolution and a large sparse matrix --------------------------------------------------------------------------
 
 
 def smooth_kernel(channels=64):
@@ -141,19 +144,19 @@ def smooth_kernel(channels=64):
 
 def test_a_convolution_has_the_norm_that_the_fourier_transform_gives():
     """With periodic ends the singular values are those of the 64×64 matrices of the kernel's Fourier transform."""
-    W = smooth_kernel().requires_grad_()
+    W, tol = smooth_kernel().requires_grad_(), 1e-8
 
     def periodic(W, x):
         return conv2d(torch.nn.functional.pad(x, (1, 1, 1, 1), mode="circular"), W)
 
-    sigma, _, _ = svdgrad.operator_triplet(periodic, W, normal(1, 64, 32, 32), tol=1e-9)
-    S = torch.linalg.svdvals(torch.fft.fft2(W, s=(32, 32)).permute(2, 3, 0, 1))
-    exact = S[..., 0].max()
-    # a residual of 1e-9 σ is an error of at most 1e-18 σ²/gap in σ and of 1e-9 σ/gap in the gradient
-    gap = 1 - S.detach().flatten().sort().values[-2].item() / exact.item()
-    assert abs(sigma - exact) <= (1e-18 / gap + 100 * EPS) * exact
-    (G,), (G_exact,) = torch.autograd.grad(sigma, W), torch.autograd.grad(exact, W)
-    assert relative_error(G, G_exact) <= 4e-9 / gap
+    S = torch.linalg.svdvals(torch.fft.fft2(W.detach(), s=(32, 32)).permute(2, 3, 0, 1)).flatten().sort().values
+    exact, gap = S[-1], 1 - (S[-2] / S[-1]).item()
+    sigma, _, _ = svdgrad.operator_triplet(periodic, W, normal(1, 64, 32, 32), tol=tol)
+    assert abs(sigma - exact) <= (tol**2 / gap + 100 * EPS) * exact
+    (G,) = torch.autograd.grad(sigma, W)
+    # frequency zero has the largest: its matrix is the sum of the nine taps, and each tap has the gradient of the sum
+    (G_exact,) = torch.autograd.grad(torch.linalg.matrix_norm(W.sum((-2, -1)), 2), W)
+    assert relative_error(G, G_exact) <= 4 * tol / gap
 
 
 def test_the_gradient_of_a_convolution_answers_a_directional_difference():
@@ -163,15 +166,14 @@ def test_the_gradient_of_a_convolution_answers_a_directional_difference():
     def conv(W, x):
         return conv2d(x, W, padding=1)
 
-    h, tol = 1e-3, 1e-7
+    h, tol, gap = 1e-4, 1e-8, 0.01  # the gap is that of the blur's first two modes
     X = W.clone().requires_grad_()
     t = svdgrad.operator_triplet(conv, X, x0, tol=tol)
     (G,) = torch.autograd.grad(t.sigma, X)
     right, left = (svdgrad.operator_triplet(conv, W + s * E, t.v, tol=tol).sigma for s in (h, -h))
-    slope = ((right - left) / (2 * h)).item()
-    # ‖dA‖ ≤ 3‖E‖ here; truncation (3h)²·3/gap², residual tol/gap; the gap is that of the blur's first two modes, about 0.01
-    assert abs((G * E).sum().item() - slope) <= 1e-3 * G.norm().item()
-    assert abs((G * W).sum() - t.sigma) <= 10 * tol * t.sigma  # Euler: σ is homogeneous in W, and Ritz values are exact in it
+    # u and v, and with them G, are right to tol/gap; the difference of σ is right to h² ‖E‖³/gap² < 1e-6, ‖E‖ ≈ 0.2
+    assert abs((G * E).sum() - (right - left) / (2 * h)) <= tol / gap * G.norm()
+    assert abs((G * W).sum() - t.sigma) <= tol * t.sigma  # Euler: σ is homogeneous in W, of degree one
 
 
 N, ENTRIES = 200_000, 2_000_000
@@ -199,17 +201,37 @@ def test_a_sparse_matrix_of_two_million_entries_and_its_memory():
     assert abs(G @ values.detach() - sigma) <= 1e-9 * sigma
 
 
-# --- refusals ----------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("matvec", "v0", "error", "message"),
     [
-        (lambda A, x: A @ x + 1, torch.ones(4), ValueError, r"must be linear in x, found matvec\(params, 0\) ≠ 0: likely cause: a bias"),
-        (dense, torch.zeros(4), ValueError, "must be finite and not zero: it is the vector to start from; random numbers will do"),
+        (
+            lambda A, x: A @ x + 1,
+            torch.ones(4),
+            ValueError,
+            r"must be linear in x, found matvec\(params, 0\) ≠ 0: likely cause: a bias",
+        ),
+        (
+            dense,
+            torch.zeros(4),
+            ValueError,
+            "must be finite and not zero: it is the vector to start from; random numbers will do",
+        ),
         (dense, torch.full((4,), torch.nan), ValueError, "must be finite and not zero"),
-        (dense, torch.ones(4, dtype=torch.int64), TypeError, "v0 must be a real floating point tensor, found torch.int64"),
-        (dense, torch.ones(4, dtype=torch.complex64), TypeError, "v0 must be a real floating point tensor, found torch.complex64"),
+        (
+            dense,
+            torch.ones(4, dtype=torch.int64),
+            TypeError,
+            "v0 must be a real floating point tensor, found torch.int64",
+        ),
+        (
+            dense,
+            torch.ones(4, dtype=torch.complex64),
+            TypeError,
+            "v0 must be a real floating point tensor, found torch.complex64",
+        ),
         (dense, [1.0] * 4, TypeError, "v0 must be a real floating point tensor, found list"),
     ],
     ids=["bias", "zero", "nan", "integer", "complex", "list"],
@@ -220,7 +242,10 @@ def test_bad_input_gets_one_clear_error(matvec, v0, error, message):
 
 
 def test_no_convergence_says_how_far_it_came_and_what_to_try():
-    with pytest.raises(svdgrad.ConvergenceError, match=r"residual of \d\.\de-0\d σ in 4 steps, where 2\.2e-15 σ was wanted.*Likely causes: .*Raise maxiter"):
+    with pytest.raises(
+        svdgrad.ConvergenceError,
+        match=r"residual of \d\.\de-0\d σ in 4 steps, where 2\.2e-15 σ was wanted.*Likely causes: .*Raise maxiter",
+    ):
         svdgrad.operator_triplet(dense, spread(40, 30, gap=1e-2), normal(30), maxiter=4)
 
 
@@ -235,14 +260,26 @@ def test_a_tie_is_refused_for_the_vectors_and_not_for_the_value():
         t.u[0].backward()
 
 
+def test_params_changed_in_place_before_backward_are_noticed():
+    """As PyTorch's own operations do: the gradient would silently be that of another matrix."""
+    A = spread(5, 4).requires_grad_()
+    t = svdgrad.operator_triplet(dense, A, normal(4))
+    with torch.no_grad():
+        A.mul_(torch.linspace(1, 2, 4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        t.u[0].backward()
+
+
 def test_a_second_derivative_is_refused():
     A = spread(5, 4).requires_grad_()
     t = svdgrad.operator_triplet(dense, A, normal(4))
-    with pytest.raises(NotImplementedError, match=r"differentiable once.*create_graph=True.*form the matrix and use singular_triplet"):
+    with pytest.raises(
+        NotImplementedError, match=r"differentiable once.*create_graph=True.*form the matrix and use singular_triplet"
+    ):
         torch.autograd.grad(t.u[0], A, create_graph=True)
 
 
-# --- the gradient in rank-two form -------------------------------------------------------------------------------------
+# --- the gradient in rank-two form ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", [{}, {"forward": "lanczos"}, {"adjoint": "saddle"}, {"index": 2}], ids=str)
@@ -273,7 +310,7 @@ def test_rank_two_gradient_refuses():
     assert value == 1 and torch.linalg.svdvals(G.dense()).sum() <= 1 + 1e-6
 
 
-# --- diagnosis ---------------------------------------------------------------------------------------------------------
+# --- diagnosis --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("adjoint", ["auto", "saddle", "schur", "cg"])
@@ -298,7 +335,13 @@ def test_the_predicted_error_is_that_measured_within_a_factor_of_thirty(gap, adj
 def test_what_diagnose_says_of_a_direct_method():
     A = Family(9, 6, 5 * gapped(6, 0.25)).matrix()
     found = svdgrad.diagnose(A)
-    assert (found.forward, found.adjoint, found.steps, found.products, found.stopped) == ("svd", "spectral", 0, 0, "direct method")
+    assert (found.forward, found.adjoint, found.steps, found.products, found.stopped) == (
+        "svd",
+        "spectral",
+        0,
+        0,
+        "direct method",
+    )
     assert abs(found.sigma - 5) <= 1e-13 and abs(found.gap - 0.25) <= 1e-13
     assert abs(found.kappa - 8) <= 1e-11  # (σ + σ₁)/gap
     assert found.predicted_error == pytest.approx(4 * EPS / 0.25)
@@ -326,7 +369,9 @@ def test_diagnose_at_a_tie(A):
 
 
 def test_diagnose_refuses():
-    with pytest.raises(ValueError, match=r"looks at one matrix \(m, n\), found shape \(2, 3, 3\): call it for each of a batch"):
+    with pytest.raises(
+        ValueError, match=r"looks at one matrix \(m, n\), found shape \(2, 3, 3\): call it for each of a batch"
+    ):
         svdgrad.diagnose(torch.eye(3).expand(2, 3, 3))
     with pytest.raises(ValueError, match="unknown forward 'magic'"):
         svdgrad.diagnose(torch.eye(3), forward="magic")

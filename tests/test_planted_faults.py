@@ -17,7 +17,7 @@ FAULTS = {
     "A for its transpose": ("matrices.py", "torch.cat([-A.mH, scaled_identity(sigma, n, A)], -1)", "torch.cat([-A.reshape(n, m), scaled_identity(sigma, n, A)], -1)"),
     "a projection dropped": ("adjoint/__init__.py", "phi, psi = project(u, phi), project(v, psi)", "psi = project(v, psi)"),
     "the part outside range(A) forgotten": ("adjoint/spectral.py", "mv(U, x - a / sigma) + phi / sigma", "mv(U, x)"),
-    "the cotangent of sigma forgotten": ("triplet.py", "return assemble(triplet, xi, p, q)", "return assemble(triplet, None, p, q)"),
+    "the cotangent of sigma forgotten": ("steps.py", "return assemble(triplet, xi, p, q)", "return assemble(triplet, None, p, q)"),
     "the sign of v0 ignored": ("forward.py", "    if v0 is None:", "    if True:"),
     "a term of the second derivative lost": ("triplet.py", "A_bar = outer(y, q) + outer(p, z)", "A_bar = outer(y, q)"),
 }

@@ -8,7 +8,9 @@ in ``SOLVERS`` under the same name.
 The files hold the formulas of the book for a right-hand side that is already projected; what they share is here.
 """
 
+from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +26,10 @@ from .schur import schur
 from .spectral import spectral
 
 
-def _exact(formula):
+Solver = Callable[..., tuple[Tensor, Tensor]]
+
+
+def _exact(formula: Solver) -> Solver:
     """What every solver needs around its formula: project, make the problem free of units, solve, project, scale back.
 
     The system is linear in (φ, ψ) and unchanged, but for a factor, under A → cA.
@@ -33,7 +38,7 @@ def _exact(formula):
     """
 
     @wraps(formula)
-    def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, **known) -> tuple[Tensor, Tensor]:
+    def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, **known: Any) -> tuple[Tensor, Tensor]:
         sigma, u, v = triplet
         unit = sigma[..., None]
         phi, psi = project(u, phi), project(v, psi)
@@ -55,7 +60,7 @@ def assemble(triplet: Triplet, xi: Tensor | None, p: Tensor, q: Tensor) -> Tenso
     return outer(p, v) + outer(u, q)
 
 
-def _as_written(formula):
+def _as_written(formula: Solver) -> Solver:
     """An attempt of the notebook: nothing projected or scaled before, p and q projected after."""
 
     @wraps(formula)
@@ -67,7 +72,7 @@ def _as_written(formula):
 
 
 #: name -> solver(A, triplet, phi, psi) -> (p, q), every one exact
-SOLVERS = {
+SOLVERS: dict[str, Solver] = {
     name: _exact(formula)
     for name, formula in {
         "direct": direct.direct,
@@ -87,7 +92,7 @@ SOLVERS = {
 }
 
 #: name -> the notebook's attempt under that name, as it stands there
-ATTEMPTS = {
+ATTEMPTS: dict[str, Solver] = {
     name: _as_written(formula)
     for name, formula in {
         "direct": direct.attempt,

@@ -1,5 +1,7 @@
 """Solve K[p; q] = c by inverting K blockwise: four systems with P and Q (chapter *Block inversion*)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,15 @@ from .. import matrices
 from ..matrices import mv
 
 
-def _four_systems(P, Q, A, sigma, phi, psi, solve) -> tuple[Tensor, Tensor]:
+def _four_systems(
+    P: Tensor,
+    Q: Tensor,
+    A: Tensor,
+    sigma: Tensor,
+    phi: Tensor,
+    psi: Tensor,
+    solve: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
     """p = P⁻¹σφ + P⁻¹Aψ and q = Q⁻¹Aᴴφ + Q⁻¹σψ (eq-block-inversion)."""
     sigma = sigma.unsqueeze(-1)
     x, y = solve(P, sigma * phi), solve(P, mv(A, psi))
@@ -16,11 +26,13 @@ def _four_systems(P, Q, A, sigma, phi, psi, solve) -> tuple[Tensor, Tensor]:
 
 
 def _lu(M: Tensor, x: Tensor) -> Tensor:
-    return torch.linalg.solve(M, x.unsqueeze(-1)).squeeze(-1)
+    y: Tensor = torch.linalg.solve(M, x.unsqueeze(-1))
+    return y.squeeze(-1)
 
 
 def _least_squares(M: Tensor, x: Tensor) -> Tensor:
-    return torch.linalg.lstsq(M, x.unsqueeze(-1), driver="gels").solution.squeeze(-1)
+    y: Tensor = torch.linalg.lstsq(M, x.unsqueeze(-1), driver="gels").solution
+    return y.squeeze(-1)
 
 
 def block_inversion(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Solve K[p; q] = c with products by A and Aᴴ only (chapter *Without an SVD*)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
@@ -7,6 +9,8 @@ from torch.linalg import vecdot, vector_norm
 from ..forward import Triplet
 from ..matrices import mv, project
 from .schur import not_dominant, on_the_smaller_side
+
+Map = Callable[[Tensor], Tensor]
 
 
 @on_the_smaller_side
@@ -16,13 +20,13 @@ def cg(A: Tensor, sigma: Tensor, v: Tensor, r: Tensor) -> Tensor:
     Cost: two products with A a step, about √(σ₁/2(σ₁ − σ₂)) · log(2/ε) steps or fewer.
     """
 
-    def apply(x):
+    def apply(x: Tensor) -> Tensor:
         return sigma.unsqueeze(-1) ** 2 * x - mv(A.mH, mv(A, x))
 
     return _refined(_cg, apply, lambda x: project(v, x), r)
 
 
-def schur_cg(matvec, rmatvec, triplet: Triplet, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+def schur_cg(matvec: Map, rmatvec: Map, triplet: Triplet, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     """``cg`` for an operator: products with A and Aᵀ on flat vectors, φ and ψ already projected (eq-schur)."""
     sigma, u, v = triplet
     if u.numel() < v.numel():
@@ -45,10 +49,10 @@ def minres(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Ten
     """
     m = A.shape[-2]
 
-    def off_u_and_v(x):
+    def off_u_and_v(x: Tensor) -> Tensor:
         return torch.cat([project(u, x[..., :m]), project(v, x[..., m:])], -1)
 
-    def apply(x):
+    def apply(x: Tensor) -> Tensor:
         p, q = x[..., :m], x[..., m:]
         return sigma.unsqueeze(-1) * x - torch.cat([mv(A, q), mv(A.mH, p)], -1)
 
@@ -56,7 +60,7 @@ def minres(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Ten
     return x[..., :m], x[..., m:]
 
 
-def _refined(method, apply, off, b: Tensor) -> Tensor:
+def _refined(method: Callable[[Map, Map, Tensor], Tensor], apply: Map, off: Map, b: Tensor) -> Tensor:
     """Solve, then solve for what is left of the right-hand side: the iteration's own residual strays from the true one.
 
     ``off`` projects off the null space. It is applied to each new vector at its own size: applied to a product only, it
@@ -68,7 +72,7 @@ def _refined(method, apply, off, b: Tensor) -> Tensor:
     return x
 
 
-def _cg(apply, off, b: Tensor) -> Tensor:
+def _cg(apply: Map, off: Map, b: Tensor) -> Tensor:
     """Hestenes and Stiefel's iteration on a batch; a member of the batch that has converged stands still."""
     x, r, d = torch.zeros_like(b), b, b
     rr = vecdot(r, r).real.unsqueeze(-1)
@@ -88,7 +92,7 @@ def _cg(apply, off, b: Tensor) -> Tensor:
     return x
 
 
-def _minres(apply, off, b: Tensor) -> Tensor:
+def _minres(apply: Map, off: Map, b: Tensor) -> Tensor:
     """Paige and Saunders' iteration on a batch: Lanczos vectors v, a QR factorisation updated by one rotation a step."""
     x = torch.zeros_like(b)
     gamma = vector_norm(b, dim=-1, keepdim=True)

@@ -20,7 +20,8 @@ def indefinite_least_squares(A: Tensor, sigma: Tensor, u: Tensor, top: Tensor, b
     except torch.linalg.LinAlgError:
         raise not_dominant("mixed", "Q₁ᴴQ₁ − Q₂ᴴQ₂ is not positive semidefinite") from None
     g = (mv(Q1.mH, top) - mv(Q2.mH, bottom)).unsqueeze(-1)
-    return torch.linalg.solve_triangular(R, torch.cholesky_solve(g, L), upper=True).squeeze(-1)
+    y: Tensor = torch.linalg.solve_triangular(R, torch.cholesky_solve(g, L), upper=True)
+    return y.squeeze(-1)
 
 
 def mixed(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,4 +44,5 @@ def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Te
 def least_squares_on_stack(A: Tensor, sigma: Tensor, b: Tensor) -> Tensor:
     """The y that minimises ‖Aᴴy − b‖² + ‖σ²y‖², the notebook's stack."""
     b = torch.cat([b, b.new_zeros((*b.shape[:-1], A.shape[-2]))], -1)
-    return torch.linalg.lstsq(matrices.notebook_stack(A, sigma), b.unsqueeze(-1), driver="gels").solution.squeeze(-1)
+    y: Tensor = torch.linalg.lstsq(matrices.notebook_stack(A, sigma), b.unsqueeze(-1), driver="gels").solution
+    return y.squeeze(-1)

@@ -31,7 +31,8 @@ def refined(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor) -> tuple[Trip
     LU, pivots = torch.linalg.lu_factor(matrices.saddle(A, sigma, u, v))
 
     def solve(c: Tensor) -> Tensor:
-        return torch.linalg.lu_solve(LU, pivots, c.unsqueeze(-1)).squeeze(-1)
+        x: Tensor = torch.linalg.lu_solve(LU, pivots, c.unsqueeze(-1))
+        return x.squeeze(-1)
 
     lengths = torch.stack([vecdot(u, u) - 1, vecdot(v, v) - 1], -1) / 2
     step = solve(torch.cat([mv(A, v) - u, mv(A.mH, u) - v, -lengths], -1))

@@ -1,5 +1,6 @@
 """Solve K[p; q] = c by one Schur complement, of size min(m, n) (chapter *Block inversion*)."""
 
+from collections.abc import Callable
 from functools import wraps
 
 import torch
@@ -9,14 +10,16 @@ from .. import matrices
 from ..matrices import mv
 
 
-def on_the_smaller_side(formula):
+def on_the_smaller_side(formula: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
     """Let a formula for q, which works with n×n matrices, serve wide matrices too: exchange A with Aᴴ, u with v, φ with ψ.
 
     The exchange turns K[p; q] = c into the same system with p and q exchanged.
     """
 
     @wraps(formula)
-    def both_sides(A, sigma, u, v, phi, psi):
+    def both_sides(
+        A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor
+    ) -> tuple[Tensor, Tensor]:
         m, n = A.shape[-2:]
         if m < n:
             q, p = both_sides(A.mH, sigma, v, u, psi, phi)

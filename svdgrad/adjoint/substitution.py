@@ -38,7 +38,8 @@ def _damped(A: Tensor, sigma: Tensor, phi: Tensor) -> Tensor:
     n = A.shape[-1]
     Q, R = torch.linalg.qr(matrices.stack(A.mH, sigma))
     g = mv(Q[..., n:, :].mH, sigma.unsqueeze(-1) * phi)
-    return torch.linalg.solve_triangular(R, g.unsqueeze(-1), upper=True).squeeze(-1)
+    mu: Tensor = torch.linalg.solve_triangular(R, g.unsqueeze(-1), upper=True)
+    return mu.squeeze(-1)
 
 
 def backward_attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,6 +57,6 @@ def forward_attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor,
     s = sigma.unsqueeze(-1)
     mu = torch.linalg.lstsq(A, (s * phi).unsqueeze(-1), driver="gels").solution.squeeze(-1)
     nu = torch.linalg.lstsq(A.mH, (s * psi).unsqueeze(-1), driver="gels").solution.squeeze(-1)
-    p = sum(least_squares_on_stack(A, sigma, b) for b in (-mu, -psi))
-    q = sum(least_squares_on_stack(A.mH, sigma, b) for b in (-phi, -nu))
+    p = least_squares_on_stack(A, sigma, -mu) + least_squares_on_stack(A, sigma, -psi)
+    q = least_squares_on_stack(A.mH, sigma, -phi) + least_squares_on_stack(A.mH, sigma, -nu)
     return p, q

@@ -1,0 +1,159 @@
+"""The two steps behind the map A → (σ, u, v), on plain tensors: find a triplet, solve its adjoint system.
+
+Everything that can be wrong with an input is looked at here. triplet.py makes the two steps differentiable, compiled.py
+shows them to torch.compile, operators.py and diagnosis.py use them as they are.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.linalg import vecdot
+
+from .adjoint import LARGEST_ONLY, SOLVERS, assemble
+from .forward import FORWARDS, FullSVD, Ritz, Triplet
+
+
+class TieError(ArithmeticError):
+    """A gradient through u or v was asked for, and σ equals another singular value (or zero, if m ≠ n) up to rounding."""
+
+
+class PhaseError(ValueError):
+    """A loss of a complex triplet depends on the common phase of u and v, which A does not determine."""
+
+
+class NearTieWarning(UserWarning):
+    """A gradient through u or v has fewer than two digits, since σ is close to another singular value."""
+
+
+def choose(forward: str, adjoint: str) -> tuple[str, str]:
+    """What "auto" means: the only place where that is decided."""
+    forward = "svd" if forward == "auto" else forward
+    if adjoint == "auto":
+        # with all singular vectors at hand the adjoint is four products with a vector; with one, two products a step
+        adjoint = "cg" if forward == "lanczos" else "spectral"
+    return forward, adjoint
+
+
+def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | None) -> None:
+    if not isinstance(A, Tensor):
+        raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
+    if not (A.is_floating_point() or A.is_complex()):
+        raise TypeError(f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.double()")
+    if A.ndim < 2:
+        raise ValueError(f"A must be a matrix (..., m, n), found shape {tuple(A.shape)}: make a vector a matrix with A[:, None]")
+    m, n = A.shape[-2:]
+    if min(m, n) == 0:
+        raise ValueError(f"A must have at least one row and one column, found shape {tuple(A.shape)}: an empty side has no triplet")
+    if not -min(m, n) <= index < min(m, n):
+        raise ValueError(f"index must be from {-min(m, n)} to {min(m, n) - 1} for a matrix of shape {m}×{n}, found {index}")
+    for what, name, names in (("forward", forward, FORWARDS), ("adjoint", adjoint, SOLVERS)):
+        if name not in names:
+            raise ValueError(f"unknown {what} {name!r}: the names are 'auto', {', '.join(map(repr, names))}")
+    if forward == "lanczos" and (A.ndim != 2 or index % min(m, n) != 0):
+        raise ValueError(
+            f"forward 'lanczos' finds the largest singular value of one matrix, found shape {tuple(A.shape)} and index {index}: "
+            "use forward 'svd', or a loop over the batch"
+        )
+    if v0 is not None and v0.shape[-1:] != (n,):
+        raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {tuple(v0.shape)}")
+    if adjoint in LARGEST_ONLY and index % min(m, n) != 0:
+        others = ", ".join(repr(name) for name in SOLVERS if name not in LARGEST_ONLY)
+        raise ValueError(f"adjoint {adjoint!r} needs index 0, the largest singular value, found {index}: for others use {others}")
+
+
+def find(
+    A: Tensor, v0: Tensor | None, index: int, forward: str, tol: float | None = None, maxiter: int | None = None
+) -> tuple[Tensor, ...]:
+    """(σ, u, v, *known). The entries are looked at here, and not before, since under vmap only here they can be."""
+    if not torch.isfinite(A).all():
+        bad = int((~torch.isfinite(A)).sum())
+        raise ValueError(f"A must be finite, found {bad} NaN or Inf among {A.numel()} entries: look upstream for the first of them")
+    with torch.autocast(A.device.type, enabled=False):
+        triplet, known = FORWARDS[forward](A, index, v0, tol, maxiter)
+    return (*triplet, *known)
+
+
+def solve(
+    A: Tensor,
+    sigma: Tensor,
+    u: Tensor,
+    v: Tensor,
+    phi: Tensor,
+    psi: Tensor,
+    adjoint: str,
+    role: str,
+    known: FullSVD | Ritz,
+) -> tuple[Tensor, Tensor]:
+    """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not use."""
+    if role == "loss" and not (phi.any() or psi.any()):
+        return torch.zeros_like(phi), torch.zeros_like(psi)
+    m, n = A.shape[-2:]
+    if role != "again":
+        look_at_the_gap(m, n, sigma, known.S)
+    if role == "loss" and A.is_complex():
+        look_at_the_phase(u, v, phi, psi)
+    reuse = {"svd": known} if adjoint == "spectral" and isinstance(known, FullSVD) else {}
+    with torch.autocast(A.device.type, enabled=False):
+        return SOLVERS[adjoint](A, Triplet(sigma, u, v), phi, psi, **reuse)
+
+
+def gradient(triplet: Triplet, xi: Tensor | None, phi: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """(ξu + p)vᴴ + uqᴴ (eq-gradient); for complex A with ξ + i Im(uᴴφ)/σ in place of ξ.
+
+    The phase of u relative to v moves with A, unseen by the constraints p ⟂ u and q ⟂ v; that is the extra term.
+    """
+    if triplet.u.is_complex():
+        xi = (0 if xi is None else xi) + 1j * vecdot(triplet.u, phi).imag / triplet.sigma
+    return assemble(triplet, xi, p, q)
+
+
+def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> Tensor:
+    """The distance from σ to the nearest other singular value, and to zero if m ≠ n, over σ₁; shape (...)."""
+    distance = (S - sigma.unsqueeze(-1)).abs()
+    own = torch.nn.functional.one_hot(distance.argmin(-1), S.shape[-1]).bool()
+    nearest = torch.where(own, torch.inf, distance).amin(-1)
+    if m != n:
+        nearest = torch.minimum(nearest, sigma)
+    largest = S[..., 0]
+    return torch.where(largest > 0, torch.minimum(nearest, largest) / torch.where(largest > 0, largest, 1), 0)
+
+
+def expected_error(gap: float, dtype: torch.dtype) -> float:
+    """The relative error to expect of the gradient of a loss of u or v, 4 ε/gap: within a factor of 30 of what is measured."""
+    return 4 * torch.finfo(dtype).eps / gap
+
+
+def look_at_the_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
+    """Raise a TieError or warn, once for a batch, by its smallest gap."""
+    if sigma.numel() == 0:
+        return  # an empty batch
+    gap = relative_gap(sigma.detach(), S, m, n).min().item()
+    eps = torch.finfo(S.dtype).eps
+    # LAPACK's singular values are right to a few ε σ₁: what is closer than this cannot be told apart
+    if not gap > 8 * eps * (m + n) ** 0.5:
+        raise TieError(
+            f"u and v have no derivative where σ is not simple; found a relative gap of {gap:.1e}, which is a tie up to rounding. "
+            "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values. "
+            "A loss of σ alone has a gradient here; otherwise perturb A, or use the subspace of the tied values"
+        )
+    if (expected := expected_error(gap, S.dtype)) > 1e-2:
+        warnings.warn(
+            f"σ is close to another singular value: relative gap {gap:.1e}, so a relative error of about {expected:.0e} is to be "
+            f"expected in the gradient with {str(S.dtype).removeprefix('torch.')}, by any method",
+            NearTieWarning,
+            stacklevel=3,
+        )
+
+
+def look_at_the_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
+    """Raise a PhaseError for a loss that changes with the common phase of u and v: f(e^{iθ}u, e^{iθ}v) ≠ f(u, v)."""
+    slope = (vecdot(u, phi) + vecdot(v, psi)).imag.abs()
+    size = torch.linalg.vector_norm(phi, dim=-1) + torch.linalg.vector_norm(psi, dim=-1)
+    worst = torch.where(size > 0, slope / torch.where(size > 0, size, 1), 0).max().item()
+    if worst > 1e3 * torch.finfo(u.dtype).eps:
+        raise PhaseError(
+            "the loss depends on the common phase of u and v, which is not determined by A: multiplying both by e^{iθ} changes it, "
+            f"at a relative rate of {worst:.1e}. Likely cause: a real part, an imaginary part or a single entry of a complex vector. "
+            "Use moduli, inner products with the phase taken out, or products such as u vᴴ"
+        )

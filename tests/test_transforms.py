@@ -1,0 +1,286 @@
+"""torch.func and its nestings, forward mode, torch.compile, autocast: the same derivatives on every way to them."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+import svdgrad
+from svdgrad import matrices
+from svdgrad.adjoint import SOLVERS
+from svdgrad.checks import relative_error
+from svdgrad.oracles import extended
+
+# PyTorch itself calls what it deprecates, when forward mode is first used
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+
+SHAPES = [(5, 3), (3, 5), (4, 4)]
+#: for results that differ by rounding only; the matrices here have gaps of a quarter of σ₁ or more
+ROUNDING = 1e3 * torch.finfo(torch.float64).eps
+
+
+def matrix(m=5, n=3, seed=0):
+    """Singular values 4, 3, 2, …"""
+    return matrices.with_singular_values(np.arange(4.0, 4 - min(m, n), -1), m, n, seed)
+
+
+def complex_matrix(m=5, n=3):
+    return torch.complex(matrix(m, n), matrix(m, n, seed=1))
+
+
+def f(A, **how):
+    """A loss of all three outputs, not linear in any."""
+    sigma, u, v = svdgrad.singular_triplet(A, **how)
+    return sigma * u[..., 0] ** 2 + v[..., 1] ** 3
+
+
+def invariants(A, **how):
+    """Of a complex triplet, what does not depend on its phase."""
+    sigma, u, v = svdgrad.singular_triplet(A, **how)
+    return sigma, matrices.outer(u, v), u.abs() ** 2
+
+
+# --- against differences ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_mode_and_second_derivatives_of_every_solver(shape, name):
+    A = matrix(*shape).requires_grad_()
+
+    def triplet(A):
+        return tuple(svdgrad.singular_triplet(A, adjoint=name))
+
+    # reverse mode, once and twice, has its test in test_triplet.py
+    assert gradcheck(triplet, (A,), check_forward_ad=True, check_backward_ad=False, check_undefined_grad=False)
+    assert gradgradcheck(triplet, (A,), check_fwd_over_rev=True, check_rev_over_rev=False, check_undefined_grad=False)
+
+
+@pytest.mark.parametrize("index", [0, 1, -1])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_complex_first_and_second_derivatives(shape, index):
+    A = complex_matrix(*shape).requires_grad_()
+    assert gradcheck(lambda A: invariants(A, index=index), (A,), check_forward_ad=True)
+    assert gradgradcheck(lambda A: invariants(A, index=index), (A,), check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("v0", [None, torch.tensor([1.0, 2j, -1.0])], ids=["largest entry", "v0"])
+def test_the_complex_tangent_keeps_the_documented_gauge(v0):
+    A, E = complex_matrix(), complex_matrix().flip(0, 1)
+    h = 1e-5  # central differences are right to h² and ε/h
+    _, tangent = jvp(lambda A: tuple(svdgrad.singular_triplet(A, v0=v0)), (A,), (E,))
+    right, left = svdgrad.singular_triplet(A + h * E, v0=v0), svdgrad.singular_triplet(A - h * E, v0=v0)
+    for found, b, a in zip(tangent, right, left):
+        assert relative_error(found, (b - a) / (2 * h)) <= 1e-8
+
+
+# --- torch.func -------------------------------------------------------------------------------------------------------
+
+
+def truth(A):
+    """∇f in extended precision: f's own cotangents, then the witness that shares no code with the package."""
+    sigma, u, v = svdgrad.singular_triplet(A)
+    xi, phi, psi = u[0] ** 2, torch.zeros_like(u), torch.zeros_like(v)
+    phi[0], psi[1] = 2 * sigma * u[0], 3 * v[1] ** 2
+    return extended(A, xi, phi, psi, v)
+
+
+def differences_of_the_gradient(A, h=1e-5):
+    """The Hessian of f, (m, n, m, n), by central differences of the gradient in extended precision."""
+    H = np.empty((*A.shape, *A.shape))
+    for i, j in product(*map(range, A.shape)):
+        E = torch.zeros_like(A)
+        E[i, j] = h
+        H[:, :, i, j] = (truth(A + E) - truth(A - E)) / (2 * h)
+    return H
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_way_to_the_gradient(shape):
+    A, E = matrix(*shape), matrices.gaussian(*shape)
+    G = truth(A)
+    value, pullback = vjp(f, A)
+    for found in (grad(f)(A), pullback(torch.ones_like(value))[0], jacrev(f)(A), jacfwd(f)(A)):
+        assert relative_error(found, G) <= ROUNDING
+    assert (
+        abs(jvp(f, (A,), (E,))[1].item() - (torch.from_numpy(G) * E).sum().item())
+        <= ROUNDING * np.linalg.norm(G) * E.norm()
+    )
+
+
+SECOND = {f"{a.__name__}({b.__name__})": (lambda f, a=a, b=b: a(b(f))) for a, b in product((jacrev, jacfwd), repeat=2)}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_way_to_the_hessian(shape):
+    A = matrix(*shape)
+    H = differences_of_the_gradient(A)
+    for name, second in {**SECOND, "hessian": hessian}.items():
+        found = second(f)(A)
+        assert relative_error(found, H) <= 1e-8, (
+            name
+        )  # the differences are right to h² = 1e-10, times a factor of the gap
+        assert relative_error(found, hessian(f)(A)) <= ROUNDING, name
+
+
+@pytest.mark.parametrize("modes", ["".join(modes) for modes in product("fr", repeat=3)])
+def test_every_way_to_the_third_derivatives(modes):
+    """PyTorch drops outer tangents inside a custom jvp, in silence; here none may be missing. "frr": jacfwd(jacrev(jacrev))."""
+    A, E, h = matrix(), matrices.gaussian(5, 3), 1e-5
+    third = f
+    for mode in reversed(modes):
+        third = {"f": jacfwd, "r": jacrev}[mode](third)
+    H = hessian(f)
+    assert relative_error((third(A) * E).sum((-2, -1)), (H(A + h * E) - H(A - h * E)) / (2 * h)) <= 1e-7
+
+
+TRANSFORMS = {"value": lambda f: f, "grad": grad, "jacfwd": jacfwd, "hessian": hessian, **SECOND}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_under_vmap_as_one_by_one(name):
+    g = TRANSFORMS[name](f)
+    A = torch.stack([matrix(seed=seed) for seed in range(6)])
+    one_by_one = torch.stack([g(a) for a in A])
+    assert relative_error(vmap(g)(A), one_by_one) <= ROUNDING
+    assert relative_error(vmap(g, in_dims=2)(A.permute(1, 2, 0)), one_by_one) <= ROUNDING
+    assert relative_error(vmap(vmap(g))(A.unflatten(0, (2, 3))).flatten(0, 1), one_by_one) <= ROUNDING
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3)], ids=["one v0 each", "v0 for each of a batch"])
+def test_vmap_over_v0(shape):
+    """v0 decides the sign of each; over a batch of v0 alone, too."""
+    A = matrices.gaussian(5, 3)
+    v0 = torch.from_numpy(np.random.default_rng(0).standard_normal((*shape, 3)))
+    flat = v0.reshape(-1, 3)
+    assert len({(x @ svdgrad.singular_triplet(A).v > 0).item() for x in flat}) == 2  # both signs occur
+
+    def g(A, v0):
+        return grad(lambda A: svdgrad.singular_triplet(A, v0=v0).u.sum())(A)
+
+    one_by_one = torch.stack([g(A, x) for x in flat]).reshape(*shape, 5, 3)
+    for _ in shape:
+        g = vmap(g, in_dims=(None, 0))
+    assert relative_error(g(A, v0), one_by_one) <= ROUNDING
+    batch = torch.stack([A, 2 * A, -A])
+    together = vmap(lambda x: svdgrad.singular_triplet(batch, v0=x).v)(flat)
+    assert (torch.einsum("bij,bj->bi", together, flat) > 0).all()
+
+
+def test_a_batch_of_cotangents_for_one_matrix():
+    A = matrix()
+    t, pullback = vjp(lambda A: tuple(svdgrad.singular_triplet(A)), A)
+    bars = tuple(torch.from_numpy(np.random.default_rng(i).standard_normal((7, *x.shape))) for i, x in enumerate(t))
+    (together,) = vmap(pullback)(bars)
+    for i in range(7):
+        assert relative_error(together[i], extended(A, *(bar[i] for bar in bars), t[2])) <= ROUNDING
+
+
+@pytest.mark.parametrize("batch", [(0,), (2, 0)], ids=str)
+def test_an_empty_batch_has_derivatives(batch):
+    A = torch.zeros(*batch, 4, 3)
+    assert grad(lambda A: f(A).sum())(A).shape == A.shape
+    for x, dx in zip(*jvp(lambda A: tuple(svdgrad.singular_triplet(A)), (A,), (A,))):
+        assert x.shape == dx.shape
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda t: t.u[0].real, lambda t: t.v[1].imag, lambda t: t.u.real.sum() + t.sigma],
+    ids=["Re u₀", "Im v₁", "Σ Re u"],
+)
+def test_a_loss_that_depends_on_the_phase_is_refused(loss):
+    A = complex_matrix().requires_grad_()
+    message = (
+        r"common phase of u and v, which is not determined by A.*at a relative rate of .*Likely cause: .*Use moduli"
+    )
+    with pytest.raises(svdgrad.PhaseError, match=message):
+        loss(svdgrad.singular_triplet(A)).backward()
+
+
+def test_nested_forward_mode_of_a_complex_matrix_is_refused():
+    A = complex_matrix()
+
+    def tangent(A):
+        return jvp(lambda A: svdgrad.singular_triplet(A).sigma, (A,), (A,))[1]
+
+    with pytest.raises(NotImplementedError, match="nested in forward mode needs a real A: use reverse mode for one"):
+        jvp(tangent, (A,), (A,))
+
+
+@pytest.mark.parametrize("A", [torch.eye(3), torch.zeros(3, 2), -torch.eye(2, 4)], ids=["identity", "zero", "wide"])
+def test_spectral_norm_needs_no_gap_under_torch_func(A):
+    A = A.double()
+    for G in (
+        grad(svdgrad.spectral_norm)(A),
+        jacrev(svdgrad.spectral_norm)(A),
+        vmap(grad(svdgrad.spectral_norm))(A[None])[0],
+    ):
+        assert abs((G * A).sum() - torch.linalg.matrix_norm(A, 2)) <= 1e-14
+        assert torch.linalg.svdvals(G).sum() <= 1 + 1e-14
+
+
+def test_a_tie_is_refused_under_torch_func_if_the_loss_depends_on_the_vectors():
+    with pytest.raises(svdgrad.TieError):
+        grad(lambda A: svdgrad.singular_triplet(A).u[0])(torch.eye(3).double())
+
+
+# --- torch.compile, autocast, refinement ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (2, 4, 4)], ids=str)
+def test_compiled_in_one_graph_as_eager(shape, backend):
+    A = torch.stack([matrix(*shape[-2:], seed=seed) for seed in range(2)])
+    A = A if len(shape) == 3 else A[0]
+
+    def g(A):
+        return f(2 * A).sum() + svdgrad.spectral_norm(A).sum()
+
+    torch._dynamo.reset()
+    results = []
+    for h in (torch.compile(g, backend=backend, fullgraph=True), g):
+        X = A.clone().requires_grad_()
+        value = h(X)
+        value.backward()
+        results.append((value.detach(), X.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+def test_autocast_costs_no_digit():
+    A = matrix(5, 3).float()
+    X, Y = A.clone().requires_grad_(), A.clone().requires_grad_()
+    for x, enabled in ((X, True), (Y, False)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            t = svdgrad.singular_triplet(x, adjoint="saddle")
+        assert {y.dtype for y in t} == {torch.float32}
+        (t.sigma + t.u[0] + t.v[1]).backward()
+    assert torch.equal(X.grad, Y.grad)
+
+
+@pytest.mark.parametrize("shape", [(40, 25), (25, 40), (30, 30)], ids=str)
+def test_refine_squares_the_error_of_a_loose_triplet(shape):
+    """With a relative error e from a loose forward pass, e² σ₁/gap is left after one Newton step (eq-newton-system)."""
+    s, gap = np.r_[1, np.linspace(0.7, 0.1, min(shape) - 1)], 0.3
+    A = matrices.with_singular_values(s, *shape)
+    v0 = torch.from_numpy(np.random.default_rng(5).standard_normal(shape[1]))
+    t = svdgrad.singular_triplet(A, v0=v0)
+    phi, psi = (torch.from_numpy(np.random.default_rng(6).standard_normal(k)) for k in shape)
+    G = extended(A, 1.0, phi, psi, t.v)
+
+    def error(**how):
+        X = A.clone().requires_grad_()
+        sigma, u, v = svdgrad.singular_triplet(X, forward="lanczos", v0=v0, **how)
+        (sigma + phi @ u + psi @ v).backward()
+        return relative_error(X.grad, G)
+
+    loose, refined = error(tol=1e-4), error(tol=1e-4, refine=True)
+    assert 1e-8 < loose
+    assert refined <= 10 * loose**2 / gap
+    assert error(refine=True) <= 50 * 2.2e-16 / gap
