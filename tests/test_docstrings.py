@@ -1,4 +1,4 @@
-"""Docstrings: every equation that they cite is in the book; every public function says its errors and has an example."""
+"""Docstrings: every equation they cite is in the book; every public function says its errors and has an example."""
 
 import doctest
 import inspect
@@ -22,7 +22,7 @@ def markdown(path: Path) -> str:
 
 
 def numbered_equations() -> set[str]:
-    """The labels of MyST's two notations: ``$$ (eq-name)`` after an equation, and ``:label: eq-name`` in a directive."""
+    """The labels of MyST's two notations: ``$$ (eq-name)`` after an equation, ``:label: eq-name`` in a directive."""
     pages = [*ROOT.glob("book/*.ipynb"), *ROOT.glob("book/*.md")]
     label = re.compile(r"^(?:.*\$\$ \(|:label: )(eq-[a-z0-9-]+)", re.MULTILINE)
     return {name for page in pages for name in label.findall(markdown(page))}

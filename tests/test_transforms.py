@@ -128,7 +128,7 @@ def test_every_way_to_the_hessian(shape):
 
 @pytest.mark.parametrize("modes", ["".join(modes) for modes in product("fr", repeat=3)])
 def test_every_way_to_the_third_derivatives(modes):
-    """PyTorch drops outer tangents inside a custom jvp, in silence; here none may be missing. "frr": jacfwd(jacrev(jacrev))."""
+    """PyTorch drops outer tangents inside a custom jvp, in silence; here none may be missing. "fr": jacfwd(jacrev)."""
     A, E, h = matrix(), matrices.gaussian(5, 3), 1e-5
     third = f
     for mode in reversed(modes):

@@ -66,6 +66,8 @@ def _refined(method: Callable[[Map, Map, Tensor], Tensor], apply: Map, off: Map,
     ``off`` projects off the null space. It is applied to each new vector at its own size: applied to a product only, it
     would leave rounding of the size of the product, which outweighs the vector as that shrinks.
     """
+    if b.shape[-1] == 1:  # nothing but zero is orthogonal to v, what b holds is rounding
+        return torch.zeros_like(b)
     x = method(apply, off, off(b))
     for _ in range(2):
         x = x + method(apply, off, off(b - apply(x)))
