@@ -75,6 +75,13 @@ def singular_triplet(
         In backward, if the loss depends on u or v and σ equals another singular value up to rounding: then u and v are
         not functions of A. The value, and the gradient of a loss of σ alone, are always given.
 
+    PhaseError
+        In backward, if A is complex and the loss changes with the common phase of u and v, which A does not determine.
+    ConvergenceError
+        "lanczos" ran out of steps; the message names the residual that was reached.
+    NotImplementedError
+        A is complex, and one forward mode of torch.func is nested in another.
+
     Warns
     -----
     NearTieWarning
