@@ -98,7 +98,7 @@ def compare(A: Tensor, repeat: int = 5, differences: bool = True) -> list[Row]:
     for kind, ways in (("attempt", ATTEMPTS), ("solver", SOLVERS)):
         for name, way in ways.items():
             if (kind, name) == ("solver", "spectral"):
-                way = partial(way, svd=known)  # the formula for when the whole SVD is at hand
+                way = partial(way, known=known)  # the formula for when the whole SVD is at hand
             error, residual = _judge(way, A, triplet, xi, phi, psi, truth)
             kappa = _kappa(kind, name, triplet, known.S, *A.shape)
             ms = median_ms(partial(way, A, triplet, phi, psi), A.device, repeat) if math.isfinite(error) else math.nan

@@ -9,54 +9,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .forward import FullSVD, Triplet
+from .forward import KNOWN, Triplet
 from .steps import find, gradient
 from .steps import solve as solve_adjoint
 
 
 @torch.library.custom_op("svdgrad::triplet", mutates_args=())
-def triplet(
-    A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(σ, u, v, U, S, Vᴴ)."""
-    if forward != "svd":
-        raise ValueError(f"under torch.compile the forward method is 'svd', found {forward!r}: call it outside the compiled region")
-    sigma, u, v, U, S, Vh = (x.contiguous() for x in find(A, v0, index, forward))
-    return sigma, u, v, U, S, Vh
+def triplet(A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str) -> list[Tensor]:
+    """[σ, u, v, *known]."""
+    if forward == "lanczos":
+        raise ValueError("under torch.compile the forward method is 'svd' or 'gram', found 'lanczos': call it outside the compiled region")
+    return [x.clone(memory_format=torch.contiguous_format) for x in find(A, v0, index, forward)]
 
 
 @triplet.register_fake
-def _(A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str) -> tuple[Tensor, ...]:
+def _(A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str) -> list[Tensor]:
     *batch, m, n = A.shape
     k = min(m, n)
     S = A.real.new_empty((*batch, k))
-    return S.new_empty(batch), A.new_empty((*batch, m)), A.new_empty((*batch, n)), A.new_empty((*batch, m, k)), S, A.new_empty((*batch, k, n))
+    known = [S, A.new_empty((*batch, k, k))] if forward == "gram" else [A.new_empty((*batch, m, k)), S, A.new_empty((*batch, k, n))]
+    return [S.new_empty(batch), A.new_empty((*batch, m)), A.new_empty((*batch, n)), *known]
 
 
 @torch.library.custom_op("svdgrad::solve", mutates_args=())
 def solve(
-    A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, adjoint: str, U: Tensor, S: Tensor, Vh: Tensor
+    A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, adjoint: str, forward: str, known: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(p, q)."""
-    p, q = solve_adjoint(A, sigma, u, v, phi, psi, adjoint, "loss", FullSVD(U, S, Vh))
+    p, q = solve_adjoint(A, sigma, u, v, phi, psi, adjoint, "loss", KNOWN[forward](*known))
     return p.contiguous(), q.contiguous()
 
 
 @solve.register_fake
 def _(
-    A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, adjoint: str, U: Tensor, S: Tensor, Vh: Tensor
+    A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, adjoint: str, forward: str, known: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(u), torch.empty_like(v)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    A, *_, ctx.adjoint = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    A, *_, ctx.forward, ctx.adjoint = inputs
     ctx.save_for_backward(A, *output)
 
 
-def _backward(ctx: Any, xi: Tensor | None, phi: Tensor, psi: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    A, sigma, u, v, U, S, Vh = ctx.saved_tensors
-    p, q = solve(A, sigma, u, v, phi, psi, ctx.adjoint, U, S, Vh)
+def _backward(ctx: Any, bars: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    A, sigma, u, v, *known = ctx.saved_tensors
+    xi, phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in zip((sigma, u, v), bars))
+    p, q = solve(A, sigma, u, v, phi, psi, ctx.adjoint, ctx.forward, known)
     return gradient(Triplet(sigma, u, v), xi, phi, p, q), None, None, None, None
 
 

@@ -1,5 +1,6 @@
 """Ways to find a singular triplet: A v = σ u, Aᴴ u = σ v, ‖u‖ = ‖v‖ = 1."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,10 +33,21 @@ class FullSVD(NamedTuple):
     Vh: Tensor
 
 
-class Ritz(NamedTuple):
-    """What an iteration knows of the other triplets: approximate singular values ``S (k,)``, descending, and its cost."""
+class Gram(NamedTuple):
+    """The eigenvectors ``W (..., k, k)`` of AᴴA, or of AAᴴ if that is smaller, and the singular values ``S (..., k)``, descending."""
 
     S: Tensor
+    W: Tensor
+
+
+class Ritz(NamedTuple):
+    """What an iteration knows of the other triplets: k approximate singular values, descending, their vectors, and its cost.
+
+    ``S (k,)`` lie at or below the true ones; ``W (d, k)`` are orthonormal, right singular vectors or, for a wide matrix, left.
+    """
+
+    S: Tensor
+    W: Tensor
     steps: Tensor
     """steps of the iteration, each of two products with A, as a tensor of no dimensions"""
     residual: Tensor
@@ -69,21 +81,95 @@ def fix_sign(u: Tensor, v: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Te
         anchor = v.gather(-1, v.abs().argmax(-1, keepdim=True))
     else:
         anchor = torch.linalg.vecdot(v, v0.to(v)).conj().unsqueeze(-1)
-    c = torch.where(anchor == 0, 1, torch.sgn(anchor).conj())
+    if v.is_complex():
+        c = torch.where(anchor == 0, 1, torch.sgn(anchor).conj())
+    else:
+        c = torch.ones_like(anchor).copysign(anchor)
     return u * c, v * c
+
+
+def gram(
+    A: Tensor, index: int = 0, v0: Tensor | None = None, tol: float | None = None, maxiter: int | None = None
+) -> tuple[Triplet, Gram]:
+    """The dominant triplet from the eigenvectors of the Gram matrix of the smaller side: AᴴA W = W S² (eq-gram).
+
+    A Gram matrix squares the condition number, so small singular values lose digits; the largest loses none.
+    Cost: one product of A with itself and one symmetric eigendecomposition of size min(m, n).
+    """
+    if A.shape[-2] < A.shape[-1]:
+        (sigma, v, u), known = _gram(A.mH)
+    else:
+        (sigma, u, v), known = _gram(A)
+    return Triplet(sigma, *fix_sign(u, v, v0)), known
+
+
+def _gram(A: Tensor) -> tuple[Triplet, Gram]:
+    """``gram`` for a tall matrix, the sign left open."""
+    G = -(A.mH @ A)  # eigh sorts upwards, so that of −G comes with the largest σ first
+    if G.numel() == 0:
+        return Triplet(A.real.new_empty(A.shape[:-2]), A[..., 0], A[..., 0, :]), Gram(A.real[..., 0, :], G)
+    # squares leave the range of float32 for entries beyond 1e±19: look once, and only then change the unit
+    lengths = G.diagonal(dim1=-2, dim2=-1).real
+    extremes = (lengths if A.ndim == 2 else lengths.amin(-1)).aminmax()
+    largest, smallest = (-x.item() for x in extremes)
+    if A.ndim == 2:
+        smallest = largest
+    if not (1e-30 < smallest and largest < 1e30):
+        unit = A.abs().amax((-2, -1))
+        unit = torch.where(unit == 0, 1, unit)
+        if (unit != 1).any():
+            (sigma, u, v), (S, W) = _gram(A / unit[..., None, None])
+            return Triplet(sigma * unit, u, v), Gram(S * unit.unsqueeze(-1), W)
+    minus_S2, W = torch.linalg.eigh(G)
+    v = W[..., 0]
+    u = mv(A, v)
+    sigma = vector_norm(u, dim=-1)
+    if smallest == 0:  # A v = 0, for a zero matrix only, says nothing of u: any unit vector will do
+        zero = sigma == 0
+        u[..., 0] += zero
+        u = u / (sigma + zero).unsqueeze(-1)
+    else:
+        u = u / sigma.unsqueeze(-1)
+    return Triplet(sigma, u, v), Gram(minus_S2.neg_().clamp_min_(0).sqrt_(), W)
 
 
 def lanczos(
     A: Tensor, index: int = 0, v0: Tensor | None = None, tol: float | None = None, maxiter: int | None = None
 ) -> tuple[Triplet, Ritz]:
-    """The dominant triplet of one matrix by Golub and Kahan's bidiagonalisation: two products with A a step.
+    """The dominant triplet by Golub and Kahan's bidiagonalisation: two products with A a step. A batch is a loop.
 
-    Starts from ``v0``, or from a vector of seeded normal numbers, so that the same A gives the same answer.
+    Starts from ``v0``, or from seeded normal numbers, so that the same A gives the same answer. A wide matrix is transposed.
     """
-    start = torch.randn(A.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64) if v0 is None else v0
-    (sigma, u, v), known = golub_kahan(lambda x: mv(A, x), lambda y: mv(A.mH, y), start.to(A), tol, maxiter)
-    u, v = fix_sign(u, v, v0)
-    return Triplet(sigma, u, v), known
+    if A.ndim > 2:
+        return _one_by_one(A, v0, tol, maxiter)
+    wide = A.shape[-2] < A.shape[-1]
+    products = [lambda x: A @ x, lambda y: A.mH @ y]
+    start = _noise(min(A.shape), A) if v0 is None else v0.to(A)
+    if wide:
+        products.reverse()
+        start = start if v0 is None else A @ start
+        if not start.any():
+            start = _noise(A.shape[0], A)
+    (sigma, u, v), known = golub_kahan(*products, start, tol, maxiter)
+    if wide:
+        u, v = v, u
+    return Triplet(sigma, *fix_sign(u, v, v0)), known
+
+
+def _one_by_one(A: Tensor, v0: Tensor | None, tol: float | None, maxiter: int | None) -> tuple[Triplet, Ritz]:
+    """``lanczos`` for each matrix of a batch; of the Ritz pairs as many are kept as all of them have."""
+    *batch, m, n = A.shape
+    if 0 in batch:
+        real = A.real.new_empty
+        known = Ritz(real((*batch, 1)), A.new_empty((*batch, min(m, n), 1)), real(batch), real(batch))
+        return Triplet(real(batch), A.new_empty((*batch, m)), A.new_empty((*batch, n))), known
+    matrices = A.reshape(-1, m, n)
+    starts = [None] * len(matrices) if v0 is None else list(v0.expand(*batch, n).reshape(-1, n))
+    triplets, left = zip(*(lanczos(X, 0, x, tol, maxiter) for X, x in zip(matrices, starts)))
+    k = min(ritz.S.numel() for ritz in left)
+    left = [ritz._replace(S=ritz.S[:k], W=ritz.W[:, :k]) for ritz in left]
+    together = [[torch.stack(xs).reshape(*batch, *xs[0].shape) for xs in zip(*tuples)] for tuples in (triplets, left)]
+    return Triplet(*together[0]), Ritz(*together[1])
 
 
 def golub_kahan(
@@ -95,55 +181,77 @@ def golub_kahan(
 ) -> tuple[Triplet, Ritz]:
     """The dominant triplet of the operator with products ``matvec`` (A x) and ``rmatvec`` (Aᴴ y), both on flat vectors.
 
-    A V = U B and Aᴴ U = V Bᵀ + β v eᵀ with B upper bidiagonal and orthonormal U, V, one column more each step; the dominant
-    triplet of the small B gives (σ, U x, V y), with residual ‖Aᴴu − σv‖ = β abs(x_k). Stops where that is at most ``tol`` σ,
-    by default ten times the unit roundoff. Cost: two products a step; memory: the two bases. Both are kept orthogonal
-    throughout, since without that copies of σ appear. Raises ConvergenceError after ``maxiter`` steps.
+    A V = U B and Aᴴ U = V Bᵀ + β v eᵀ with B upper bidiagonal (eq-bidiagonal), one column more each step; the dominant
+    triplet of the small B gives (σ, U x, V y), with residual ‖Aᴴu − σv‖ = β abs(x_k) (eq-ritz-residual). Stops where that is
+    at most ``tol`` σ, by default ten times the unit roundoff. V is kept orthonormal throughout, since without that copies of
+    σ appear; then U is so by itself, unless a column nearly vanishes. Cost: two products a step; memory: the two bases.
+    Raises ConvergenceError after ``maxiter`` steps.
     """
     eps = torch.finfo(v0.dtype).eps
     tol = 10 * eps if tol is None else tol
     most = min(v0.numel(), 1000 if maxiter is None else maxiter)
     if most < 1:
         raise ValueError(f"maxiter must be at least 1, found {maxiter}")
-    if not torch.isfinite(v0).all() or not v0.any():
+    largest = v0.abs().max()
+    if not 0 < largest < torch.inf:
         raise ValueError("v0 must be finite and not zero: it is the vector to start from; random numbers will do")
-    v = _unit(v0)[0]
-    u = beta = None
+    # were v0 without any component along v, no number of steps would find it: a little noise has one
+    v0 = v0 / largest
+    v0 = v0 + eps**0.5 * vector_norm(v0) * _noise(v0.numel(), v0)
+    v = v0 / vector_norm(v0)
+    u = matvec(v)
+    size = u.abs().max().item()
+    if not 1e-15 < size < 1e15 and size not in (0.0, 1.0):  # squares would leave the range of float32: change the unit
+        (sigma, u, v), known = golub_kahan(lambda x: matvec(x) / size, lambda y: rmatvec(y) / size, v0, tol, maxiter)
+        return Triplet(sigma * size, u, v), known._replace(S=known.S * size)
     U, V = Basis(), Basis()
     alphas: list[Tensor] = []
-    betas: list[Tensor] = []
+    betas: list[Tensor] = [v.new_zeros((), dtype=v.real.dtype)]
+    history: list[tuple[int, float]] = []
+    look = 5
     for step in range(1, most + 1):
         V.append(v)
-        u = U.orthogonalise(matvec(v) if u is None or beta is None else matvec(v) - beta * u)
-        u, alpha = _unit(u)
+        if step > 1:
+            u = torch.addcmul(matvec(v), betas[-1], u, value=-1)
+        u, alpha = U.next(u, expected=torch.maximum(betas[-1], alphas[0]) if alphas else betas[-1])
         U.append(u)
-        v, beta = _unit(V.orthogonalise(rmatvec(u) - alpha * v))
+        v, beta = V.next(torch.addcmul(rmatvec(u), alpha, v, value=-1))
         alphas.append(alpha)
         betas.append(beta)
-        # the small SVD costs more than a product at first: look every few steps, and at the last
-        if step % 5 == 0 or step == most:
-            B = torch.diag(torch.stack(alphas).double())
-            B.diagonal(1).copy_(torch.stack(betas)[:-1])
-            X, S, Yh = torch.linalg.svd(B.cpu())
-            residual = (beta.double().cpu() * X[-1, 0].abs() / S[0]).item() if S[0] > 0 else 0.0
+        # the small problem costs as much as some products: look where the residual is expected to have fallen to tol
+        if step >= look or step == most:
+            *diagonals, beta_k = torch.stack(alphas + betas[1:]).double().cpu().split([step, step - 1, 1])
+            B = torch.diag(diagonals[0]) + torch.diag(diagonals[1], 1)
+            theta, Y = torch.linalg.eigh(B.mT @ B)
+            S, Y = theta.flip(-1).clamp_min(0).sqrt(), Y.flip(-1)
+            x = B @ Y[:, 0] / (S[0] if S[0] > 0 else 1)
+            residual = (beta_k * x[-1].abs() / S[0]).item() if S[0] > 0 else 0.0
             if residual <= tol or step == v0.numel():
-                sigma, x, y = S[0].to(alpha), X[:, 0].to(v0), Yh[0].conj().to(v0)
-                (u, length), (v, _) = _unit(x @ U.rows()), _unit(y @ V.rows())
-                if length == 0:  # A v = 0 says nothing of u: any unit vector will do
-                    u = torch.eye(1, u.numel()).to(u)[0]
-                return Triplet(sigma, u, v), Ritz(S.to(alpha), torch.tensor(step), torch.tensor(residual))
+                W = V.rows().mT @ Y.to(v0)
+                u, v = _unit(x.to(v0) @ U.rows())[0], _unit(W[:, 0])[0]
+                if S[0] == 0:  # a zero matrix says nothing of u and v: any unit vectors will do
+                    u, v = torch.eye(1, u.numel()).to(u)[0], V.rows()[0]
+                return Triplet(S[0].to(alpha), u, v), Ritz(S.to(alpha), W, torch.tensor(step), torch.tensor(residual))
+            look = step + _steps_to_go(history, step, residual, tol)
     raise ConvergenceError(
         f"Lanczos bidiagonalisation reached a residual of {residual:.1e} σ in {most} steps, where {tol:.1e} σ was wanted. "
         "Likely causes: σ₂ is close to σ₁, or v0 is nearly orthogonal to v. Raise maxiter, loosen tol, or start from another v0"
     )
 
 
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x/‖x‖ and ‖x‖, the square not formed, which would leave the range of float32 for entries of 1e±20; 0 stays 0."""
-    largest = x.abs().max()
-    x = x / torch.where(largest == 0, 1, largest)
-    length = vector_norm(x)
-    return x / torch.where(length == 0, 1, length), largest * length
+def _steps_to_go(history: list[tuple[int, float]], step: int, residual: float, tol: float) -> int:
+    """From 2 to step/4 + 3: as many as the residual needs at the rate at which it fell since the last look."""
+    most = step // 4 + 3
+    history.append((step, residual))
+    if len(history) < 2 or not 0 < residual < history[-2][1] or tol <= 0:
+        return most
+    rate = math.log(history[-2][1] / residual) / (step - history[-2][0])
+    return max(2, min(most, math.ceil(math.log(residual / tol) / rate)))
+
+
+def _noise(size: int, like: Tensor) -> Tensor:
+    """Seeded normal numbers of length about one, the same on every device."""
+    return torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).div_(size**0.5).to(like)
 
 
 class Basis:
@@ -165,17 +273,31 @@ class Basis:
         self.array[self.size] = x
         self.size += 1
 
-    def orthogonalise(self, x: Tensor) -> Tensor:
-        """x without its components along the basis, taken out twice, since once leaves a rest where x is almost in its span."""
-        if self.size:
-            Q = self.rows()
-            for _ in range(2):
-                x = x - (Q.conj() @ x) @ Q
-        return x
+    def next(self, x: Tensor, expected: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x at length one, and the length it had: without its components along the rows, unless an ``expected`` length is kept.
+
+        Where little of x is left, much of that is rounding, so its components are taken off (again). On a GPU always, since
+        to look at the length would make the GPU wait.
+        """
+        if expected is None:
+            expected, x = vector_norm(x), self.off(x)
+        x, length = _unit(x)
+        if self.size and (x.device.type != "cpu" or length < 0.1 * expected):
+            x, _ = _unit(self.off(x))
+        return x, length
+
+    def off(self, x: Tensor) -> Tensor:
+        Q = self.rows()
+        return torch.addmv(x, Q.mT, Q.conj() @ x, alpha=-1)
+
+
+def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    length = vector_norm(x)
+    return x / length.clamp_min(torch.finfo(length.dtype).tiny), length
 
 
 #: name -> method(A, index, v0, tol, maxiter) -> (Triplet, what an adjoint solver may reuse)
-FORWARDS: dict[str, Callable[..., tuple[Triplet, FullSVD | Ritz]]] = {"svd": svd, "lanczos": lanczos}
+FORWARDS: dict[str, Callable[..., tuple[Triplet, FullSVD | Gram | Ritz]]] = {"svd": svd, "gram": gram, "lanczos": lanczos}
 
 #: name -> what it leaves behind
-KNOWN: dict[str, Callable[..., FullSVD | Ritz]] = {"svd": FullSVD, "lanczos": Ritz}
+KNOWN: dict[str, Callable[..., FullSVD | Gram | Ritz]] = {"svd": FullSVD, "gram": Gram, "lanczos": Ritz}

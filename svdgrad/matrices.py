@@ -61,8 +61,8 @@ def elevation() -> Tensor:
 
 def mv(A: Tensor, x: Tensor) -> Tensor:
     """The product A x of a (batch of) matrices and vectors, shapes (..., m, n) and (..., n) -> (..., m)."""
-    y: Tensor = A @ x.unsqueeze(-1)
-    return y.squeeze(-1)
+    y: Tensor = A @ x if A.ndim == 2 and x.ndim == 1 else (A @ x.unsqueeze(-1)).squeeze(-1)
+    return y
 
 
 def outer(x: Tensor, y: Tensor) -> Tensor:

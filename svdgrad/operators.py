@@ -11,7 +11,7 @@ from .adjoint import assemble
 from .adjoint.krylov import schur_cg
 from .forward import KNOWN, Triplet, fix_sign, golub_kahan
 from .matrices import project
-from .steps import choose, find, look_at_the_gap, solve, validate
+from .steps import find, look_at_the_gap, solve, validate
 
 
 MatVec = Callable[[Any, Tensor], Tensor]
@@ -89,7 +89,7 @@ class _OperatorTriplet(torch.autograd.Function):
         A = _Operator(matvec, pytree.tree_unflatten(leaves, spec), v0)
         (sigma, u, v), known = golub_kahan(A.product, A.transposed, v0.reshape(-1), tol, maxiter)
         u, v = fix_sign(u, v, v0.reshape(-1))
-        ctx.matvec, ctx.spec, ctx.S = matvec, spec, known.S
+        ctx.matvec, ctx.spec, ctx.known = matvec, spec, known
         ctx.set_materialize_grads(False)
         # tensors are saved as PyTorch wants, which notices if they are changed in place; other leaves as they are
         ctx.others = [None if isinstance(x, Tensor) else x for x in leaves]
@@ -110,9 +110,13 @@ class _OperatorTriplet(torch.autograd.Function):
         if phi is not None or psi is not None:
             phi = torch.zeros_like(u) if phi is None else phi.reshape(-1)
             psi = torch.zeros_like(v) if psi is None else psi.reshape(-1)
-            look_at_the_gap(u.numel(), v.numel(), sigma, ctx.S)
+            look_at_the_gap(u.numel(), v.numel(), sigma, ctx.known.S)
             A = _Operator(ctx.matvec, pytree.tree_unflatten([_detached(x) for x in leaves], ctx.spec), v0)
-            p, q = schur_cg(A.product, A.transposed, Triplet(sigma, u, v), project(u, phi), project(v, psi))
+            phi, psi = project(u, phi), project(v, psi)
+            size = torch.maximum(phi.abs().max(), psi.abs().max())
+            size = torch.where(size == 0, 1, size)
+            p, q = schur_cg(A.product, A.transposed, Triplet(sigma, u, v), phi / size, psi / size, ctx.known)
+            p, q = project(u, p) * size, project(v, q) * size
         left = p if xi is None else xi * u + p
         with torch.enable_grad():
             f = (left * ctx.matvec(params, v.reshape(v0.shape)).reshape(-1)).sum()
@@ -187,8 +191,7 @@ def rank_two_gradient(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
-    forward, adjoint = choose(forward, adjoint)
-    validate(A, index, forward, adjoint, v0)
+    forward, adjoint = validate(A, index, forward, adjoint, v0)
     if A.ndim != 2 or A.is_complex():
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
     A = A.detach().to(torch.promote_types(A.dtype, torch.float32))

@@ -4,14 +4,17 @@ Everything that can be wrong with an input is looked at here. triplet.py makes t
 shows them to torch.compile, operators.py and diagnosis.py use them as they are.
 """
 
+import math
 import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
 from .adjoint import LARGEST_ONLY, SOLVERS, assemble
-from .forward import FORWARDS, FullSVD, Ritz, Triplet
+from .forward import FORWARDS, FullSVD, Gram, Ritz, Triplet
 
 
 class TieError(ArithmeticError):
@@ -26,16 +29,33 @@ class NearTieWarning(UserWarning):
     """A gradient through u or v has fewer than two digits, since σ is close to another singular value."""
 
 
-def choose(forward: str, adjoint: str) -> tuple[str, str]:
-    """What "auto" means: the only place where that is decided."""
-    forward = "svd" if forward == "auto" else forward
+#: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, measured on CPUs:
+#: twice the size in single precision costs Lanczos 2.5 times as much and Gram 5 times (``make bench`` prints both)
+GRAM_UP_TO = {torch.float32: 400, torch.complex64: 400, torch.float64: 600, torch.complex128: 600}
+
+
+def choose(forward: str, adjoint: str, A: Tensor, index: int = 0) -> tuple[str, str]:
+    """What "auto" means for a matrix: the only place where that is decided.
+
+    The largest singular value is found from the Gram matrix of the smaller side while that is small, and always for a
+    batch and under torch.compile; by Lanczos where it is not. Any other is found by the full SVD, since a Gram matrix costs it digits.
+    """
+    k = min(A.shape[-2:])
+    if forward == "auto":
+        if index % k != 0:
+            forward = "svd"
+        elif k <= GRAM_UP_TO.get(A.dtype, 400) or A.ndim > 2 or torch.compiler.is_compiling():
+            forward = "gram"
+        else:
+            forward = "lanczos"
     if adjoint == "auto":
-        # with all singular vectors at hand the adjoint is four products with a vector; with one, two products a step
+        # with all singular vectors at hand the adjoint is four products with a vector; with some, two products a step
         adjoint = "cg" if forward == "lanczos" else "spectral"
     return forward, adjoint
 
 
-def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | None) -> None:
+def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | None) -> tuple[str, str]:
+    """Raise an error for what cannot be, and tell what "auto" stands for."""
     if not isinstance(A, Tensor):
         raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
     if not (A.is_floating_point() or A.is_complex()):
@@ -48,28 +68,35 @@ def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | Non
     if not -min(m, n) <= index < min(m, n):
         raise ValueError(f"index must be from {-min(m, n)} to {min(m, n) - 1} for a matrix of shape {m}×{n}, found {index}")
     for what, name, names in (("forward", forward, FORWARDS), ("adjoint", adjoint, SOLVERS)):
-        if name not in names:
+        if name != "auto" and name not in names:
             raise ValueError(f"unknown {what} {name!r}: the names are 'auto', {', '.join(map(repr, names))}")
-    if forward == "lanczos" and (A.ndim != 2 or index % min(m, n) != 0):
-        raise ValueError(
-            f"forward 'lanczos' finds the largest singular value of one matrix, found shape {tuple(A.shape)} and index {index}: "
-            "use forward 'svd', or a loop over the batch"
-        )
+    forward, adjoint = choose(forward, adjoint, A, index)
+    if forward in ("gram", "lanczos") and index % min(m, n) != 0:
+        raise ValueError(f"forward {forward!r} finds the largest singular value, found index {index}: use forward 'svd'")
     if v0 is not None and v0.shape[-1:] != (n,):
         raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {tuple(v0.shape)}")
     if adjoint in LARGEST_ONLY and index % min(m, n) != 0:
         others = ", ".join(repr(name) for name in SOLVERS if name not in LARGEST_ONLY)
         raise ValueError(f"adjoint {adjoint!r} needs index 0, the largest singular value, found {index}: for others use {others}")
+    return forward, adjoint
+
+
+def _full_precision(A: Tensor) -> AbstractContextManager[Any]:
+    """Autocast switched off, where it is on."""
+    kind = A.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def find(
     A: Tensor, v0: Tensor | None, index: int, forward: str, tol: float | None = None, maxiter: int | None = None
 ) -> tuple[Tensor, ...]:
     """(σ, u, v, *known). The entries are looked at here, and not before, since under vmap only here they can be."""
-    if not torch.isfinite(A).all():
+    # one pass over A, where isfinite and all take several: NaN and Inf both show in the extremes
+    entries = torch.view_as_real(A) if A.is_complex() else A
+    if A.numel() and not all(math.isfinite(x.item()) for x in entries.aminmax()):
         bad = int((~torch.isfinite(A)).sum())
         raise ValueError(f"A must be finite, found {bad} NaN or Inf among {A.numel()} entries: look upstream for the first of them")
-    with torch.autocast(A.device.type, enabled=False):
+    with _full_precision(A):
         triplet, known = FORWARDS[forward](A, index, v0, tol, maxiter)
     return (*triplet, *known)
 
@@ -83,7 +110,7 @@ def solve(
     psi: Tensor,
     adjoint: str,
     role: str,
-    known: FullSVD | Ritz,
+    known: FullSVD | Gram | Ritz,
 ) -> tuple[Tensor, Tensor]:
     """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not use."""
     if role == "loss" and not (phi.any() or psi.any()):
@@ -93,9 +120,8 @@ def solve(
         look_at_the_gap(m, n, sigma, known.S)
     if role == "loss" and A.is_complex():
         look_at_the_phase(u, v, phi, psi)
-    reuse = {"svd": known} if adjoint == "spectral" and isinstance(known, FullSVD) else {}
-    with torch.autocast(A.device.type, enabled=False):
-        return SOLVERS[adjoint](A, Triplet(sigma, u, v), phi, psi, **reuse)
+    with _full_precision(A):
+        return SOLVERS[adjoint](A, Triplet(sigma, u, v), phi, psi, known)
 
 
 def gradient(triplet: Triplet, xi: Tensor | None, phi: Tensor, p: Tensor, q: Tensor) -> Tensor:
@@ -111,12 +137,12 @@ def gradient(triplet: Triplet, xi: Tensor | None, phi: Tensor, p: Tensor, q: Ten
 def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> Tensor:
     """The distance from σ to the nearest other singular value, and to zero if m ≠ n, over σ₁; shape (...)."""
     distance = (S - sigma.unsqueeze(-1)).abs()
-    own = torch.nn.functional.one_hot(distance.argmin(-1), S.shape[-1]).bool()
-    nearest = torch.where(own, torch.inf, distance).amin(-1)
+    largest = nearest = S[..., 0]
+    if S.shape[-1] > 1:
+        nearest = torch.minimum(distance.kthvalue(2).values, largest)  # the smallest is that of σ from itself
     if m != n:
         nearest = torch.minimum(nearest, sigma)
-    largest = S[..., 0]
-    return torch.where(largest > 0, torch.minimum(nearest, largest) / torch.where(largest > 0, largest, 1), 0)
+    return (nearest / largest).nan_to_num(0.0)  # 0/0 for a zero matrix
 
 
 def expected_error(gap: float, dtype: torch.dtype) -> float:

@@ -6,6 +6,7 @@ A method of ``svdgrad.forward`` finds the triplet, a solver of ``svdgrad.adjoint
 all that is to be looked at, in steps.py; this file ties the two steps into one ``torch.autograd.Function``.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.linalg import vecdot
 from .adjoint.saddle import refined
 from .forward import KNOWN, Triplet
 from .matrices import mv, outer, saddle
-from .steps import choose, find, gradient, look_at_the_gap, look_at_the_phase, solve, validate
+from .steps import find, gradient, look_at_the_gap, look_at_the_phase, solve, validate
 
 
 def singular_triplet(
@@ -103,8 +104,7 @@ def singular_triplet(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
-    forward, adjoint = choose(forward, adjoint)
-    validate(A, index, forward, adjoint, v0)
+    forward, adjoint = validate(A, index, forward, adjoint, v0)
     if refine:
         adjoint = "refined"
     work = torch.promote_types(A.dtype, torch.float32)
@@ -172,7 +172,9 @@ class _SingularTriplet(torch.autograd.Function):
                 look_at_the_phase(u, v, phi, psi)
             triplet, p, q = refined(A, triplet, phi, psi)
         else:
-            p, q = _AdjointSolve.apply(A, sigma, u, v, phi, psi, ctx.adjoint, "loss", ctx.forward, *known)
+            # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
+            step = _AdjointSolve.apply if torch.is_grad_enabled() else _AdjointSolve.forward
+            p, q = step(A, sigma, u, v, phi, psi, ctx.adjoint, "loss", ctx.forward, *known)
         return (gradient(triplet, xi, phi, p, q),) + (None,) * 6
 
     @staticmethod
@@ -346,3 +348,8 @@ def _to_front(size: int, tensors: Sequence[Any], dims: Sequence[int | None]) -> 
     return tuple(
         x if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, dims)
     )
+
+
+for _function in (_SingularTriplet, _AdjointSolve):
+    # torch looks at the signature on every call, which takes longer than the solution of a small problem: let it find it
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]

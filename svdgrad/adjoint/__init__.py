@@ -2,7 +2,8 @@
 
     K [p; q] = [(I − uuᴴ)φ; (I − vvᴴ)ψ],   K = [σI, −A; −Aᴴ, σI],   p ⟂ u, q ⟂ v.
 
-``SOLVERS`` maps a name to ``solver(A, triplet, phi, psi) -> (p, q)``; every one is exact, up to rounding.
+``SOLVERS`` maps a name to ``solver(A, triplet, phi, psi, known=None) -> (p, q)``; every one is exact, up to rounding.
+``known`` is what the forward method left behind; those that cannot use it do without.
 ``ATTEMPTS`` holds the attempts of the notebook that the book grew from, in the same form; the flawed ones have their repair
 in ``SOLVERS`` under the same name.
 The files hold the formulas of the book for a right-hand side that is already projected; what they share is here.
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from ..forward import Triplet
 from ..matrices import outer, project
@@ -29,7 +31,12 @@ from .spectral import spectral
 Solver = Callable[..., tuple[Tensor, Tensor]]
 
 
-def _exact(formula: Solver) -> Solver:
+#: the fast ones: they take A as it is, and divide what it multiplies, so that no copy of A is made; they profit from
+#: what the forward method knows (``FullSVD``, ``Gram`` or ``Ritz``); and p ⟂ u, q ⟂ v come out of them by themselves
+FAST = {"spectral", "cg"}
+
+
+def _exact(name: str, formula: Solver) -> Solver:
     """What every solver needs around its formula: project, make the problem free of units, solve, project, scale back.
 
     The system is linear in (φ, ψ) and unchanged, but for a factor, under A → cA.
@@ -38,16 +45,19 @@ def _exact(formula: Solver) -> Solver:
     """
 
     @wraps(formula)
-    def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, **known: Any) -> tuple[Tensor, Tensor]:
+    def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any = None) -> tuple[Tensor, Tensor]:
         sigma, u, v = triplet
-        unit = sigma[..., None]
         phi, psi = project(u, phi), project(v, psi)
-        size = torch.maximum(phi.abs().amax(-1, keepdim=True), psi.abs().amax(-1, keepdim=True))
+        size = vector_norm(torch.cat([phi, psi], -1), torch.inf, -1, keepdim=True)
         size = torch.where(size == 0, 1, size)
-        if "svd" in known:
-            known["svd"] = known["svd"]._replace(S=known["svd"].S / unit)
-        p, q = formula(A / unit[..., None], torch.ones_like(sigma), u, v, phi / size, psi / size, **known)
-        return project(u, p) * (size / unit), project(v, q) * (size / unit)
+        phi, psi = phi / size, psi / size
+        if name in FAST:
+            p, q = formula(A, sigma, u, v, phi, psi, known)
+            return p * size, q * size
+        unit = sigma[..., None]
+        p, q = formula(A / unit[..., None], torch.ones_like(sigma), u, v, phi, psi)
+        size = size / unit
+        return project(u, p) * size, project(v, q) * size
 
     return solver
 
@@ -73,7 +83,7 @@ def _as_written(formula: Solver) -> Solver:
 
 #: name -> solver(A, triplet, phi, psi) -> (p, q), every one exact
 SOLVERS: dict[str, Solver] = {
-    name: _exact(formula)
+    name: _exact(name, formula)
     for name, formula in {
         "direct": direct.direct,
         "bordered": bordered.bordered,

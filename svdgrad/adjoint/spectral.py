@@ -3,25 +3,42 @@
 import torch
 from torch import Tensor
 
-from ..forward import FullSVD
+from ..forward import FullSVD, Gram, Ritz
 from ..matrices import mv
 
 
 def spectral(
-    A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, svd: FullSVD | None = None
+    A: Tensor,
+    sigma: Tensor,
+    u: Tensor,
+    v: Tensor,
+    phi: Tensor,
+    psi: Tensor,
+    known: FullSVD | Gram | Ritz | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """p = U (σa + Σb)/d + (I − UUᴴ)φ/σ and q = V (Σa + σb)/d + (I − VVᴴ)ψ/σ (eq-spectral).
+    """p = U (a + Tb)/σd + (I − UUᴴ)φ/σ and q = V (Ta + b)/σd + (I − VVᴴ)ψ/σ (eq-spectral).
 
-    Here a = Uᴴφ, b = Vᴴψ, dᵢ = (σ − σᵢ)(σ + σᵢ), and the entries that belong to σ itself are zero.
+    Here a = Uᴴφ, b = Vᴴψ, T = Σ/σ, dᵢ = (1 − tᵢ)(1 + tᵢ), and the entries that belong to σ itself are zero.
+    Where only the singular vectors W of the smaller side are ``known``, (σ²I − AᴴA) q = Aᴴφ + σψ is solved in their basis,
+    and p = (φ + Aq)/σ (eq-spectral-gram). Where neither is, this costs an SVD.
     """
-    U, S, Vh = torch.linalg.svd(A, full_matrices=False) if svd is None else svd
-    sigma = sigma.unsqueeze(-1)
+    s = sigma.unsqueeze(-1)
+    if isinstance(known, Gram):
+        if A.shape[-2] < A.shape[-1]:
+            q, p = _in_one_basis(A.mH, s, psi, phi, known)
+            return p, q
+        return _in_one_basis(A, s, phi, psi, known)
+    U, S, Vh = known if isinstance(known, FullSVD) else torch.linalg.svd(A, full_matrices=False)
     # the column that is u itself: an overlap tells it even from a neighbour whose singular value is equal to rounding
     own = mv(U.mH, u).abs()
     own = own == own.max(-1, keepdim=True).values
-    a, b = mv(U.mH, phi), mv(Vh, psi)
-    d = torch.where(own, 1, (sigma - S) * (sigma + S))
-    x, y = (torch.where(own, 0, c / d) for c in (sigma * a + S * b, S * a + sigma * b))
-    p = mv(U, x - a / sigma) + phi / sigma
-    q = mv(Vh.mH, y - b / sigma) + psi / sigma
-    return p, q
+    a, b, t = mv(U.mH, phi), mv(Vh, psi), S / s
+    d = torch.where(own, 1, (1 - t) * (1 + t))
+    x, y = (torch.where(own, 0, c / d) for c in (a + t * b, t * a + b))
+    return (mv(U, x - a) + phi) / s, (mv(Vh.mH, y - b) + psi) / s
+
+
+def _in_one_basis(A: Tensor, s: Tensor, phi: Tensor, psi: Tensor, gram: Gram) -> tuple[Tensor, Tensor]:
+    W, t = gram.W[..., 1:], gram.S[..., 1:] / s
+    q = mv(W, mv(W.mH, mv(A.mH, phi) / s + psi) / (1 - t * t)) / s
+    return (phi + mv(A, q)) / s, q
