@@ -74,7 +74,7 @@ def svd(
 def fix_sign(u: Tensor, v: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Of the pairs (u, v)·c with c of modulus one, the one whose largest entry of v is positive, or with v0ᴴv > 0 if v0 is given.
 
-    Both vectors are multiplied by the same number, so A v = σ u stays true.
+    Both vectors are multiplied by the same number, so A v = σ u stays true (eq-phase).
     Without ``v0`` the choice jumps where the two largest entries of v tie in modulus; with ``v0`` it jumps where v0 ⟂ v.
     """
     if v0 is None:
