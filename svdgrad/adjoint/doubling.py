@@ -20,7 +20,7 @@ def doubling(A: Tensor, sigma: Tensor, v: Tensor, r: Tensor) -> Tensor:
     for _ in range(60):
         q = q + mv(M, q)
         M = M @ M
-        size = torch.linalg.matrix_norm(M).max()
+        size = torch.linalg.matrix_norm(M).max().item()  # the one number that leaves the device
         if not size < 1e3:  # M₀ is at most n in norm and contracts if σ is the largest; NaN ends here too
             break
         if size < torch.finfo(A.dtype).eps / 8:

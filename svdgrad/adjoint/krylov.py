@@ -12,6 +12,9 @@ from .schur import not_dominant
 
 Map = Callable[[Tensor], Tensor]
 
+#: steps between two looks at the residuals on a GPU, which a look makes wait; what has converged stands still meanwhile
+LOOK = 4
+
 
 def cg(
     A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, known: FullSVD | Gram | Ritz | None = None
@@ -58,12 +61,12 @@ def _cg(matvec: Map, rmatvec: Map, off: Map, precondition: Map, b: Tensor) -> tu
 
     Stops where the residual, in the norm of the preconditioner, has fallen to 4ε. The iteration's own residual strays from
     the true one, so that is looked at in the end, and if need be what is left is solved for once more.
-    To look at a number makes a GPU wait, so there only every fourth step is looked at.
     """
-    every = 1 if b.device.type == "cpu" else 4
+    every = 1 if b.device.type == "cpu" else LOOK
     tiny = torch.finfo(b.dtype).tiny
     x, Ax, r = torch.zeros_like(b), None, off(b)
     stop: Tensor | None = None
+    refused = torch.zeros_like(b[..., :1], dtype=torch.bool)
     for _ in range(3):
         z = d = precondition(r)
         rz = vecdot(r, z).real.unsqueeze(-1)
@@ -71,15 +74,14 @@ def _cg(matvec: Map, rmatvec: Map, off: Map, precondition: Map, b: Tensor) -> tu
         if not (rz > 16 * stop).any():
             break
         for step in range(_most(b)):
-            going = rz > stop
+            going = (rz > stop) & ~refused
             if step % every == 0 and not going.any():
                 break
             w = matvec(d)
             Md = d - rmatvec(w)
             curvature = vecdot(d, Md).real.unsqueeze(-1)
-            if step % every == 0 and (going & (curvature <= 0)).any():
-                raise not_dominant("cg", "σ²I − AᴴA has negative curvature off v")
-            alpha = rz * going / curvature.clamp_min(tiny)
+            refused = refused | (going & (curvature <= 0))
+            alpha = rz * (going & ~refused) / curvature.clamp_min(tiny)
             x, r = torch.addcmul(x, alpha, d), off(torch.addcmul(r, alpha, Md, value=-1))
             Ax = alpha * w if Ax is None else torch.addcmul(Ax, alpha, w)
             z = precondition(r)
@@ -87,6 +89,8 @@ def _cg(matvec: Map, rmatvec: Map, off: Map, precondition: Map, b: Tensor) -> tu
             d = torch.addcmul(z, rz / previous.clamp_min(tiny), d)
         if Ax is None:
             break
+        if refused.any():
+            raise not_dominant("cg", "σ²I − AᴴA has negative curvature off v")
         r = off(b - (x - rmatvec(Ax)))
     return x, matvec(x) if Ax is None else Ax
 
@@ -132,10 +136,10 @@ def _minres(apply: Map, off: Map, b: Tensor) -> Tensor:
     w_old, w = torch.zeros_like(b), torch.zeros_like(b)
     eta, c_old, c = gamma, torch.ones_like(gamma), torch.ones_like(gamma)
     s_old, s = torch.zeros_like(gamma), torch.zeros_like(gamma)
-    for _ in range(_most(b)):
+    for step in range(_most(b)):
         open_ = eta.abs() > stop
-        if not open_.any():
-            return x
+        if step % LOOK == 0 and not open_.any():
+            break
         z = apply(v)
         delta = vecdot(v, z).real.unsqueeze(-1)
         z = off(z - delta * v - gamma * v_old)
