@@ -1,12 +1,16 @@
-"""Every attempt and every solver against every witness, as a table: ``python -m svdgrad.compare --device auto``."""
+"""Every attempt and every solver against every witness, as a table: ``python -m svdgrad.compare --device auto``.
+
+With ``--record FOLDER`` the same at four sizes, in a file that the book reads. At every size the judge is the extended-precision
+gradient: it takes a few dozen products with A in forty digits and one float64 factorisation, so it reaches 4096×4096 in two
+minutes and three gigabytes on one core of a CPU.
+"""
 
 import argparse
-import json
 import math
-import platform
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +20,14 @@ import torch
 from torch import Tensor
 
 from . import matrices
-from .adjoint import ATTEMPTS, SOLVERS, Solver, assemble
+from .adjoint import ATTEMPTS, SOLVERS, assemble
 from .checks import relative_error
 from .forward import Triplet, svd
-from .matrices import project
+from .matrices import mv, project
+from .records import Row, hardware, milliseconds, short, write_record
+
+#: the shapes that a record holds, from one where calling a library takes the time to one where only some ways fit
+SHAPES = [(64, 32), (512, 256), (2048, 1024), (4096, 4096)]
 
 #: the matrix that a way factorises or iterates with; the others work in the singular bases
 FACTORS = {
@@ -53,27 +61,6 @@ def device(wanted: str = "auto") -> torch.device:
     return torch.device(wanted)
 
 
-class Row(NamedTuple):
-    """One line of the table: a way to the gradient, where it ran, and how well it did. NaN stands for "does not apply"."""
-
-    kind: str
-    """"attempt", "solver" or "witness" """
-    name: str
-    """as in ``ATTEMPTS``, ``SOLVERS`` or ``ORACLES``"""
-    device: str
-    """"cpu" or "cuda" """
-    dtype: str
-    """"float32" or "float64" """
-    error: float
-    """‖G − G*‖/‖G*‖ against the extended-precision gradient G*; infinite if the way raised an error"""
-    residual: float
-    """‖K[p; q] − c‖/‖c‖, computed in float64"""
-    kappa: float
-    """κ₂ of the matrix that is factorised, in closed form"""
-    milliseconds: float
-    """the adjoint solve, or, for a witness, value and gradient together: the median of several runs"""
-
-
 def loss_vectors(A: Tensor, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Standard normal cotangents ξ, φ, ψ for A, the same on every machine for a given seed."""
     m, n = A.shape[-2:]
@@ -82,48 +69,70 @@ def loss_vectors(A: Tensor, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     return xi[0], phi, psi
 
 
-def compare(A: Tensor, repeat: int = 5, differences: bool = True) -> list[Row]:
+def compare(
+    A: Tensor, repeat: int = 5, differences: bool = True, budget: float = math.inf, past: Iterable[Row] = ()
+) -> list[Row]:
     """Every attempt, every solver and every witness, judged by the extended-precision gradient.
 
     Shape: A (m, n), on the device and in the dtype to compare in. A random loss is used, see ``loss_vectors``.
-    ``differences`` takes part with its 2mn SVDs only if wanted.
+    ``differences`` takes part with its 2mn SVDs only if wanted. A way is not run, and its row says why, if it would not fit
+    in the memory that is free, or if a run is foretold, from ``past`` rows of smaller matrices, to take more than ``budget``
+    seconds.
     """
-    from .oracles import ORACLES
+    from .oracles import ORACLES, jax_device
 
+    m, n = A.shape
     xi, phi, psi = loss_vectors(A)
     triplet, known = svd(A)
     truth = ORACLES["extended"](A, xi, phi, psi, triplet.v)
-    where, dtype = A.device.type, str(A.dtype).removeprefix("torch.")
+    past = list(past)
+    cpu, dtype = torch.device("cpu"), str(A.dtype).removeprefix("torch.")
     rows = []
+
+    def add(kind: str, name: str, run: Callable[[], Any], judge: Callable[[Any], dict[str, Any]], where: torch.device) -> None:
+        row = Row(kind, name, m, n, where.type, dtype, kappa=_kappa(kind, name, triplet, known.S, m, n))
+        if note := too_much(row, A, budget, past):
+            rows.append(row._replace(note=f"not run: {note}"))
+            return
+        try:
+            answer, timing = measure(run, where, 1 if name == "differences" else repeat)
+            row = row._replace(**timing._asdict(), **judge(answer))
+        except (torch.OutOfMemoryError, MemoryError):
+            row = row._replace(note="not run: out of memory")
+        except (torch.linalg.LinAlgError, ArithmeticError, ValueError) as problem:
+            row = row._replace(error=math.inf, note=str(problem))
+        rows.append(row)
+
+    def judge_adjoint(answer: tuple[Tensor, Tensor]) -> dict[str, Any]:
+        gradient = assemble(triplet, xi, *answer)
+        return {"error": _finite(relative_error(gradient, truth)), "residual": _residual(A, triplet, phi, psi, *answer)}
+
     for kind, ways in (("attempt", ATTEMPTS), ("solver", SOLVERS)):
         for name, way in ways.items():
             if (kind, name) == ("solver", "spectral"):
                 way = partial(way, known=known)  # the formula for when the whole SVD is at hand
-            error, residual = _judge(way, A, triplet, xi, phi, psi, truth)
-            kappa = _kappa(kind, name, triplet, known.S, *A.shape)
-            ms = median_ms(partial(way, A, triplet, phi, psi), A.device, repeat) if math.isfinite(error) else math.nan
-            rows.append(Row(kind, name, where, dtype, error, residual, kappa, ms))
-    for name in (name for name in ORACLES if name != "extended" and (differences or name != "differences")):
-        answer = ORACLES[name]
-        error = relative_error(answer(A, xi, phi, psi, triplet.v), truth)
-        # the time of 2mn SVDs says nothing; once is enough
-        ms = median_ms(partial(answer, A, xi, phi, psi, triplet.v), A.device, 1 if name == "differences" else repeat)
-        rows.append(Row("witness", name, where if name in ("torch", "newton") else "cpu", dtype, error, math.nan, math.nan, ms))
+            add(kind, name, partial(way, A, triplet, phi, psi), judge_adjoint, A.device)
+    for name, oracle in ORACLES.items():
+        if name != "extended" and (differences or name != "differences"):
+            # JAX's answer comes as an array on the host, so the clock of the host has its time
+            on_card = {"torch": True, "newton": True, "jax": jax_device(A).platform != "cpu"}.get(name, False)
+            run = partial(oracle, A, xi, phi, psi, triplet.v)
+            add("witness", name, run, lambda G: {"error": _finite(relative_error(G, truth))}, A.device if on_card else cpu)
     return rows
 
 
-def _judge(
-    way: Solver, A: Tensor, triplet: Triplet, xi: Tensor, phi: Tensor, psi: Tensor, truth: np.ndarray
-) -> tuple[float, float]:
-    """The error of the gradient and the residual of the adjoint system, infinite where the way raises an error."""
+def _finite(error: float) -> float:
+    """A way that answers NaN is as wrong as can be; in a row NaN means that it was not asked."""
+    return math.inf if math.isnan(error) else error
+
+
+def _residual(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, p: Tensor, q: Tensor) -> float:
+    """‖K[p; q] − c‖/‖c‖ in float64, K not formed."""
     sigma, u, v = triplet
-    try:
-        p, q = way(A, triplet, phi, psi)
-    except torch.linalg.LinAlgError:
-        return math.inf, math.inf
     c = torch.cat([project(u, phi), project(v, psi)]).double()
-    left = matrices.mv(matrices.K(A.double(), sigma.double()), torch.cat([p, q]).double())
-    return relative_error(assemble(triplet, xi, p, q), truth), ((left - c).norm() / c.norm()).item()
+    A, sigma, p, q = A.double(), sigma.double(), p.double(), q.double()
+    left = torch.cat([sigma * p - mv(A, q), sigma * q - mv(A.mH, p)])
+    return _finite(((left - c).norm() / c.norm()).item())
 
 
 def _kappa(kind: str, name: str, triplet: Triplet, S: Tensor, m: int, n: int) -> float:
@@ -137,79 +146,137 @@ def _kappa(kind: str, name: str, triplet: Triplet, S: Tensor, m: int, n: int) ->
     return matrices.kappa(values[:-1] if (kind, name) == ("solver", "direct") else values)
 
 
-def median_ms(run: Callable[[], Any], device: torch.device, repeat: int) -> float:
-    """The median time of ``repeat`` runs in milliseconds, after one run to warm up (none if ``repeat`` is 1)."""
+# --- what a way costs ------------------------------------------------------------------------------------------------
 
-    def once() -> float:
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return 1e3 * (time.perf_counter() - start)
 
-    if repeat > 1:
-        once()
-    return statistics.median(once() for _ in range(repeat))
+class Timing(NamedTuple):
+    """The fields of a row that say what a way costs."""
+
+    milliseconds: float
+    lower: float
+    upper: float
+    runs: int
+    peak: float
+
+
+def measure(run: Callable[[], Any], device: torch.device, repeat: int, patience: float = 10.0) -> tuple[Any, Timing]:
+    """The answer of ``run``, and what it costs: the median and the quartiles of ``repeat`` runs after one to warm up.
+
+    No further run begins after ``patience`` seconds; where ``repeat`` is 1 the first run is the only one. The peak of the
+    memory is that of the first run.
+    """
+    cuda, peak = device.type == "cuda", math.nan
+    if cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    answer, first = stopwatch(run, device)
+    if cuda:
+        peak = float(torch.cuda.max_memory_allocated(device) - before)
+    times = [first] if repeat == 1 else []
+    while len(times) < repeat and sum(times) < 1e3 * patience:
+        times.append(stopwatch(run, device)[1])
+    lower, _, upper = statistics.quantiles(times, method="inclusive") if len(times) > 1 else 3 * times
+    return answer, Timing(statistics.median(times), lower, upper, len(times), peak)
+
+
+def stopwatch(run: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """The answer and the milliseconds of one run: between two events of a CUDA device, else by the clock of the host."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            answer = run()
+            stop.record()
+            stop.synchronize()
+            return answer, start.elapsed_time(stop)
+    begin = time.perf_counter()
+    answer = run()
+    return answer, 1e3 * (time.perf_counter() - begin)
+
+
+def too_much(row: Row, A: Tensor, budget: float, past: Iterable[Row]) -> str:
+    """Why a way should not be run on A: more memory than is free, or more seconds than the budget. Empty if it may run."""
+    needed, free = memory(row.kind, row.name, row.m, row.n) * A.element_size(), free_memory(A.device)
+    if needed > free:
+        return f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+    if (seconds := foretold(row, past)) > budget:
+        return f"would take about {seconds:.0f} s, the budget is {budget:.0f} s"
+    return ""
+
+
+def memory(kind: str, name: str, m: int, n: int) -> int:
+    """About how many numbers a way holds at the most: six times the largest matrix that it forms, for its pieces and factors."""
+    formed = {"newton": "saddle", "cg": "A", "minres": "A"}.get(name, FACTORS.get((kind, name), "A"))
+    larger = max(m, n)
+    of_k = dict.fromkeys(("K", "bordered", "saddle", "deflated"), (m + n) ** 2)
+    of_stack = dict.fromkeys(("notebook-stack", "middle"), (m + n) * larger)
+    of_p = dict.fromkeys(("P", "deflated-P"), larger**2)
+    return 6 * (of_k | of_stack | of_p).get(formed, m * n)
+
+
+def judge_memory(m: int, n: int) -> int:
+    """About how many bytes of the host the extended-precision gradient needs: A and its products in forty digits, and J."""
+    return 150 * m * n + 16 * (m + n + 2) ** 2
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can be had on the device; infinite where the system does not tell."""
+    if device.type == "cuda":
+        # what PyTorch keeps for itself can be had too
+        free, _ = torch.cuda.mem_get_info(device)
+        return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        try:
+            return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        except (AttributeError, ValueError, OSError):
+            return math.inf
+
+
+def foretold(row: Row, past: Iterable[Row]) -> float:
+    """Seconds of one run, from the largest matrix on which the way has been timed, as mn(m + n) grows; 0 if there is none.
+
+    Matrices as small as 64×32 do not count: there a time is that of calling libraries, and grows slower.
+    """
+    who = (row.kind, row.name, row.device, row.dtype)
+    timed = [r for r in past if (r.kind, r.name, r.device, r.dtype) == who and r.milliseconds > 0 and _work(r) > 1e7]
+    last = max(timed, key=_work, default=None)
+    return 1e-3 * last.milliseconds * _work(row) / _work(last) if last else 0.0
+
+
+def _work(row: Row) -> int:
+    return row.m * row.n * (row.m + row.n)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def table(rows: list[Row]) -> str:
     """The rows as text, one line each."""
     lines = [f"{'':<8} {'way':<22} {'device':<6} {'dtype':<8} {'error':>8} {'residual':>8} {'κ':>8} {'ms':>8}"]
     for r in rows:
-        numbers = "".join(f" {_short(x):>8}" for x in (r.error, r.residual, r.kappa))
-        time_ = "—" if math.isnan(r.milliseconds) else f"{r.milliseconds:.2f}"
-        lines.append(f"{r.kind:<8} {r.name:<22} {r.device:<6} {r.dtype:<8}{numbers} {time_:>8}")
+        numbers = "".join(f" {short(x):>8}" for x in (r.error, r.residual, r.kappa))
+        note = f"  {r.note}" if r.note.startswith("not run") else ""
+        lines.append(f"{r.kind:<8} {r.name:<22} {r.device:<6} {r.dtype:<8}{numbers} {milliseconds(r):>8}{note}")
     return "\n".join(lines)
-
-
-def _short(x: float) -> str:
-    return "—" if math.isnan(x) else "∞" if math.isinf(x) else f"{x:.1e}"
-
-
-# --- records: what another machine measured --------------------------------------------------------------------------
-
-
-def hardware(where: torch.device) -> str:
-    """The name of the device, for people."""
-    if where.type == "cuda":
-        return torch.cuda.get_device_name(where)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def write_record(rows: list[Row], where: torch.device, folder: Path, matrix: str) -> Path:
-    """One JSON file ``<device>-<date>.json`` with the rows, the hardware and the versions that made them."""
-    from . import __version__
-
-    record = {
-        "device": where.type,
-        "hardware": hardware(where),
-        "date": time.strftime("%Y-%m-%d"),
-        "matrix": matrix,
-        "versions": {"svdgrad": __version__, "torch": torch.__version__, "cuda": torch.version.cuda, "numpy": np.__version__},
-        "rows": [row._asdict() for row in rows],
-    }
-    path = Path(folder) / f"{where.type}-{record['date']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    return path
-
-
-def newest_record(folder: Path, device_type: str) -> dict[str, Any] | None:
-    """The newest record of a kind of device, with ``rows`` as ``Row``; None if there is none."""
-    records = [json.loads(path.read_text()) for path in Path(folder).glob(f"{device_type}-*.json")]
-    if not records:
-        return None
-    record = max(records, key=lambda r: r["date"])
-    return {**record, "rows": [Row(**row) for row in record["rows"]]}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m svdgrad.compare", description=__doc__.split(":")[0])
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, …")
     parser.add_argument("--dtype", nargs="+", default=["float32", "float64"], choices=["float32", "float64"])
-    parser.add_argument("--shape", nargs=2, type=int, default=[64, 32], metavar=("M", "N"), help="of the Gaussian matrix")
+    sizes = " ".join("{}×{}".format(*shape) for shape in SHAPES)
+    parser.add_argument(
+        "--shape", nargs=2, type=int, action="append", metavar=("M", "N"),
+        help=f"of a Gaussian matrix, may be given more than once; 64×32 unless given, {sizes} for a record",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the Gaussian matrix")
-    parser.add_argument("--record", type=Path, metavar="FOLDER", help="also write the table to a JSON file in this folder")
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="also write the rows to a JSON file in this folder")
+    parser.add_argument("--repeat", type=int, help="timed runs of each way; 5 unless given, 50 for a record")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds that one run of a way may take, 60 unless given")
     options = parser.parse_args(arguments)
     try:
         from . import oracles  # noqa: F401
@@ -219,16 +286,34 @@ def main(arguments: list[str] | None = None) -> None:
         where = device(options.device)
     except ValueError as problem:
         parser.error(str(problem))
-    matrix = "{}×{} Gaussian matrix, seed {}".format(*options.shape, options.seed)
-    print(f"gradient of ξσ + φ·u + ψ·v at a {matrix}, on {hardware(where)}\n")
-    rows = []
-    m, n = options.shape
-    for dtype in options.dtype:
-        A = matrices.gaussian(m, n, seed=options.seed, dtype=getattr(torch, dtype)).to(where)
-        rows += compare(A, differences=A.numel() <= 64 * 64)
-    print(table(rows))
-    if options.record:
-        print(f"\nwritten to {write_record(rows, where, options.record, matrix)}")
+    repeat = options.repeat or (50 if options.record else 5)
+    about = {
+        "matrix": f"standard normal entries, seed {options.seed}",
+        "judge": "forty-digit gradient (svdgrad.oracles.extended), at every size",
+        "times": f"milliseconds, median and quartiles of up to {repeat} runs after a first, "
+        + ("by CUDA events; jax by the clock of the host" if where.type == "cuda" else "by the clock of the host"),
+        "peak": "bytes, torch.cuda.max_memory_allocated" if where.type == "cuda" else "not measured: PyTorch counts on CUDA only",
+        "float32 products": torch.get_float32_matmul_precision(),
+        "budget": options.budget,
+        "seed": options.seed,
+    }
+    print(f"gradient of ξσ + φ·u + ψ·v at a Gaussian matrix, seed {options.seed}, on {hardware(where)}")
+    rows: list[Row] = []
+    path = None
+    for m, n in options.shape or (SHAPES if options.record else SHAPES[:1]):
+        if (needed := judge_memory(m, n)) > (free := free_memory(torch.device("cpu"))):
+            about[f"{m}×{n}"] = f"not run: the judge needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+            print(f"\n{m}×{n} {about[f'{m}×{n}']}")
+            continue
+        for dtype in options.dtype:
+            A = matrices.gaussian(m, n, seed=options.seed, dtype=getattr(torch, dtype)).to(where)
+            found = compare(A, repeat, differences=A.numel() <= 64 * 64, budget=options.budget, past=rows)
+            rows += found
+            print(f"\n{m}×{n}, {dtype}\n{table(found)}", flush=True)
+            if options.record:  # after each, so that what is interrupted is not lost
+                path = write_record(rows, where, options.record, about)
+    if path:
+        print(f"\nwritten to {path}")
 
 
 if __name__ == "__main__":

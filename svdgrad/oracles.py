@@ -88,10 +88,11 @@ def torch_autograd(A: Array, xi: Array, phi: Array, psi: Array, v: Array, index:
 
 
 def jax_autograd(A: Array, xi: Array, phi: Array, psi: Array, v: Array, index: int = 0) -> np.ndarray:
-    """JAX's own gradient through ``jax.numpy.linalg.svd``, in the dtype of A."""
+    """JAX's own gradient through ``jax.numpy.linalg.svd``, in the dtype of A, on the device of ``jax_device``."""
     import jax
     import jax.numpy as jnp
 
+    where = jax_device(A)
     A, xi, phi, psi, v = (np.asarray(x.detach().cpu() if hasattr(x, "detach") else x) for x in (A, xi, phi, psi, v))
 
     def f(A: Any) -> Any:
@@ -100,8 +101,21 @@ def jax_autograd(A: Array, xi: Array, phi: Array, psi: Array, v: Array, index: i
         sign = jnp.sign(jax.lax.stop_gradient(vi) @ v)
         return xi * S[index] + sign * (phi @ ui + psi @ vi)
 
-    with jax.enable_x64(True):
+    # on a card JAX multiplies float32 matrices in fewer digits unless told not to
+    with jax.enable_x64(True), jax.default_device(where), jax.default_matmul_precision("highest"):
         return _float64(jax.grad(f)(jnp.asarray(A)))
+
+
+def jax_device(A: Array) -> Any:
+    """Where JAX works on A: on a CUDA device if A is on one and JAX has its CUDA plugin, else on the CPU."""
+    import jax
+
+    if hasattr(A, "device") and getattr(A.device, "type", "cpu") == "cuda":
+        try:
+            return jax.devices("cuda")[A.device.index or 0]
+        except RuntimeError:  # no plugin, or a plugin that finds no card
+            pass
+    return jax.devices("cpu")[0]
 
 
 def newton_step(A: Any, sigma: Any, u: Any, v: Any) -> tuple[Any, Any, Any]:
@@ -151,23 +165,26 @@ def extended(
     m, n = A.shape
     old, flint.ctx.dps = flint.ctx.dps, digits
     try:
-        scale = float(np.abs(A).max())
-        exact = flint.arb_mat(A.tolist()) / flint.arb(scale)
-        exact_T = exact.transpose()
+        # a power of two: the entries stay float64 numbers, whose products are the cheapest
+        scale = 2.0 ** (np.frexp(np.abs(A).max())[1] - 1)
+        exact = flint.arb_mat((A / scale).tolist())
         U, S, Vh = np.linalg.svd(A / scale, full_matrices=False)
         sign = np.sign(Vh[index] @ v)
         x = _column([*(sign * U[:, index]), *(sign * Vh[index]), S[index], S[index]])
         with warnings.catch_warnings(action="ignore", category=LinAlgWarning):
-            factors = lu_factor(_jacobian(A / scale, x))  # an exact tie is reported below, with its reason
+            factors = lu_factor(_jacobian(A / scale, x), overwrite_a=True)  # an exact tie is reported below, with its reason
 
         def split(x: Any) -> tuple[Any, Any, Any, Any]:
             rows = [x[i, 0] for i in range(m + n + 2)]
             return _column(rows[:m]), _column(rows[m:-2]), rows[-2], rows[-1]
 
+        def transposed(u: Any) -> Any:
+            return (u.transpose() * exact).transpose()
+
         def newton_residual(x: Any) -> Any:
             u, v, sigma, tau = split(x)
             norms = [(1 - (w.transpose() * w)[0, 0]) / 2 for w in (u, v)]
-            return _column([*_list(exact * v - u * sigma), *_list(exact_T * u - v * tau), *norms])
+            return _column([*_list(exact * v - u * sigma), *_list(transposed(u) - v * tau), *norms])
 
         x = _refine(newton_residual, factors, x, digits)
         u, v, sigma, _ = split(x)
@@ -177,14 +194,15 @@ def extended(
         def adjoint_residual(y: Any) -> Any:
             p, q, lam, mu = split(y)
             top = phi - p * sigma + exact * q - u * lam
-            bottom = psi - q * sigma + exact_T * p - v * mu
+            bottom = psi - q * sigma + transposed(p) - v * mu
             return _column([*_list(top), *_list(bottom), *(-(a.transpose() * b)[0, 0] for a, b in ((u, p), (v, q)))])
 
         y = _refine(adjoint_residual, factors, _column([0] * (m + n + 2)), digits)
         p, q, _, _ = split(y)
         back = c / flint.arb(scale)
-        G = (u * flint.arb(float(xi)) + p * back) * v.transpose() + u * (q * back).transpose()
-        return np.array([[float(G[i, j].mid()) for j in range(n)] for i in range(m)])
+        left, v, right = u * flint.arb(float(xi)) + p * back, v.transpose(), (q * back).transpose()
+        rows = (v * left[i, 0] + right * u[i, 0] for i in range(m))  # one at a time: the whole of G would not fit
+        return np.array([[float(row[0, j].mid()) for j in range(n)] for row in rows])
     finally:
         flint.ctx.dps = old
 

@@ -68,26 +68,26 @@ class Card(TorchDispatchMode):
         name, kwargs = operation.overloadpacket.__name__, dict(kwargs or {})
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         here = [x for x in tensors if isinstance(x, OnCard)]
+        host = [x for x in tensors if not isinstance(x, OnCard)]
         wanted = kwargs.get("device") and torch.device(kwargs["device"]).type
         if not here and wanted != DEVICE:
             return operation(*args, **kwargs)
         if wanted == DEVICE:
             kwargs["device"] = "cpu"
-        copies = name in ("copy_", "_to_copy")
-        source, goal = (isinstance(x, OnCard) for x in (args[1], args[0])) if name == "copy_" else (bool(here), wanted in (None, DEVICE))
-        leaves = copies and source and not goal
-        if leaves or name in READS or (name == "index" and any(x.dtype == torch.bool for x in tree_leaves(args[1]) if x is not None)):
+        goal = isinstance(args[0], OnCard) if name == "copy_" else wanted in (None, DEVICE)
+        masked = name == "index" and any(x.dtype == torch.bool for x in tree_leaves(args[1]) if x is not None)
+        if not goal or masked or name in READS:
             self.to_host[name] += 1
-        elif copies and goal and not source:
+        elif name in ("copy_", "_to_copy") and host:
             self.to_card[name] += 1
-        elif any(x.ndim for x in tensors if not isinstance(x, OnCard)):
-            raise Mixed(f"{operation} met a tensor of the host among tensors of the card")  # one number may come along
+        elif any(x.ndim for x in host):  # one number may come along
+            raise Mixed(f"{operation} met a tensor of the host among tensors of the card")
         if name in PRODUCTS:
             self.products.update(tuple(sorted(x.shape[-2:])) for x in here if x.ndim > 1)
         result = operation(*tree_map(_numbers, args), **tree_map(_numbers, kwargs))
         if operation._schema.is_mutable and isinstance(result, torch.Tensor):
             return args[0]
-        return result if leaves else self.put(result)
+        return self.put(result) if goal else result
 
 
 def _numbers(x):

@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from svdgrad import compare, matrices
+import svdgrad
+from svdgrad import compare, matrices, records
 from svdgrad.adjoint import ATTEMPTS, SOLVERS
 from svdgrad.oracles import ORACLES
 
@@ -36,24 +39,167 @@ def test_kappa_is_that_of_the_matrix_that_is_factorised():
     assert math.isnan(rows["solver", "spectral"].kappa)
 
 
-def test_a_way_that_raises_is_told_as_infinite(monkeypatch):
+def test_a_way_that_raises_or_answers_nan_is_told_as_infinite(monkeypatch):
     def singular(*_):
         raise torch.linalg.LinAlgError("singular")
 
     monkeypatch.setitem(compare.ATTEMPTS, "direct", singular)
-    row = compare.compare(matrices.gaussian(5, 4), repeat=1)[0]
-    assert row.error == math.inf and "∞" in compare.table([row])
+    monkeypatch.setitem(compare.ATTEMPTS, "mixed", lambda A, triplet, phi, psi: (phi * torch.nan, psi))
+    rows = {row.name: row for row in compare.compare(matrices.gaussian(5, 4), repeat=1) if row.kind == "attempt"}
+    assert rows["direct"].error == math.inf and rows["direct"].note == "singular" and "∞" in compare.table([rows["direct"]])
+    assert rows["mixed"].error == rows["mixed"].residual == math.inf
 
 
-def test_the_command_prints_the_table_and_writes_a_record(capsys, tmp_path):
-    compare.main(["--device", "cpu", "--dtype", "float64", "--shape", "6", "4", "--record", str(tmp_path)])
+# --- what a way costs ------------------------------------------------------------------------------------------------
+
+
+def test_times_are_a_median_with_quartiles(monkeypatch):
+    clock = iter([0, 100, *(t for ms in (4, 1, 5, 2, 3) for t in (0, ms / 1e3))])
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: next(clock))
+    answer, timing = compare.measure(lambda: "answer", torch.device("cpu"), repeat=5)
+    assert answer == "answer" and math.isnan(timing.peak)
+    # the first run, of 100 seconds, was to warm up
+    assert timing[:4] == pytest.approx((3, 2, 4, 5))
+
+
+def test_of_a_slow_way_few_runs_are_timed_but_at_least_one():
+    for repeat, runs in ((1, 1), (9, 1)):
+        count = iter(range(9))
+        _, timing = compare.measure(lambda: next(count), torch.device("cpu"), repeat, patience=1e-9)
+        assert timing.runs == runs and timing.lower == timing.milliseconds == timing.upper
+        assert next(count) == repeat // 9 + 1  # one more, to warm up, unless one was all that was wanted
+
+
+def row(name, m, n, ms=math.nan, kind="solver", **more):
+    return compare.Row(kind, name, m, n, "cpu", "float64", milliseconds=ms, **more)
+
+
+def test_the_time_of_a_way_is_foretold_from_the_largest_matrix_so_far():
+    past = [row("schur", 100, 50, 1e6), row("schur", 512, 256, 10.0), row("schur", 1024, 512, 100.0), row("saddle", 2048, 1024, 9e9)]
+    assert compare.foretold(row("schur", 2048, 1024), past) == pytest.approx(0.8)
+    assert compare.foretold(row("schur", 2048, 1024), past[:1]) == 0  # too small to tell anything
+    assert compare.foretold(row("cg", 2048, 1024), past) == 0
+    assert compare.foretold(row("schur", 2048, 1024), [row("schur", 1024, 512, note="not run: …")]) == 0
+
+
+def test_what_would_cost_too_much_is_recorded_as_not_run_with_the_reason(monkeypatch):
+    A = matrices.gaussian(12, 8)
+    past = [row("schur", 600, 600, 1e12), row("jax", 600, 600, 1e12, "witness")]
+    monkeypatch.setattr(compare, "free_memory", lambda device: 8.0 * 6 * 20 * 20)
+    rows = {(r.kind, r.name): r for r in compare.compare(A, 1, budget=7.0, past=past)}
+    assert {way for way, r in rows.items() if r.note} == {("solver", "schur"), ("witness", "jax")}
+    assert rows["solver", "schur"].note.startswith("not run: would take about ") and rows["solver", "schur"].note.endswith("budget is 7 s")
+    assert math.isnan(rows["solver", "schur"].error) and "not run: would take" in compare.table(list(rows.values()))
+
+    monkeypatch.setattr(compare, "free_memory", lambda device: 8.0 * 6 * 20 * 20 - 1)
+    rows = {(r.kind, r.name): r for r in compare.compare(A, 1, differences=False)}
+    formed = {"direct", "bordered", "saddle", "deflated", "newton"}
+    assert {name for (_, name), r in rows.items() if r.note} == formed  # K, or K with a border, would not fit
+    assert "GB are free" in rows["attempt", "direct"].note
+
+
+def test_a_judge_that_would_not_fit_is_said(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "free_memory", lambda device: 1e5)
+    compare.main(["--device", "cpu", "--dtype", "float64", "--shape", "6", "4", "--shape", "60", "40", "--record", str(tmp_path)])
+    assert "60×40 not run: the judge needs about" in capsys.readouterr().out
+    assert {(r.m, r.n) for r in records.read_records(tmp_path, "cpu")[0]["rows"]} == {(6, 4)}
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_small_table_and_writes_nothing(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(compare, "compare", lambda A, *more, **options: asked.append(A.shape) or [])
+    monkeypatch.setattr(compare, "write_record", None)
+    compare.main(["--device", "cpu"])
+    assert asked == [(64, 32)] * 2
+    assert "64×32, float32" in capsys.readouterr().out
+
+
+def test_the_command_records_four_sizes(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(compare, "compare", lambda A, *more, **options: asked.append((*A.shape, A.dtype)) or [])
+    monkeypatch.setattr(compare, "free_memory", lambda device: math.inf)
+    compare.main(["--device", "cpu", "--record", str(tmp_path)])
+    assert asked == [(m, n, t) for m, n in [(64, 32), (512, 256), (2048, 1024), (4096, 4096)] for t in (torch.float32, torch.float64)]
+    assert compare.memory("solver", "saddle", 4096, 4096) * 8 > 3e9  # and K there takes gigabytes, so that it is asked for
+
+
+def test_a_record_holds_every_row_and_what_made_it(capsys, tmp_path):
+    shapes = ["--shape", "6", "4", "--shape", "5", "8"]
+    compare.main(["--device", "cpu", "--dtype", "float64", *shapes, "--repeat", "2", "--budget", "30", "--record", str(tmp_path)])
     out = capsys.readouterr().out
-    assert "6×4 Gaussian matrix" in out
-    assert all(name in out for name in SOLVERS)
-    record = compare.newest_record(tmp_path, "cpu")
-    assert record["matrix"] == "6×4 Gaussian matrix, seed 0" and "CPU" in record["hardware"]
-    assert record["versions"]["torch"] == torch.__version__
-    assert compare.table(record["rows"]) in out
+    (path,) = tmp_path.iterdir()
+    assert f"written to {path}" in out and path.name.startswith("cpu-")
+
+    def no_constant(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    written = json.loads(path.read_text(encoding="utf-8"), parse_constant=no_constant)
+    assert written["code"] == records.code() and written["budget"] == 30 and "forty-digit" in written["judge"]
+    assert written["versions"]["torch"] == torch.__version__ and written["versions"].keys() >= {"cuda", "driver", "jax", "numpy"}
+    assert "not measured" in written["peak"] and written["rows"][0]["peak"] is None
+
+    (record,) = records.read_records(tmp_path, "cpu")
+    assert not records.is_stale(record)
+    for m, n in ((6, 4), (5, 8)):
+        rows = [r for r in record["rows"] if (r.m, r.n) == (m, n)]
+        assert compare.table(rows) in out and {r.name for r in rows} >= SOLVERS.keys()
+        assert all(r.lower <= r.milliseconds <= r.upper and r.runs for r in rows if r.error < 1e-6)
+
+
+def plant(folder, name, **changed):
+    """A record as another machine would have made it, with a solver of the error 1.5e-14 and the time 0.25 ms."""
+    found = row("schur", 64, 32, 0.25, error=1.5e-14)._asdict() | {"kappa": "infinite", "residual": None, "lower": None}
+    versions = {"torch": "9.9", "cuda": "99.1", "driver": "999.5"}
+    record = {"hardware": name, "date": "2026-11-24", "code": records.code(), "versions": versions, "rows": [found], **changed}
+    folder.mkdir(exist_ok=True)
+    (folder / f"cuda-{name}-{record['date']}.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def test_of_each_card_the_newest_record_is_found(tmp_path):
+    assert records.read_records(tmp_path / "none", "cuda") == []
+    for name, date in (("card-1", "2026-03-01"), ("card-1", "2026-11-01"), ("card-1", "2026-07-01"), ("card-2", "2026-12-01")):
+        plant(tmp_path, name, date=date)
+    found = records.read_records(tmp_path, "cuda")
+    assert [(r["hardware"], r["date"]) for r in found] == [("card-2", "2026-12-01"), ("card-1", "2026-11-01")]
+    assert found[0]["rows"][0].kappa == math.inf and math.isnan(found[0]["rows"][0].residual)
+    assert records.read_records(tmp_path, "cpu") == []
+
+
+def test_a_record_of_other_code_is_marked(tmp_path):
+    plant(tmp_path, "fresh")
+    plant(tmp_path, "stale", code={"version": "0.0.1", "sources": "0123456789ab"})
+    plant(tmp_path, "edited", code=records.code() | {"sources": "0123456789ab"})
+    lines = {r["hardware"]: records.headline(r) for r in records.read_records(tmp_path, "cuda")}
+    assert "OLDER CODE" not in lines["fresh"] and "driver 999.5" in lines["fresh"]
+    assert "OLDER CODE made this record (svdgrad 0.0.1, sources 0123456789ab)" in lines["stale"]
+    assert "OLDER CODE" in lines["edited"]
+
+
+def test_the_version_of_the_code_changes_with_every_source_file(monkeypatch, tmp_path):
+    package = Path(records.__file__).parent
+    copy = shutil.copytree(package, tmp_path / "svdgrad", ignore=shutil.ignore_patterns("__pycache__"))
+    here = records.code()
+    assert here["version"] == svdgrad.__version__ and len(here["sources"]) == 12
+    monkeypatch.setattr(records, "__file__", str(copy / "records.py"))
+    assert records.code() == here
+    file = copy / "adjoint" / "schur.py"
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    assert records.code() == here
+    file.write_bytes(file.read_bytes() + b"#")
+    assert records.code() != here
+
+
+def test_columns_stand_side_by_side():
+    text = records.side_by_side(
+        {"the CPU here": [row("schur", 64, 32, 0.5, error=1e-15), row("cg", 64, 32, 2.0, error=2e-15)],
+         "a card": [row("schur", 64, 32, 0.25, error=3e-15)]}
+    )
+    assert text.splitlines()[:2] == ["A: the CPU here", "B: a card"]
+    assert text.splitlines()[-2].split() == ["solver", "schur", "1.0e-15", "0.50", "3.0e-15", "0.25"]
+    assert text.splitlines()[-1].split() == ["solver", "cg", "2.0e-15", "2.00", "—", "—"]
 
 
 def test_missing_witnesses_are_said_with_the_way_to_get_them(capsys, monkeypatch):
@@ -63,14 +209,6 @@ def test_missing_witnesses_are_said_with_the_way_to_get_them(capsys, monkeypatch
     with pytest.raises(SystemExit):
         compare.main(["--device", "cpu"])
     assert "pip install 'svdgrad[oracles]'" in capsys.readouterr().err
-
-
-def test_the_newest_record_of_a_kind_of_device_is_found(tmp_path):
-    assert compare.newest_record(tmp_path, "cuda") is None
-    for date in ("2026-03-01", "2026-11-01", "2026-07-01"):
-        (tmp_path / f"cuda-{date}.json").write_text(json.dumps({"date": date, "rows": []}))
-    assert compare.newest_record(tmp_path, "cuda")["date"] == "2026-11-01"
-    assert compare.newest_record(tmp_path, "cpu") is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
@@ -83,8 +221,14 @@ def test_a_missing_device_is_said(capsys):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: this test runs where there is one")
-def test_the_solvers_on_cuda():
+def test_the_contest_on_cuda_is_recorded(tmp_path):
     assert compare.device("auto").type == "cuda"
-    for row in compare.compare(matrices.gaussian(12, 8).cuda(), repeat=1):
-        if row.kind != "attempt":
-            assert row.error <= (1e-7 if row.name == "differences" else 1e-12), row.name
+    compare.main(["--device", "cuda", "--dtype", "float64", "--shape", "12", "8", "--repeat", "5", "--record", str(tmp_path)])
+    (record,) = records.read_records(tmp_path, "cuda")
+    assert record["hardware"] == torch.cuda.get_device_name() and record["versions"]["cuda"] == torch.version.cuda
+    for found in record["rows"]:
+        if found.kind != "attempt":
+            assert found.error <= (1e-7 if found.name == "differences" else 1e-12), found.name
+            assert found.milliseconds > 0, found.name
+        if found.kind == "solver":
+            assert found.device == "cuda" and found.peak > 0, found.name

@@ -9,12 +9,14 @@ import torch
 from card import Card, Mixed, OnCard
 from families import FAMILIES, problem
 
+import svdgrad
 from svdgrad import matrices
 from svdgrad.adjoint import ATTEMPTS, SOLVERS, assemble
 from svdgrad.adjoint.krylov import LOOK
 from svdgrad.checks import relative_error
 from svdgrad.compare import loss_vectors
 from svdgrad.forward import FORWARDS, Triplet, svd
+from svdgrad.steps import relative_gap
 
 WAYS = {("attempt", name): way for name, way in ATTEMPTS.items()} | {("solver", name): way for name, way in SOLVERS.items()}
 SHAPES = {"tall": (24, 10), "wide": (10, 24), "square": (14, 14), "one column": (8, 1), "one row": (1, 8), "one entry": (1, 1)}
@@ -147,6 +149,27 @@ def test_the_host_reads_a_number_only_at_a_look(kind, name, shape):
         assert read <= (2 if kind == "forward" else 0), card.to_host  # a forward method may look once at what it found
     # what is sent is at most a number, or a vector to start from, and not again in every step
     assert card.to_card.total() <= 8, card.to_card
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", FORWARDS)
+def test_the_whole_map_and_its_gradient_stay_on_the_card(method, shape, monkeypatch):
+    autocast = torch.autocast  # knows no card that is not there
+    monkeypatch.setattr(torch, "autocast", lambda device, **options: autocast("cpu", **options))
+    A = matrices.gaussian(*SHAPES[shape])
+
+    def gradient(A):
+        A = A.requires_grad_()
+        sigma, u, v = svdgrad.singular_triplet(A, forward=method)
+        return torch.autograd.grad(sigma + u[..., 0] + v[..., -1] + svdgrad.spectral_norm(A), A)[0]
+
+    with Card() as card:
+        found = gradient(card.put(A))
+    if method == "svd":
+        assert card.to_host.total() <= 5  # are the entries finite (twice), is there a cotangent, is there a gap
+    S = torch.linalg.svdvals(A.detach())
+    bound = 50 * torch.finfo(A.dtype).eps / relative_gap(S[0], S, *A.shape)
+    assert isinstance(found, OnCard) and relative_error(found.numbers, gradient(A)) <= bound
 
 
 def test_cg_stops_a_matrix_that_is_refused_at_the_next_look():

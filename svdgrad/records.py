@@ -1,0 +1,179 @@
+"""What another machine measured, in a file: the rows of the contest, the hardware, the versions, and the code that made them."""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Row(NamedTuple):
+    """One line of the contest: a way to the gradient, on what, where, and how well it did. NaN stands for "does not apply"."""
+
+    kind: str
+    """"attempt", "solver" or "witness" """
+    name: str
+    """as in ``ATTEMPTS``, ``SOLVERS`` or ``ORACLES``"""
+    m: int
+    n: int
+    """the shape of the matrix"""
+    device: str
+    """"cpu" or "cuda": where this way ran"""
+    dtype: str
+    """"float32" or "float64" """
+    error: float = math.nan
+    """‖G − G*‖/‖G*‖ against the extended-precision gradient G*; infinite if the way raised an error or answered NaN"""
+    residual: float = math.nan
+    """‖K[p; q] − c‖/‖c‖, computed in float64"""
+    kappa: float = math.nan
+    """κ₂ of the matrix that is factorised, in closed form"""
+    milliseconds: float = math.nan
+    """the adjoint solve, or, for a witness, value and gradient together: the median of several runs"""
+    lower: float = math.nan
+    upper: float = math.nan
+    """the quartiles of those times"""
+    runs: int = 0
+    """how many times the median is of"""
+    peak: float = math.nan
+    """bytes that PyTorch held on the device at the most, beyond those it held before the run; on CUDA only"""
+    note: str = ""
+    """why the way was not run, or what it raised"""
+
+
+def code() -> dict[str, str]:
+    """The version of the code at hand: ``svdgrad.__version__``, and the first 12 digits of a SHA-256 of all its source files."""
+    from . import __version__
+
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
+        # the length keeps a line that moves from one file to the next from going unnoticed
+        source = path.read_bytes().replace(b"\r\n", b"\n")
+        digest.update(f"{path.relative_to(root).as_posix()} {len(source)}\n".encode() + source)
+    return {"version": __version__, "sources": digest.hexdigest()[:12]}
+
+
+def is_stale(record: dict[str, Any]) -> bool:
+    """Whether a record was made by other code than the code at hand."""
+    return bool(record.get("code") != code())
+
+
+def hardware(where: torch.device) -> str:
+    """The name of the device, for people."""
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _cpu_name() -> str:
+    """The model, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return f"{platform.machine()} CPU"
+
+
+def versions() -> dict[str, str | None]:
+    """Of everything that a number in a record may depend on; None for what is not here."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda, "driver": _driver()}
+    for name in ("torch", "jax", "jaxlib", "numpy", "scipy", "python-flint"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, which PyTorch does not tell."""
+    if not torch.cuda.is_available():
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split("\n")[0].strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_record(rows: Iterable[Row], where: torch.device, folder: Path, about: dict[str, Any]) -> Path:
+    """One JSON file ``<device>-<hardware>-<date>.json`` with the rows and all that says what they are."""
+    record = {
+        "device": where.type,
+        "hardware": hardware(where),
+        "cpus": os.cpu_count(),
+        "date": time.strftime("%Y-%m-%d"),
+        "code": code(),
+        "versions": versions(),
+        **about,
+        "rows": [{key: _written(value) for key, value in row._asdict().items()} for row in rows],
+    }
+    slug = re.sub("[^a-z0-9]+", "-", record["hardware"].lower()).strip("-")
+    path = Path(folder) / f"{where.type}-{slug}-{record['date']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def read_records(folder: Path, device_type: str) -> list[dict[str, Any]]:
+    """The newest record of each card, or CPU, of a kind, ``rows`` as ``Row``; the newest first. No folder, no records."""
+    newest: dict[str, dict[str, Any]] = {}
+    for path in sorted(Path(folder).glob(f"{device_type}-*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["rows"] = [Row(**{key: _read(value) for key, value in row.items()}) for row in record["rows"]]
+        if record["date"] >= newest.get(record["hardware"], record)["date"]:
+            newest[record["hardware"]] = record
+    return sorted(newest.values(), key=lambda record: record["date"], reverse=True)
+
+
+def _written(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null and a word."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "infinite"
+    return value
+
+
+def _read(value: Any) -> Any:
+    return {None: math.nan, "infinite": math.inf}.get(value, value)
+
+
+def headline(record: dict[str, Any]) -> str:
+    """What a column of a table says of the record it comes from, whether made by the code at hand or not."""
+    software = ", ".join(f"{name} {record['versions'].get(name)}" for name in ("torch", "cuda", "driver") if record["versions"].get(name))
+    line = f"{record['hardware']}, recorded {record['date']} ({software})"
+    if is_stale(record):
+        made_by, here = (f"svdgrad {c['version']}, sources {c['sources']}" for c in (record["code"], code()))
+        line += f"\n   OLDER CODE made this record ({made_by}) than the code shown here ({here})"
+    return line
+
+
+def side_by_side(columns: dict[str, list[Row]]) -> str:
+    """Error and median time of every way, one column of each for each title, as text; ``—`` where a way was not run."""
+    letters = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", columns.items()))
+    lines = [f"{letter}: {title}" for letter, (title, _) in letters.items()]
+    lines += ["", f"{'':<8} {'way':<22}" + "".join(f" {letter + ' error':>9} {'ms':>8}" for letter in letters)]
+    found = {letter: {(r.kind, r.name): r for r in rows} for letter, (_, rows) in letters.items()}
+    for kind, name in dict.fromkeys(way for rows in found.values() for way in rows):
+        cells = [rows.get((kind, name), Row(kind, name, 0, 0, "", "")) for rows in found.values()]
+        lines.append(f"{kind:<8} {name:<22}" + "".join(f" {short(r.error):>9} {milliseconds(r):>8}" for r in cells))
+    return "\n".join(lines)
+
+
+def short(x: float) -> str:
+    """A number of a table in two digits; ``—`` for NaN, ``∞`` for infinity."""
+    return "—" if math.isnan(x) else "∞" if math.isinf(x) else f"{x:.1e}"
+
+
+def milliseconds(row: Row) -> str:
+    """The time of a row, for a table."""
+    return "—" if math.isnan(row.milliseconds) else f"{row.milliseconds:.2f}"
