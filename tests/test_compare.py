@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -149,9 +150,9 @@ def test_a_record_holds_every_row_and_what_made_it(capsys, tmp_path):
         assert all(r.lower <= r.milliseconds <= r.upper and r.runs for r in rows if r.error < 1e-6)
 
 
-def plant(folder, name, **changed):
-    """A record as another machine would have made it, with a solver of the error 1.5e-14 and the time 0.25 ms."""
-    found = row("schur", 64, 32, 0.25, error=1.5e-14)._asdict() | {"kappa": "infinite", "residual": None, "lower": None}
+def plant(folder, name, error=1.5e-14, **changed):
+    """A record as another machine would have made it, with one solver and its time of 0.25 ms."""
+    found = row("schur", 64, 32, 0.25, error=error)._asdict() | {"kappa": "infinite", "residual": None, "lower": None}
     versions = {"torch": "9.9", "cuda": "99.1", "driver": "999.5"}
     record = {"hardware": name, "date": "2026-11-24", "code": records.code(), "versions": versions, "rows": [found], **changed}
     folder.mkdir(exist_ok=True)
@@ -232,3 +233,51 @@ def test_the_contest_on_cuda_is_recorded(tmp_path):
             assert found.milliseconds > 0, found.name
         if found.kind == "solver":
             assert found.device == "cuda" and found.peak > 0, found.name
+
+
+# --- the chapter that reads the records ------------------------------------------------------------------------------
+
+
+def run_chapter(folder, monkeypatch, capsys):
+    """What the cells of the contest print in a folder with or without records, differences and figures left out."""
+    import nbformat
+
+    (folder / "records").mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
+    notebook = nbformat.read(Path(__file__).parents[1] / "book" / "contest.ipynb", as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    monkeypatch.setattr(compare, "compare", partial(compare.compare, repeat=1, differences=False))
+    names = {}
+    for source in cells:
+        if "figure(" not in source and "256, 128" not in source and "elevation" not in source:
+            exec(compile(source, "contest.ipynb", "exec"), names)
+    return capsys.readouterr().out
+
+
+def test_the_chapter_says_plainly_that_there_is_no_record(tmp_path, monkeypatch, capsys):
+    out = run_chapter(tmp_path, monkeypatch, capsys)
+    if not torch.cuda.is_available():
+        assert "No CUDA device here." in out and "OLDER CODE" not in out
+    assert "No record of one: these numbers are of CPUs only." in out
+    assert "--record book/records/" in out
+    assert "No record, of a CUDA device or of a CPU" in out
+
+
+def test_the_chapter_sets_every_card_beside_the_cpu_and_marks_a_stale_record(tmp_path, monkeypatch, capsys):
+    plant(tmp_path / "records", "fresh-card")
+    plant(tmp_path / "records", "stale-card", date="2026-01-01", code={"version": "0.0.1", "sources": "0123456789ab"})
+    out = run_chapter(tmp_path, monkeypatch, capsys)
+    assert "No record" not in out
+    table = out[out.index("64×32, float64: error") : out.index("64×32, float32: error")]
+    assert "A: this run: " in table
+    heading = table[table.index("fresh-card, recorded 2026-11-24") : table.index("stale-card, recorded 2026-01-01")]
+    assert "OLDER CODE" not in heading
+    assert "OLDER CODE made this record (svdgrad 0.0.1, sources 0123456789ab)" in table
+    (line,) = [line for line in table.splitlines() if line.startswith("solver   schur ")]
+    assert line.split()[-4:] == ["1.5e-14", "0.25", "1.5e-14", "0.25"]
+
+
+def test_the_chapter_fails_where_a_card_breaks_its_claim(tmp_path, monkeypatch, capsys):
+    plant(tmp_path / "records", "bad-card", error=1e-3)
+    with pytest.raises(AssertionError, match="every solver and witness, error over bound"):
+        run_chapter(tmp_path, monkeypatch, capsys)
