@@ -1,8 +1,8 @@
 """Every attempt and every solver against every witness, as a table: ``python -m svdgrad.compare --device auto``.
 
-With ``--record FOLDER`` the same at four sizes, in a file that the book reads. At every size the judge is the extended-precision
-gradient: it takes a few dozen products with A in forty digits and one float64 factorisation, so it reaches 4096×4096 in two
-minutes and three gigabytes on one core of a CPU.
+With ``--record FOLDER`` the same at four sizes, in a file that the book reads. At every size the judge is the gradient in
+extended precision: it takes a few dozen products with A in forty digits and one float64 factorisation, so it reaches 4096×4096
+in two minutes and three gigabytes on one core of a CPU.
 """
 
 import argparse
@@ -75,9 +75,9 @@ def compare(
     """Every attempt, every solver and every witness, judged by the extended-precision gradient.
 
     Shape: A (m, n), on the device and in the dtype to compare in. A random loss is used, see ``loss_vectors``.
-    ``differences`` takes part with its 2mn SVDs only if wanted. A way is not run, and its row says why, if it would not fit
-    in the memory that is free, or if a run is foretold, from ``past`` rows of smaller matrices, to take more than ``budget``
-    seconds.
+    A way is not run, and its row says why, if it would not fit in the memory that is free, or if a run is foretold, from
+    ``past`` rows of smaller matrices, to take more than ``budget`` seconds; nor is ``differences``, with its 2mn SVDs, if
+    not wanted.
     """
     from .oracles import ORACLES, jax_device
 
@@ -91,16 +91,20 @@ def compare(
 
     def add(kind: str, name: str, run: Callable[[], Any], judge: Callable[[Any], dict[str, Any]], where: torch.device) -> None:
         row = Row(kind, name, m, n, where.type, dtype, kappa=_kappa(kind, name, triplet, known.S, m, n))
-        if note := too_much(row, A, budget, past):
+        unwanted = "" if differences or name != "differences" else f"it takes {2 * m * n} SVDs"
+        if note := unwanted or too_much(row, A, budget, past):
             rows.append(row._replace(note=f"not run: {note}"))
             return
         try:
             answer, timing = measure(run, where, 1 if name == "differences" else repeat)
+            if name == "jax":
+                timing = timing._replace(peak=math.nan)  # JAX's memory is not PyTorch's
             row = row._replace(**timing._asdict(), **judge(answer))
         except (torch.OutOfMemoryError, MemoryError):
             row = row._replace(note="not run: out of memory")
-        except (torch.linalg.LinAlgError, ArithmeticError, ValueError) as problem:
-            row = row._replace(error=math.inf, note=str(problem))
+        except (RuntimeError, ArithmeticError, ValueError) as problem:  # as are PyTorch's LinAlgError, and the errors of JAX
+            kind_of = type(problem).__name__.lstrip("_")
+            row = row._replace(error=math.inf, note=f"{kind_of}: {problem}".splitlines()[0])
         rows.append(row)
 
     def judge_adjoint(answer: tuple[Tensor, Tensor]) -> dict[str, Any]:
@@ -113,8 +117,7 @@ def compare(
                 way = partial(way, known=known)  # the formula for when the whole SVD is at hand
             add(kind, name, partial(way, A, triplet, phi, psi), judge_adjoint, A.device)
     for name, oracle in ORACLES.items():
-        if name != "extended" and (differences or name != "differences"):
-            # JAX's answer comes as an array on the host, so the clock of the host has its time
+        if name != "extended":
             on_card = {"torch": True, "newton": True, "jax": jax_device(A).platform != "cpu"}.get(name, False)
             run = partial(oracle, A, xi, phi, psi, triplet.v)
             add("witness", name, run, lambda G: {"error": _finite(relative_error(G, truth))}, A.device if on_card else cpu)
@@ -162,8 +165,8 @@ class Timing(NamedTuple):
 def measure(run: Callable[[], Any], device: torch.device, repeat: int, patience: float = 10.0) -> tuple[Any, Timing]:
     """The answer of ``run``, and what it costs: the median and the quartiles of ``repeat`` runs after one to warm up.
 
-    No further run begins after ``patience`` seconds; where ``repeat`` is 1 the first run is the only one. The peak of the
-    memory is that of the first run.
+    No further run begins after ``patience`` seconds; where ``repeat`` is 1, or the first run takes that long, it is the only
+    one. The peak of the memory is that of the first run.
     """
     cuda, peak = device.type == "cuda", math.nan
     if cuda:
@@ -173,7 +176,7 @@ def measure(run: Callable[[], Any], device: torch.device, repeat: int, patience:
     answer, first = stopwatch(run, device)
     if cuda:
         peak = float(torch.cuda.max_memory_allocated(device) - before)
-    times = [first] if repeat == 1 else []
+    times = [first] if repeat == 1 or first > 1e3 * patience else []
     while len(times) < repeat and sum(times) < 1e3 * patience:
         times.append(stopwatch(run, device)[1])
     lower, _, upper = statistics.quantiles(times, method="inclusive") if len(times) > 1 else 3 * times
@@ -206,7 +209,7 @@ def too_much(row: Row, A: Tensor, budget: float, past: Iterable[Row]) -> str:
 
 
 def memory(kind: str, name: str, m: int, n: int) -> int:
-    """About how many numbers a way holds at the most: six times the largest matrix that it forms, for its pieces and factors."""
+    """About how many numbers a way holds: six times the largest matrix that it forms, for its pieces and factors too."""
     formed = {"newton": "saddle", "cg": "A", "minres": "A"}.get(name, FACTORS.get((kind, name), "A"))
     larger = max(m, n)
     of_k = dict.fromkeys(("K", "bordered", "saddle", "deflated"), (m + n) ** 2)
@@ -259,8 +262,7 @@ def table(rows: list[Row]) -> str:
     lines = [f"{'':<8} {'way':<22} {'device':<6} {'dtype':<8} {'error':>8} {'residual':>8} {'κ':>8} {'ms':>8}"]
     for r in rows:
         numbers = "".join(f" {short(x):>8}" for x in (r.error, r.residual, r.kappa))
-        note = f"  {r.note}" if r.note.startswith("not run") else ""
-        lines.append(f"{r.kind:<8} {r.name:<22} {r.device:<6} {r.dtype:<8}{numbers} {milliseconds(r):>8}{note}")
+        lines.append(f"{r.kind:<8} {r.name:<22} {r.device:<6} {r.dtype:<8}{numbers} {milliseconds(r):>8}  {r.note}".rstrip())
     return "\n".join(lines)
 
 
@@ -287,12 +289,12 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as problem:
         parser.error(str(problem))
     repeat = options.repeat or (50 if options.record else 5)
+    by = "CUDA events; of a witness with its answer copied to the host" if where.type == "cuda" else "the clock of the host"
     about = {
         "matrix": f"standard normal entries, seed {options.seed}",
         "judge": "forty-digit gradient (svdgrad.oracles.extended), at every size",
-        "times": f"milliseconds, median and quartiles of up to {repeat} runs after a first, "
-        + ("by CUDA events; jax by the clock of the host" if where.type == "cuda" else "by the clock of the host"),
-        "peak": "bytes, torch.cuda.max_memory_allocated" if where.type == "cuda" else "not measured: PyTorch counts on CUDA only",
+        "times": f"milliseconds, median and quartiles of up to {repeat} runs after a first, by {by}",
+        "peak": "bytes, by torch.cuda" if where.type == "cuda" else "not measured: PyTorch counts on CUDA only",
         "float32 products": torch.get_float32_matmul_precision(),
         "budget": options.budget,
         "seed": options.seed,

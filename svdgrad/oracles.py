@@ -21,6 +21,9 @@ if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in 
     # without its CUDA plugin JAX runs on the CPU; say so first, or it warns on every machine that has a GPU
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# where it has the plugin, JAX would take three quarters of the GPU's memory at once, and PyTorch needs some too
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 #: a number, or an array of floats: NumPy's or PyTorch's
 Array = Any
 

@@ -1,4 +1,4 @@
-"""What another machine measured, in a file: the rows of the contest, the hardware, the versions, and the code that made them."""
+"""What another machine measured, in a file: the rows of the contest, the hardware, the versions, the code that made them."""
 
 import hashlib
 import importlib.metadata
@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
 
 def code() -> dict[str, str]:
-    """The version of the code at hand: ``svdgrad.__version__``, and the first 12 digits of a SHA-256 of all its source files."""
+    """The version of the code at hand: ``svdgrad.__version__``, and 12 digits of the SHA-256 of all its source files."""
     from . import __version__
 
     root = Path(__file__).parent
@@ -149,8 +149,9 @@ def _read(value: Any) -> Any:
 
 def headline(record: dict[str, Any]) -> str:
     """What a column of a table says of the record it comes from, whether made by the code at hand or not."""
-    software = ", ".join(f"{name} {record['versions'].get(name)}" for name in ("torch", "cuda", "driver") if record["versions"].get(name))
-    line = f"{record['hardware']}, recorded {record['date']} ({software})"
+    software = [f"{name} {version}" for name in ("torch", "cuda", "driver") if (version := record["versions"].get(name))]
+    software += [f"jax on {row.device}" for row in record["rows"][::-1] if row.name == "jax"][:1]
+    line = f"{record['hardware']}, recorded {record['date']} ({', '.join(software)})"
     if is_stale(record):
         made_by, here = (f"svdgrad {c['version']}, sources {c['sources']}" for c in (record["code"], code()))
         line += f"\n   OLDER CODE made this record ({made_by}) than the code shown here ({here})"
