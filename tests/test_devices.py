@@ -4,13 +4,16 @@ Three kinds of test. On PyTorch's meta device, which knows shapes and devices an
 (``card.py``), which has numbers and counts what crosses to the host; and, marked ``cuda``, on a GPU where there is one.
 """
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from card import Card, Mixed, OnCard
 from families import FAMILIES, problem
 
 import svdgrad
-from svdgrad import matrices
+from svdgrad import matrices, oracles
 from svdgrad.adjoint import ATTEMPTS, SOLVERS, assemble
 from svdgrad.adjoint.krylov import LOOK
 from svdgrad.checks import relative_error
@@ -224,6 +227,40 @@ def test_the_card_counts_what_the_host_sends():
         assert isinstance(torch.zeros(3, device=x.device), OnCard) and isinstance(torch.zeros_like(x), OnCard)
     assert card.to_card.total() == 3 and not card.to_host
     assert x.numbers.tolist() == [1, 2, 1]
+
+
+# --- JAX, the witness -----------------------------------------------------------------------------------------------
+
+
+def test_the_witness_in_jax_is_lowered_for_cuda_without_a_call_of_the_host(monkeypatch):
+    """JAX translates for a platform that is not there, and would refuse to trace a look at a number."""
+    import jax
+    import jax.export
+
+    traced, grad = [], jax.grad
+    monkeypatch.setattr(jax, "grad", lambda f: traced.append(f) or grad(f))
+    A = matrices.gaussian(6, 4)
+    oracles.jax_autograd(A, *loss_vectors(A), torch.ones(4))
+    with jax.enable_x64(True):
+        program = jax.export.export(jax.jit(grad(*traced)), platforms=["cuda"])(jax.ShapeDtypeStruct((6, 4), "float64"))
+    assert program.platforms == ("cuda",) and [x.shape for x in program.out_avals] == [(6, 4)]
+    text = program.mlir_module()
+    assert "cusolver" in text and "callback" not in text and "lapack" not in text
+
+
+def test_jax_works_on_the_cpu_where_a_is_or_where_it_has_no_plugin():
+    assert oracles.jax_device(A=torch.ones(2, 2)).platform == oracles.jax_device(np.ones((2, 2))).platform == "cpu"
+    on_cuda = SimpleNamespace(device=torch.device("cuda", 0))
+    assert oracles.jax_device(on_cuda).platform == ("gpu" if jax_has_cuda() else "cpu")
+
+
+def jax_has_cuda() -> bool:
+    import jax
+
+    try:
+        return bool(jax.devices("cuda"))
+    except RuntimeError:
+        return False
 
 
 # --- on a GPU --------------------------------------------------------------------------------------------------------
