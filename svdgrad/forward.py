@@ -142,18 +142,19 @@ def lanczos(
     """
     if A.ndim > 2:
         return _one_by_one(A, v0, tol, maxiter)
-    wide = A.shape[-2] < A.shape[-1]
-    products = [lambda x: A @ x, lambda y: A.mH @ y]
-    start = _noise(min(A.shape), A) if v0 is None else v0.to(A)
+    wide = A.shape[0] < A.shape[1]
+    if v0 is None:
+        start = _noise(min(A.shape), A)
+    else:
+        start = v0.to(A)
+        if wide and start.any():
+            start = A @ start
+            start = start if start.any() else _noise(A.shape[0], A)  # a v0 in the null space of A says nothing
     if wide:
-        products.reverse()
-        start = start if v0 is None else A @ start
-        if not start.any():
-            start = _noise(A.shape[0], A)
-    (sigma, u, v), known = golub_kahan(*products, start, tol, maxiter)
-    if wide:
-        u, v = v, u
-    return Triplet(sigma, *fix_sign(u, v, v0)), known
+        (sigma, v, u), ritz = golub_kahan(lambda y: A.mH @ y, lambda x: A @ x, start, tol, maxiter)
+    else:
+        (sigma, u, v), ritz = golub_kahan(lambda x: A @ x, lambda y: A.mH @ y, start, tol, maxiter)
+    return Triplet(sigma, *fix_sign(u, v, v0)), ritz
 
 
 def _one_by_one(A: Tensor, v0: Tensor | None, tol: float | None, maxiter: int | None) -> tuple[Triplet, Ritz]:
@@ -167,7 +168,7 @@ def _one_by_one(A: Tensor, v0: Tensor | None, tol: float | None, maxiter: int | 
     starts = [None] * len(matrices) if v0 is None else list(v0.expand(*batch, n).reshape(-1, n))
     triplets, left = zip(*(lanczos(X, 0, x, tol, maxiter) for X, x in zip(matrices, starts)))
     k = min(ritz.S.numel() for ritz in left)
-    left = [ritz._replace(S=ritz.S[:k], W=ritz.W[:, :k]) for ritz in left]
+    left = tuple(ritz._replace(S=ritz.S[:k], W=ritz.W[:, :k]) for ritz in left)
     together = [[torch.stack(xs).reshape(*batch, *xs[0].shape) for xs in zip(*tuples)] for tuples in (triplets, left)]
     return Triplet(*together[0]), Ritz(*together[1])
 

@@ -350,6 +350,6 @@ def _to_front(size: int, tensors: Sequence[Any], dims: Sequence[int | None]) -> 
     )
 
 
-for _function in (_SingularTriplet, _AdjointSolve):
-    # torch looks at the signature on every call, which takes longer than the solution of a small problem: let it find it
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
+# torch looks at the signature on every call, which takes longer than the solution of a small problem: let it find it
+for _forward in (_SingularTriplet.forward, _AdjointSolve.forward):
+    setattr(_forward, "__signature__", inspect.signature(_forward))

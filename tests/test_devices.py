@@ -110,8 +110,11 @@ def test_on_the_card_the_triplet_is_that_of_the_host_and_stays_there(method, sha
     with Card() as card, torch.no_grad():
         found, known = FORWARDS[method](card.put(A))
         assert isinstance(known.S, OnCard)
+    S = torch.linalg.svdvals(A)
+    # on a card lanczos takes every new vector off the others twice, on the host where it must: not the same bits
+    apart = 50 * torch.finfo(dtype).eps / relative_gap(S[0], S, *A.shape) if method == "lanczos" else 0
     for x, y in zip(found, wanted):
-        assert isinstance(x, OnCard) and torch.equal(x.numbers, y)
+        assert isinstance(x, OnCard) and (x.numbers - y).norm() <= apart * y.norm()
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -157,8 +160,7 @@ def test_the_host_reads_a_number_only_at_a_look(kind, name, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("method", FORWARDS)
 def test_the_whole_map_and_its_gradient_stay_on_the_card(method, shape, monkeypatch):
-    autocast = torch.autocast  # knows no card that is not there
-    monkeypatch.setattr(torch, "autocast", lambda device, **options: autocast("cpu", **options))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # it knows no card that is not there
     A = matrices.gaussian(*SHAPES[shape])
 
     def gradient(A):
@@ -169,7 +171,7 @@ def test_the_whole_map_and_its_gradient_stay_on_the_card(method, shape, monkeypa
     with Card() as card:
         found = gradient(card.put(A))
     if method == "svd":
-        assert card.to_host.total() <= 5  # are the entries finite (twice), is there a cotangent, is there a gap
+        assert card.to_host.total() <= 7  # the smallest and the largest entry (twice), is there a cotangent, is there a gap
     S = torch.linalg.svdvals(A.detach())
     bound = 50 * torch.finfo(A.dtype).eps / relative_gap(S[0], S, *A.shape)
     assert isinstance(found, OnCard) and relative_error(found.numbers, gradient(A)) <= bound
