@@ -216,7 +216,10 @@ def golub_kahan(
             u = torch.addcmul(matvec(v), betas[-1], u, value=-1)
         u, alpha = U.next(u, expected=torch.maximum(betas[-1], alphas[0]) if alphas else betas[-1])
         U.append(u)
-        v, beta = V.next(torch.addcmul(rmatvec(u), alpha, v, value=-1))
+        z = rmatvec(u)
+        if step == 1:
+            _look_at_the_adjoint(alpha, torch.linalg.vecdot(v, z), vector_norm(z))
+        v, beta = V.next(torch.addcmul(z, alpha, v, value=-1))
         alphas.append(alpha)
         betas.append(beta)
         # the small problem costs as much as some products: look where the residual is expected to have fallen to tol
@@ -238,6 +241,16 @@ def golub_kahan(
         f"Lanczos bidiagonalisation reached a residual of {residual:.1e} σ in {most} steps, where {tol:.1e} σ was wanted. "
         "Likely causes: σ₂ is close to σ₁, or v0 is nearly orthogonal to v. Raise maxiter, loosen tol, or start from another v0"
     )
+
+
+def _look_at_the_adjoint(alpha: Tensor, back: Tensor, size: Tensor) -> None:
+    """⟨u, A v⟩ = ⟨Aᴴu, v⟩ for every linear A and its adjoint; the first products tell, at no further cost."""
+    if not (alpha - back).abs() <= torch.finfo(alpha.dtype).eps ** 0.5 * torch.maximum(alpha, size):
+        raise ValueError(
+            f"the two products are not those of a matrix and its transpose: found uᵀ(Av) = {alpha.item():.3g} and (Aᵀu)ᵀv = "
+            f"{back.real.item():.3g}. Likely causes: a matvec that is not linear in x (a ReLU, a normalisation), that changes from "
+            "call to call (dropout), or an rmatvec of another matrix"
+        )
 
 
 def _steps_to_go(history: list[tuple[int, float]], step: int, residual: float, tol: float) -> int:

@@ -54,7 +54,7 @@ def operator_triplet(
     TypeError
         v0 is not a real floating point tensor.
     ValueError
-        v0 is zero or not finite; matvec is not linear (it does not send zero to zero).
+        v0 is zero or not finite; params hold NaN or Inf; matvec is not linear, as far as its first product shows.
     ConvergenceError
         The iteration ran out of steps. The message names the residual that was reached.
     TieError, NearTieWarning
@@ -134,6 +134,8 @@ class _Operator:
         self.x = torch.zeros_like(v0).requires_grad_()
         with torch.enable_grad():
             self.y = matvec(params, self.x)
+        if not torch.isfinite(self.y).all():
+            raise ValueError("matvec(params, 0) must be 0, found NaN or Inf: likely cause: they are in params; look upstream for the first")
         if self.y.detach().any():
             raise ValueError("matvec must be linear in x, found matvec(params, 0) ≠ 0: likely cause: a bias; leave it out")
         self.shape = self.y.shape

@@ -125,9 +125,9 @@ def solve(
 
 
 def gradient(triplet: Triplet, xi: Tensor | None, phi: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """(ξu + p)vᴴ + uqᴴ (eq-gradient); for complex A with ξ + i Im(uᴴφ)/σ in place of ξ.
+    """(ξu + p)vᴴ + uqᴴ (eq-gradient); for complex A with ξ + i Im(uᴴφ)/σ in place of ξ (eq-complex-gradient).
 
-    The phase of u relative to v moves with A, unseen by the constraints p ⟂ u and q ⟂ v; that is the extra term.
+    The phase of u relative to v moves with A (eq-relative-phase), unseen by the constraints p ⟂ u and q ⟂ v.
     """
     if triplet.u.is_complex():
         xi = (0 if xi is None else xi) + 1j * vecdot(triplet.u, phi).imag / triplet.sigma
@@ -173,7 +173,7 @@ def look_at_the_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
 
 
 def look_at_the_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
-    """Raise a PhaseError for a loss that changes with the common phase of u and v: f(e^{iθ}u, e^{iθ}v) ≠ f(u, v)."""
+    """Raise a PhaseError for a loss that changes with the common phase of u and v: f(e^{iθ}u, e^{iθ}v) ≠ f(u, v) (eq-phase-blind)."""
     slope = (vecdot(u, phi) + vecdot(v, psi)).imag.abs()
     size = torch.linalg.vector_norm(phi, dim=-1) + torch.linalg.vector_norm(psi, dim=-1)
     worst = torch.where(size > 0, slope / torch.where(size > 0, size, 1), 0).max().item()

@@ -45,16 +45,18 @@ def singular_triplet(
     index : int
         Which triplet, in descending order of σ; −1 is the smallest.
     forward : str
-        How the triplet is found: "svd" (the full SVD), "lanczos" (products with A, one matrix, index 0), or "auto", which
-        is "svd".
+        How the triplet is found: "svd" (the full SVD), "gram" (eigenvectors of AᴴA or AAᴴ, whichever is smaller; index 0),
+        "lanczos" (products with A; index 0), or "auto": "svd" for another index than 0, else "gram" while min(m, n) is
+        small (``svdgrad.steps.choose``), and "lanczos" where it is not.
     adjoint : str
-        How the adjoint system is solved: a name in ``svdgrad.adjoint.SOLVERS``, or "auto", which is "spectral" where the
-        forward method knows the whole SVD and "cg" where it does not.
+        How the adjoint system is solved: a name in ``svdgrad.adjoint.SOLVERS``, or "auto": "spectral", in closed form, where
+        the forward method knows all singular vectors, and "cg" after "lanczos".
     tol, maxiter : float, int, optional
         For "lanczos": it stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and raises a
         ConvergenceError after maxiter steps (default: 1000).
     v0 : Tensor, optional
-        Shape (n,) or (..., n), fixes the sign, or phase: of all pairs c(u, v) with c of modulus one, that with v0ᴴv > 0 is returned.
+        Shape (n,) or (..., n), fixes the sign, or phase: of all pairs c(u, v) with c of modulus one, that with v0ᴴv > 0 is
+        returned (eq-phase).
         Without it the entry of v that is largest in modulus is positive. "lanczos" also starts from it.
     refine : bool
         Polish the triplet by a Newton step before the adjoint is solved, with one factorisation for both: the error of a
@@ -77,11 +79,12 @@ def singular_triplet(
         not functions of A. The value, and the gradient of a loss of σ alone, are always given.
 
     PhaseError
-        In backward, if A is complex and the loss changes with the common phase of u and v, which A does not determine.
+        In backward, if A is complex and the loss changes with the common phase of u and v, which A does not determine
+        (eq-phase-blind).
     ConvergenceError
         "lanczos" ran out of steps; the message names the residual that was reached.
     NotImplementedError
-        A is complex, and one forward mode of torch.func is nested in another.
+        A is complex, and one forward mode of torch.func is nested in another; or is_grads_batched=True.
 
     Warns
     -----
@@ -91,9 +94,11 @@ def singular_triplet(
 
     Notes
     -----
-    Cost: one thin SVD forward; four products with a vector and a rank-two update backward ("spectral").
+    Cost: forward one symmetric eigendecomposition of size min(m, n) ("gram") or two products with A a step ("lanczos");
+    backward four products with a vector ("spectral") or two products with A a step ("cg"); and one rank-two update.
     The gradient grows like 1/(σ₁ − σ₂), and its relative error like ε σ₁/(σ₁ − σ₂), ε the unit roundoff.
-    Backward is differentiable in turn. Source: the book, chapter *The adjoint system* (eq-adjoint-system, eq-gradient).
+    Backward is differentiable in turn. Source: the book, chapter *The adjoint system* (eq-adjoint-system, eq-gradient);
+    for complex A the chapter *Complex matrices: a sign becomes a phase* (eq-complex-gradient).
 
     Examples
     --------
@@ -162,10 +167,15 @@ class _SingularTriplet(torch.autograd.Function):
         if phi is None and psi is None:
             # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
             return (None if xi is None else outer(xi.unsqueeze(-1) * u, v),) + (None,) * 6
+        if any(torch._C._functorch.is_legacy_batchedtensor(x) for x in (phi, psi) if x is not None):
+            raise NotImplementedError(
+                "is_grads_batched=True (also torch.autograd.functional with vectorize=True) maps the backward pass in a way that "
+                "no number can be looked at, and the gap has to be: use torch.func.jacrev, or torch.func.vmap over torch.func.vjp"
+            )
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
         triplet = Triplet(sigma, u, v)
-        if ctx.adjoint == "refined":
+        if ctx.adjoint == "refined" and (phi.any() or psi.any()):
             m, n = A.shape[-2:]
             look_at_the_gap(m, n, sigma, KNOWN[ctx.forward](*known).S)
             if A.is_complex():
@@ -185,7 +195,7 @@ class _SingularTriplet(torch.autograd.Function):
         dsigma = vecdot(u, dA_v)
         du, dv = _AdjointSolve.apply(A, sigma, u, v, dA_v, dA_u, adjoint, "tangent", ctx.forward, *known)
         if A.is_complex():
-            # turn the common phase so that the anchor of the sign rule stays real, then u by its phase relative to v
+            # turn the common phase so that the anchor of the sign rule stays real, then u relative to v (eq-relative-phase)
             anchor = v.gather(-1, v.abs().argmax(-1, keepdim=True)) if ctx.v0 is None else vecdot(ctx.v0.to(v), v).unsqueeze(-1)
             moved = dv.gather(-1, v.abs().argmax(-1, keepdim=True)) if ctx.v0 is None else vecdot(ctx.v0.to(v), dv).unsqueeze(-1)
             turn = -1j * moved.imag / anchor.real

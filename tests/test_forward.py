@@ -83,6 +83,40 @@ def test_it_ends_when_the_space_is_exhausted(shape):
     assert residual(A, t) <= 50 * torch.finfo(A.dtype).eps
 
 
+@pytest.mark.parametrize("forward", ["gram", "lanczos"])
+@pytest.mark.parametrize("shape", [(2, 3, 9, 6), (2, 3, 6, 9), (0, 4, 3), (2, 0, 3, 3)], ids=str)
+def test_a_batch_is_what_each_of_its_matrices_is(forward, shape):
+    A = torch.from_numpy(np.random.default_rng(2).standard_normal(shape)).requires_grad_()
+    v0 = torch.ones(shape[-1]).double()
+    t = svdgrad.singular_triplet(A, forward=forward, v0=v0)
+    assert [tuple(x.shape) for x in t] == [shape[:-2], shape[:-1], (*shape[:-2], shape[-1])]
+    (t.sigma.sum() + t.u[..., 0].sum() + t.v[..., -1].sum()).backward()
+    for X, G in zip(A.detach().reshape(-1, *shape[-2:]), A.grad.reshape(-1, *shape[-2:])):
+        X = X.clone().requires_grad_()
+        one = svdgrad.singular_triplet(X, forward="svd", v0=v0)
+        (one.sigma + one.u[0] + one.v[-1]).backward()
+        assert (G - X.grad).norm() <= 1e-11 * X.grad.norm()
+
+
+def test_the_ritz_pairs_are_orthonormal_lie_below_and_satisfy_their_equation():
+    A = spread(300, 200, gap=0.05)
+    t, ritz = lanczos(A)
+    S = torch.linalg.svdvals(A)
+    k = ritz.S.numel()
+    assert (ritz.W.mT @ ritz.W - torch.eye(k)).norm() <= 1e-13 * k
+    assert (ritz.S <= S[:k] + 1e-14).all() and (ritz.S.diff() <= 0).all()
+    # Rayleigh and Ritz: on the span of W the matrix AᵀA is diag(S²)
+    assert (ritz.W.mT @ (A.T @ (A @ ritz.W)) - torch.diag(ritz.S**2)).norm() <= 1e-13 * k
+    assert (ritz.W[:, 0] - t.v).norm() <= 1e-13 or (ritz.W[:, 0] + t.v).norm() <= 1e-13
+
+
+def test_a_start_in_the_null_space_or_along_another_vector_still_finds_the_largest():
+    A = torch.diag(torch.tensor([1.0, 3.0, 2.0, 0.0]).double())
+    for v0 in torch.eye(4).double():
+        assert abs(lanczos(A, v0=v0)[0].sigma - 3) <= 1e-14
+        assert abs(lanczos(A[:2], v0=v0)[0].sigma - 3) <= 1e-14  # a wide one
+
+
 SMALL = {
     "zero": torch.zeros(4, 3),
     "rank one": torch.ones(4, 3),

@@ -377,3 +377,18 @@ def test_diagnose_refuses():
         svdgrad.diagnose(torch.eye(3), forward="magic")
     with pytest.raises(ValueError, match="index must be from -3 to 2"):
         svdgrad.diagnose(torch.eye(3), index=3)
+
+
+@pytest.mark.parametrize(
+    "matvec",
+    [lambda M, x: torch.relu(M @ x), lambda M, x: (M @ x) ** 3, lambda M, x: M @ x / (1 + x @ x)],
+    ids=["relu", "cube", "normalised"],
+)
+def test_a_nonlinear_matvec_is_noticed_though_it_sends_zero_to_zero(matvec):
+    with pytest.raises(ValueError, match="not those of a matrix and its transpose.*not linear in x"):
+        svdgrad.operator_triplet(matvec, matrices.gaussian(5, 4), torch.ones(4).double())
+
+
+def test_nan_among_the_parameters_is_called_so():
+    with pytest.raises(ValueError, match="NaN or Inf: likely cause: they are in params"):
+        svdgrad.operator_triplet(lambda d, x: d * x, torch.tensor([1.0, torch.nan]), torch.ones(2))

@@ -284,3 +284,17 @@ def test_refine_squares_the_error_of_a_loose_triplet(shape):
     assert 1e-8 < loose
     assert refined <= 10 * loose**2 / gap
     assert error(refine=True) <= 50 * 2.2e-16 / gap
+
+
+def test_refine_asks_for_no_gap_where_the_loss_asks_for_no_vector():
+    A = torch.eye(3, requires_grad=True)
+    sigma, u, v = svdgrad.singular_triplet(A, refine=True)
+    (sigma + 0 * u[0] + 0 * v[0]).backward()
+    assert A.grad.trace() == 1
+
+
+def test_a_batch_of_cotangents_in_one_backward_is_refused_and_told_what_does_it():
+    A = matrix(5, 3).requires_grad_()
+    u = svdgrad.singular_triplet(A).u
+    with pytest.raises(NotImplementedError, match="use torch.func.jacrev"):
+        torch.autograd.grad(u, A, torch.eye(5, dtype=A.dtype), is_grads_batched=True)
