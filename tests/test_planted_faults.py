@@ -12,13 +12,13 @@ ROOT = Path(__file__).parents[1]
 
 #: what is wrong -> (file, the right text, the wrong text)
 FAULTS = {
-    "a flipped sign in the gradient": ("adjoint/__init__.py", "return outer(p, v) + outer(u, q)", "return outer(p, v) - outer(u, q)"),
-    "u and v swapped": ("adjoint/__init__.py", "outer(p, v) + outer(u, q)", "outer(p, u) + outer(v, q)"),
+    "a flipped sign in the gradient": ("adjoint/__init__.py", "q.conj().unsqueeze(-2))", "-q.conj().unsqueeze(-2))"),
+    "p for u": ("adjoint/__init__.py", "outer(p, v).addcmul_(u.unsqueeze(-1)", "outer(p, v).addcmul_(p.unsqueeze(-1)"),
     "A for its transpose": ("matrices.py", "torch.cat([-A.mH, scaled_identity(sigma, n, A)], -1)", "torch.cat([-A.reshape(n, m), scaled_identity(sigma, n, A)], -1)"),
     "a projection dropped": ("adjoint/__init__.py", "phi, psi = project(u, phi), project(v, psi)", "psi = project(v, psi)"),
-    "the part outside range(A) forgotten": ("adjoint/spectral.py", "mv(U, x - a / sigma) + phi / sigma", "mv(U, x)"),
+    "the part outside range(A) forgotten": ("adjoint/spectral.py", "(mv(U, x - a) + phi) / s", "mv(U, x) / s"),
     "the cotangent of sigma forgotten": ("steps.py", "return assemble(triplet, xi, p, q)", "return assemble(triplet, None, p, q)"),
-    "the sign of v0 ignored": ("forward.py", "    if v0 is None:", "    if True:"),
+    "the sign of v0 ignored": ("forward.py", "    if v0 is None:\n        anchor", "    if True:\n        anchor"),
     "a term of the second derivative lost": ("triplet.py", "A_bar = outer(y, q) + outer(p, z)", "A_bar = outer(y, q)"),
 }
 

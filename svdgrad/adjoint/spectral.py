@@ -16,9 +16,9 @@ def spectral(
     psi: Tensor,
     known: FullSVD | Gram | Ritz | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """p = U (a + Tb)/σd + (I − UUᴴ)φ/σ and q = V (Ta + b)/σd + (I − VVᴴ)ψ/σ (eq-spectral).
+    """p = U (σa + Σb)/d + (I − UUᴴ)φ/σ and q = V (Σa + σb)/d + (I − VVᴴ)ψ/σ (eq-spectral).
 
-    Here a = Uᴴφ, b = Vᴴψ, T = Σ/σ, dᵢ = (1 − tᵢ)(1 + tᵢ), and the entries that belong to σ itself are zero.
+    Here a = Uᴴφ, b = Vᴴψ, dᵢ = (σ − σᵢ)(σ + σᵢ), and the entries that belong to σ itself are zero. All in units of σ.
     Where only the singular vectors W of the smaller side are ``known``, (σ²I − AᴴA) q = Aᴴφ + σψ is solved in their basis,
     and p = (φ + Aq)/σ (eq-spectral-gram). Where neither is, this costs an SVD.
     """
@@ -32,13 +32,13 @@ def spectral(
     # the column that is u itself: an overlap tells it even from a neighbour whose singular value is equal to rounding
     own = mv(U.mH, u).abs()
     own = own == own.max(-1, keepdim=True).values
-    a, b, t = mv(U.mH, phi), mv(Vh, psi), S / s
-    d = torch.where(own, 1, (1 - t) * (1 + t))
-    x, y = (torch.where(own, 0, c / d) for c in (a + t * b, t * a + b))
+    a, b, S = mv(U.mH, phi), mv(Vh, psi), S / s
+    d = torch.where(own, 1, (1 - S) * (1 + S))
+    x, y = (torch.where(own, 0, c / d) for c in (a + S * b, S * a + b))
     return (mv(U, x - a) + phi) / s, (mv(Vh.mH, y - b) + psi) / s
 
 
 def _in_one_basis(A: Tensor, s: Tensor, phi: Tensor, psi: Tensor, gram: Gram) -> tuple[Tensor, Tensor]:
     W, t = gram.W[..., 1:], gram.S[..., 1:] / s
-    q = mv(W, mv(W.mH, mv(A.mH, phi) / s + psi) / (1 - t * t)) / s
+    q = mv(W, mv(W.mH, mv(A.mH, phi) / s + psi) / ((1 - t) * (1 + t))) / s
     return (phi + mv(A, q)) / s, q
