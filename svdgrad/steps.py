@@ -157,7 +157,13 @@ def look_at_the_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
     gap = relative_gap(sigma.detach(), S, m, n).min().item()
     eps = torch.finfo(S.dtype).eps
     # LAPACK's singular values are right to a few ε σ₁: what is closer than this cannot be told apart
-    if not gap > 8 * eps * (m + n) ** 0.5:
+    tie = 8 * eps * (m + n) ** 0.5
+    if m == n and not (sigma > torch.finfo(S.dtype).tiny ** 0.4 * S[..., 0]).all():
+        raise TieError(
+            "σ is zero, where u and v have signs of their own and A v = σ u says nothing of u. Likely cause: a singular matrix and "
+            "index −1. A loss of σ alone has a gradient here; otherwise differentiate the null vector as an eigenvector of AᴴA"
+        )
+    if not gap > tie:
         raise TieError(
             f"u and v have no derivative where σ is not simple; found a relative gap of {gap:.1e}, which is a tie up to rounding. "
             "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values. "

@@ -190,3 +190,23 @@ BAD = [
 def test_bad_input_gets_one_clear_error(A, how, error, message):
     with pytest.raises(error, match=message):
         svdgrad.singular_triplet(A, **how)
+
+
+def test_a_singular_value_of_zero_has_a_gradient_for_itself_alone():
+    A = torch.diag(torch.tensor([3.0, 1.0, 0.0])).requires_grad_()
+    sigma, u, v = svdgrad.singular_triplet(A, index=-1)
+    sigma.backward(retain_graph=True)
+    assert torch.isfinite(A.grad).all()
+    with pytest.raises(svdgrad.TieError, match="σ is zero"):
+        v[0].backward()
+
+
+@pytest.mark.parametrize(("dtype", "small"), [(torch.float64, 1e-3), (torch.float64, 1e-9), (torch.float32, 1e-4)], ids=str)
+def test_the_smallest_of_a_square_matrix_keeps_its_digits_near_zero(dtype, small):
+    """Zero is no neighbour where m = n: the bound knows the distance to the other singular values only."""
+    A = matrices.with_singular_values([2, 1, 0.5, small], 4, 4).to(dtype)
+    xi, phi, psi, v, truth = problem(A, index=-1)
+    X = A.clone().requires_grad_()
+    t = svdgrad.singular_triplet(X, index=-1, v0=torch.from_numpy(v).to(dtype))
+    (xi * t.sigma + phi @ t.u + psi @ t.v).backward()
+    assert relative_error(X.grad, truth) <= 50 * torch.finfo(dtype).eps / 0.2

@@ -49,7 +49,7 @@ def _exact(name: str, formula: Solver) -> Solver:
         sigma, u, v = triplet
         phi, psi = project(u, phi), project(v, psi)
         size = vector_norm(torch.cat([phi, psi], -1), torch.inf, -1, keepdim=True)
-        size = torch.where(size == 0, 1, size)
+        size = size.clamp_min(torch.finfo(size.dtype).tiny)  # 0/tiny is 0
         phi, psi = phi / size, psi / size
         if name in FAST:
             p, q = formula(A, sigma, u, v, phi, psi, known)

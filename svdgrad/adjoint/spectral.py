@@ -35,7 +35,10 @@ def spectral(
     a, b, S = mv(U.mH, phi), mv(Vh, psi), S / s
     d = torch.where(own, 1, (1 - S) * (1 + S))
     x, y = (torch.where(own, 0, c / d) for c in (a + S * b, S * a + b))
-    return (mv(U, x - a) + phi) / s, (mv(Vh.mH, y - b) + psi) / s
+    # the parts that A cannot reach; a square U has none, and what rounding leaves of it would be divided by σ
+    p = mv(U, x) if U.shape[-2] == U.shape[-1] else mv(U, x - a) + phi
+    q = mv(Vh.mH, y) if Vh.shape[-2] == Vh.shape[-1] else mv(Vh.mH, y - b) + psi
+    return p / s, q / s
 
 
 def _in_one_basis(A: Tensor, s: Tensor, phi: Tensor, psi: Tensor, gram: Gram) -> tuple[Tensor, Tensor]:
