@@ -1,0 +1,488 @@
+"""The JAX side against extended precision, against differences, and against the PyTorch side."""
+
+import ast
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, NAN_MATRICES, NARROW, Family, gapped, problem
+from jax.experimental import sparse
+from jax.test_util import check_grads
+
+import svdgrad
+import svdgrad.jax as sj
+from svdgrad.checks import relative_error
+
+WAYS = {"svd": {}, "cg": {"adjoint": "cg"}, "lanczos": {"forward": "lanczos"}}
+EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test, not for the session."""
+    with jax.enable_x64(True):
+        yield
+
+
+@partial(jax.jit, static_argnames=("index", "forward", "adjoint"))
+def gradient(A, xi, phi, psi, v0, index=0, forward="auto", adjoint="auto"):
+    def loss(A):
+        sigma, u, v = sj.singular_triplet(A, index, forward, adjoint, v0=v0)
+        return (xi * sigma + (phi * u).sum(-1) + (psi * v).sum(-1)).sum()
+
+    return jax.grad(loss)(A)
+
+
+def arrays(dtype, *tensors):
+    return [jnp.asarray(np.asarray(x), dtype) for x in tensors]
+
+
+def normal(*shape, complex_=False, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(shape)
+    return x + 1j * rng.standard_normal(shape) if complex_ else x
+
+
+# --- against extended precision ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_agrees_with_extended_precision(x64, family, dtype, way):
+    A = FAMILIES[family].matrix(getattr(torch, dtype.__name__))
+    *data, truth = problem(A)
+    G = gradient(*arrays(dtype, A, *data), **WAYS[way])
+    assert G.dtype == dtype
+    assert relative_error(G, truth) <= FAMILIES[family].bound(getattr(torch, dtype.__name__))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", NARROW)
+def test_gradient_at_narrow_gaps(x64, family, way):
+    A = NARROW[family].matrix()
+    *data, truth = problem(A)
+    G = gradient(*arrays(np.float64, A, *data), **WAYS[way])
+    assert relative_error(G, truth) <= NARROW[family].bound(torch.float64)
+
+
+@pytest.mark.parametrize("index", [1, 4, -1])
+@pytest.mark.parametrize("shape", [(12, 9), (9, 12), (9, 9)], ids=str)
+def test_any_simple_triplet(x64, shape, index):
+    family = Family(*shape, np.linspace(9, 1, 9), index)
+    A = family.matrix()
+    *data, truth = problem(A, index)
+    assert relative_error(gradient(*arrays(np.float64, A, *data), index=index), truth) <= family.bound(torch.float64)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("matrix", NAN_MATRICES)
+def test_finite_and_right_where_the_gradient_of_the_svd_is_nan(x64, matrix, way):
+    A = torch.from_numpy(NAN_MATRICES[matrix])
+    *data, truth = problem(A)
+    s = np.linalg.svd(NAN_MATRICES[matrix], compute_uv=False)
+    G = gradient(*arrays(np.float64, A, *data), **WAYS[way])
+    assert relative_error(G, truth) <= 50 * EPS[np.float64] * s[0] / (s[0] - s[1])
+
+    def by_the_svd(A):
+        U, _, _ = jnp.linalg.svd(A, full_matrices=False)
+        return U[:, 0] @ jnp.asarray(np.asarray(data[1]))
+
+    assert jnp.isnan(jax.grad(by_the_svd)(jnp.asarray(NAN_MATRICES[matrix]))).any()
+
+
+def test_a_null_vector_has_a_gradient(x64):
+    """The smallest singular value of a singular square matrix is zero and simple: ∂v₁/∂A₁₃ = −1/3 by hand."""
+    G = jax.grad(lambda A: sj.singular_triplet(A, index=-1).v[0])(jnp.diag(jnp.array([3.0, 1.0, 0.0])))
+    np.testing.assert_allclose(G, [[0, 0, -1 / 3], [0, 0, 0], [0, 0, 0]], atol=1e-15)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_entries_and_cotangents_of_any_size_in_single_precision(scale, way):
+    family = FAMILIES["tall"]
+    A = family.matrix(torch.float32)
+    xi, phi, psi, v, _ = problem(A)
+    scaled = A * scale
+    truth = problem(scaled)[-1]
+    assert relative_error(gradient(*arrays(np.float32, scaled, xi, phi, psi, v), **WAYS[way]), truth) <= family.bound(torch.float32)
+    G = gradient(*arrays(np.float32, A, xi * scale, phi * scale, psi * scale, v), **WAYS[way])
+    truth = svdgrad.oracles.extended(A, xi * scale, phi * scale, psi * scale, v)
+    assert relative_error(G, truth) <= family.bound(torch.float32)
+
+
+# --- every derivative --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "index", "complex_", "way"),
+    [
+        ((6, 4), 0, False, "svd"),
+        ((4, 6), 1, False, "svd"),
+        ((4, 4), -1, False, "svd"),
+        ((1, 4), 0, False, "svd"),
+        ((4, 3), 0, True, "svd"),
+        ((3, 4), 1, True, "svd"),
+        ((3, 3), -1, True, "svd"),
+        ((1, 3), 0, True, "svd"),
+        ((4, 3), 0, True, "cg"),
+        ((3, 4), 0, False, "lanczos"),
+    ],
+    ids=str,
+)
+def test_first_and_second_derivatives_in_both_modes(x64, shape, index, complex_, way):
+    """For complex A too every entry of u and v is looked at: the phase is fixed, so each is a function of A."""
+    A = jnp.asarray(normal(*shape, complex_=complex_))
+    check_grads(jax.jit(partial(sj.singular_triplet, index=index, **WAYS[way])), (A,), order=2, modes=("fwd", "rev"))
+
+
+def test_derivatives_with_a_given_phase(x64):
+    A, v0 = jnp.asarray(normal(4, 3, complex_=True)), jnp.asarray(normal(3, complex_=True, seed=1))
+    assert abs(jnp.vdot(v0, sj.singular_triplet(A, v0=v0).v).imag) < 1e-14
+    check_grads(jax.jit(lambda A: sj.singular_triplet(A, v0=v0)), (A,), order=1, modes=("fwd", "rev"))
+
+
+def test_third_derivative(x64):
+    """d³σ along E against a difference of second derivatives, whose error is that of h² and ε/h."""
+    A, E = jnp.asarray(normal(4, 3)), jnp.asarray(normal(4, 3, seed=1))
+    along = [lambda h: sj.spectral_norm(A + h * E)]
+    for _ in range(3):
+        along.append(jax.grad(along[-1]))
+    second = jax.jit(along[2])
+    h = 1e-4
+    difference = (second(h) - second(-h)) / (2 * h)
+    assert abs(jax.jit(along[3])(0.0) / difference - 1) < 1e-6
+
+
+def test_forward_and_reverse_and_their_mixtures_agree(x64):
+    A, w = jnp.asarray(normal(4, 3)), jnp.asarray(normal(4, seed=1))
+
+    def loss(A):
+        sigma, u, v = sj.singular_triplet(A)
+        return sigma**2 + (w @ u) * v[0]
+
+    np.testing.assert_allclose(jax.jacfwd(loss)(A), jax.grad(loss)(A), rtol=1e-12, atol=1e-13)
+    found = [jax.jit(one(other(loss)))(A) for one in (jax.jacfwd, jax.jacrev) for other in (jax.jacfwd, jax.jacrev)]
+    for H in found:
+        np.testing.assert_allclose(H, found[0], rtol=1e-11, atol=1e-12)
+        np.testing.assert_allclose(H, H.transpose(2, 3, 0, 1), rtol=1e-11, atol=1e-12)
+
+
+# --- the PyTorch side as a witness -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)], ids=str)
+def test_the_two_sides_agree(x64, shape, complex_):
+    A = normal(*shape, complex_=complex_)
+    a, b = normal(shape[0], complex_=complex_, seed=1), normal(shape[1], complex_=complex_, seed=2)
+    for index in (0, 2, -1):
+        # a loss that knows nothing of the common phase
+        def torch_loss(X):
+            sigma, u, v = svdgrad.singular_triplet(X, index=index)
+            w = (torch.from_numpy(a).conj() @ u) * (torch.from_numpy(b).conj() @ v).conj()
+            return sigma**2 + w.real + (w.abs() ** 2)
+
+        def jax_loss(X):
+            sigma, u, v = sj.singular_triplet(X, index=index)
+            w = (a.conj() @ u) * (b.conj() @ v).conj()
+            return sigma**2 + w.real + jnp.abs(w) ** 2
+
+        for ours, theirs in zip(sj.singular_triplet(jnp.asarray(A), index), svdgrad.singular_triplet(torch.from_numpy(A), index)):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-13)  # signs and phases too
+        X = torch.from_numpy(A).requires_grad_()
+        torch_loss(X).backward()
+        G = jax.jit(jax.grad(jax_loss))(jnp.asarray(A)).conj()  # JAX's gradient is the conjugate of PyTorch's
+        assert relative_error(G, X.grad.resolve_conj()) < 1e-12
+
+
+def test_the_two_sides_agree_on_the_hessian(x64):
+    A, w = normal(5, 3), normal(5, seed=1)
+    theirs = torch.autograd.functional.hessian(
+        lambda A: (t := svdgrad.singular_triplet(A, index=1)).sigma ** 2 + torch.from_numpy(w) @ t.u, torch.from_numpy(A)
+    )
+    ours = jax.hessian(lambda A: (t := sj.singular_triplet(A, index=1)).sigma ** 2 + w @ t.u)(jnp.asarray(A))
+    assert relative_error(ours, theirs) < 1e-11
+
+
+# --- transforms and batches --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_is_its_matrices_one_by_one(x64, way):
+    A = np.stack([Family(8, 5, gapped(5, gap)).matrix(seed=seed).numpy() for seed, gap in enumerate((0.5, 0.3, 0.2, 0.1, 0.4, 0.25))])
+    A = jnp.asarray(A.reshape(2, 3, 8, 5))
+    weights = [jnp.asarray(normal(*shape, seed=k)) for k, shape in enumerate(((2, 3), (2, 3, 8), (2, 3, 5), (2, 3, 5)))]
+    together = gradient(A, *weights, **WAYS[way])
+    mapped = jax.vmap(jax.vmap(partial(gradient, **WAYS[way])))(A, *weights)
+    np.testing.assert_allclose(mapped, together, rtol=1e-12, atol=1e-12)
+    for i in np.ndindex(2, 3):
+        np.testing.assert_allclose(gradient(A[i], *(w[i] for w in weights), **WAYS[way]), together[i], rtol=1e-11, atol=1e-12)
+
+
+def test_one_v0_serves_a_batch(x64):
+    A, v0 = jnp.asarray(normal(3, 4, 2)), jnp.array([1.0, -2.0])
+    assert (sj.singular_triplet(A, v0=v0).v @ v0 > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (2, 0, 2, 3)], ids=str)
+def test_an_empty_batch(shape):
+    A = jnp.ones(shape)
+    assert [x.shape for x in sj.singular_triplet(A)] == [shape[:-2], shape[:-1], (*shape[:-2], shape[-1])]
+    assert jax.grad(lambda A: sj.singular_triplet(A).u.sum())(A).shape == shape
+
+
+def test_hessian_under_vmap_and_jit(x64):
+    A = jnp.asarray(normal(3, 3, 2))
+    hessian = jax.hessian(lambda A: sj.singular_triplet(A).u[0])
+    np.testing.assert_allclose(jax.jit(jax.vmap(hessian))(A)[1], hessian(A[1]), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_computed_in_single(dtype):
+    A = jnp.asarray(FAMILIES["tall"].matrix().numpy(), dtype)
+    found, expected = sj.singular_triplet(A), sj.singular_triplet(A.astype(jnp.float32))
+    for ours, theirs in zip(found, expected):
+        assert ours.dtype == dtype
+        np.testing.assert_array_equal(ours, theirs.astype(dtype))
+    assert jax.grad(lambda A: sj.singular_triplet(A).u[0])(A).dtype == dtype
+
+
+# --- ties --------------------------------------------------------------------------------------------------------------
+
+TIES = {"identity": np.eye(3), "zero": np.zeros((3, 3)), "zero, tall": np.zeros((4, 2)), "two and a half": np.diag([2.0, 2.0, 0.5])}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("tie", TIES)
+def test_at_a_tie_the_vectors_have_no_gradient_and_sigma_has(tie, jit, way):
+    A = jnp.asarray(TIES[tie], jnp.float32)
+    grad = (lambda f: jax.jit(jax.grad(f))) if jit else jax.grad
+    triplet = sj.singular_triplet(A, **WAYS[way])
+    G = grad(lambda A: sj.singular_triplet(A, **WAYS[way]).sigma)(A)
+    np.testing.assert_allclose(G, jnp.outer(triplet.u, triplet.v), atol=1e-6)
+    for part in (1, 2):
+        assert jnp.isnan(grad(lambda A: sj.singular_triplet(A, **WAYS[way])[part][0])(A)).any()
+    _, pull = jax.vjp(partial(sj.singular_triplet, **WAYS[way]), A)
+    (G,) = pull(sj.Triplet(jnp.ones_like(triplet.sigma), 0 * triplet.u, 0 * triplet.v))  # zeros that are numbers
+    np.testing.assert_allclose(G, jnp.outer(triplet.u, triplet.v), atol=1e-6)
+    _, (dsigma, du, _) = jax.jvp(partial(sj.singular_triplet, **WAYS[way]), (A,), (jnp.asarray(normal(*A.shape), jnp.float32),))
+    assert jnp.isfinite(dsigma) and jnp.isnan(du).any()
+
+
+def test_a_tie_up_to_rounding_is_a_tie(x64):
+    family = Family(8, 6, np.array([1.0, 1 - 1e-15, 0.5, 0.4, 0.3, 0.2]))
+    assert jnp.isnan(jax.grad(lambda A: sj.singular_triplet(A).u[0])(jnp.asarray(family.matrix().numpy()))).all()
+
+
+def test_a_tie_spoils_nothing_but_its_own_matrix():
+    A = jnp.stack([jnp.eye(3), jnp.diag(jnp.array([3.0, 2.0, 1.0]))])
+    G = jax.grad(lambda A: sj.singular_triplet(A).u.sum())(A)
+    assert jnp.isnan(G[0]).any() and jnp.isfinite(G[1]).all()
+
+
+def test_the_norm_of_the_identity():
+    G = jax.grad(sj.spectral_norm)(jnp.eye(4))
+    assert jnp.trace(G) == pytest.approx(1, abs=1e-6) and jnp.linalg.matrix_rank(G) == 1
+
+
+def test_debug_nans_finds_a_tie():
+    with jax.debug_nans(True):
+        assert jnp.isfinite(jax.grad(sj.spectral_norm)(jnp.eye(3))).all()
+        with pytest.raises(FloatingPointError, match="nan"):
+            jax.grad(lambda A: sj.singular_triplet(A).u[0])(jnp.eye(3)).block_until_ready()
+
+
+# --- inputs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["svd", "lanczos"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_or_inf_in_gives_nan_out(bad, way):
+    for x in sj.singular_triplet(jnp.array([[1.0, bad], [0.0, 2.0]]), **WAYS[way]):
+        assert jnp.isnan(x).all()
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "A", "how"),
+    [
+        (TypeError, "must be floating point, found int32", np.eye(3, dtype=np.int32), {}),
+        (ValueError, r"must be a matrix \(..., m, n\), found shape \(3,\)", np.ones(3, np.float32), {}),
+        (ValueError, "at least one row and one column", np.ones((0, 3), np.float32), {}),
+        (ValueError, "index must be from -2 to 1 for a matrix of shape 3×2, found 2", np.ones((3, 2), np.float32), {"index": 2}),
+        (ValueError, "unknown forward 'qr': the names are 'auto', 'svd', 'lanczos'", np.eye(3, dtype=np.float32), {"forward": "qr"}),
+        (ValueError, "unknown adjoint 'lu': the names are 'auto', 'spectral', 'cg'", np.eye(3, dtype=np.float32), {"adjoint": "lu"}),
+        (ValueError, "'spectral' needs the full SVD", np.eye(3, dtype=np.float32), {"forward": "lanczos", "adjoint": "spectral"}),
+        (ValueError, "forward 'lanczos' needs index 0", np.eye(3, dtype=np.float32), {"forward": "lanczos", "index": 1}),
+        (ValueError, "adjoint 'cg' needs index 0", np.eye(3, dtype=np.float32), {"adjoint": "cg", "index": -1}),
+        (ValueError, "v0 must have 3 entries", np.eye(3, dtype=np.float32), {"v0": np.ones(2, np.float32)}),
+        (ValueError, "maxiter must be at least 1", np.eye(3, dtype=np.float32), {"forward": "lanczos", "maxiter": 0}),
+    ],
+    ids=lambda x: x[:24] if isinstance(x, str) else "",
+)
+def test_what_is_wrong_is_named(error, message, A, how):
+    for call in (sj.singular_triplet, jax.jit(lambda A, **how: sj.singular_triplet(A, **how), static_argnames=("forward", "adjoint", "index", "maxiter"))):
+        with pytest.raises(error, match=message):
+            call(A, **how)
+
+
+def test_out_of_steps_gives_nan(x64):
+    A = jnp.asarray(normal(120, 100))
+    assert jnp.isnan(sj.singular_triplet(A, forward="lanczos", maxiter=8).sigma)
+    assert jnp.isfinite(sj.singular_triplet(A, forward="lanczos").sigma)
+    assert jnp.isnan(jax.grad(lambda A: sj.singular_triplet(A, adjoint="cg", maxiter=3).u[0])(A)).all()
+
+
+def test_the_package_does_not_need_jax():
+    run = [sys.executable, "-c", "import sys; sys.modules['jax'] = None; import svdgrad; svdgrad.singular_triplet"]
+    assert subprocess.run(run, capture_output=True).returncode == 0
+
+
+def test_nothing_is_shared_with_what_it_witnesses_for():
+    imports = [node for node in ast.walk(ast.parse(Path(sj.__file__).read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {getattr(node, "module", None) or node.names[0].name for node in imports}
+    assert {name.split(".")[0] for name in names} == {"collections", "functools", "typing", "jax"}
+    assert not any(getattr(node, "level", 0) for node in imports)
+
+
+# --- operators ---------------------------------------------------------------------------------------------------------
+
+
+def loss_of(triplet, w):
+    return triplet.sigma**2 + jnp.ravel(w) @ jnp.ravel(triplet.u) + triplet.v.ravel()[0]
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_dense_operator_is_its_matrix(x64, transform):
+    A, w, v0 = jnp.asarray(normal(7, 5)), jnp.asarray(normal(7, seed=1)), jnp.ones(5)
+    G = transform(jax.grad(lambda A: loss_of(sj.operator_triplet(lambda A, x: A @ x, A, v0), w)))(A)
+    assert relative_error(G, jax.grad(lambda A: loss_of(sj.singular_triplet(A, v0=v0), w))(A)) < 1e-12
+
+
+def test_a_diagonal(x64):
+    d = jnp.array([3.0, -4.0, 2.0, 1.0])
+    G = jax.grad(lambda d: sj.operator_triplet(lambda d, x: d * x, d, jnp.ones(4)).sigma)(d)
+    np.testing.assert_allclose(G, [0, -1, 0, 0], atol=1e-12)
+
+
+def test_a_convolution(x64):
+    """Images as vectors: v0, u and v keep their shapes; the formed matrix, by the other way through this module, is the witness."""
+    kernel, v0 = jnp.asarray(normal(3, 2, 3, 3)), jnp.asarray(normal(1, 2, 6, 6, seed=1))
+    w = jnp.asarray(normal(3 * 36, seed=2))
+
+    def product(kernel, x):
+        return jax.lax.conv(x, kernel, (1, 1), "SAME")
+
+    def formed(kernel):
+        return jax.vmap(lambda e: jnp.ravel(product(kernel, e.reshape(v0.shape))))(jnp.eye(v0.size)).T
+
+    triplet = sj.operator_triplet(product, kernel, v0)
+    assert triplet.u.shape == (1, 3, 6, 6) and triplet.v.shape == v0.shape
+    G = jax.jit(jax.grad(lambda k: loss_of(sj.operator_triplet(product, k, v0), w)))(kernel)
+    truth = jax.grad(lambda k: loss_of(sj.singular_triplet(formed(k), v0=jnp.ravel(v0)), w))(kernel)
+    assert relative_error(G, truth) < 1e-11
+
+
+def test_links_of_a_graph_and_a_sparse_matrix(x64):
+    rng = np.random.default_rng(0)
+    D = rng.standard_normal((9, 6)) * (rng.random((9, 6)) < 0.6)
+    rows, columns = np.nonzero(D)
+    strength, w, v0 = jnp.asarray(D[rows, columns]), jnp.asarray(normal(9, seed=1)), jnp.ones(6)
+
+    def along_the_links(strength, x):
+        return jax.ops.segment_sum(strength * x[columns], rows, 9)
+
+    def dense(strength):
+        return jnp.zeros(D.shape).at[rows, columns].set(strength)
+
+    truth = jax.grad(lambda s: loss_of(sj.singular_triplet(dense(s), v0=v0), w))(strength)
+    G = jax.grad(lambda s: loss_of(sj.operator_triplet(along_the_links, s, v0), w))(strength)
+    assert relative_error(G, truth) < 1e-12
+    M = sparse.BCOO((strength, jnp.asarray(np.stack([rows, columns], 1))), shape=D.shape)
+    G = jax.grad(lambda M: loss_of(sj.operator_triplet(lambda M, x: M @ x, M, v0), w), allow_int=True)(M)
+    assert relative_error(G.data, truth) < 1e-12  # its indices, which are integers, go along
+
+
+def test_an_operator_twice_and_in_forward_mode(x64):
+    A, w, v0 = jnp.asarray(normal(4, 3)), jnp.asarray(normal(4, seed=1)), jnp.ones(3)
+    ours, truth = (
+        jax.jit(jax.hessian(lambda A: loss_of(triplet(A), w)))(A)
+        for triplet in (lambda A: sj.operator_triplet(lambda A, x: A @ x, A, v0), lambda A: sj.singular_triplet(A, v0=v0))
+    )
+    assert relative_error(ours, truth) < 1e-11
+
+
+def test_a_complex_operator(x64):
+    A, v0 = jnp.asarray(normal(5, 4, complex_=True)), jnp.ones(4) + 0j
+    ours, truth = (
+        jax.grad(lambda A: jnp.abs(triplet(A).u[0]) + triplet(A).v[1].imag)(A)
+        for triplet in (lambda A: sj.operator_triplet(lambda A, x: A @ x, A, v0), lambda A: sj.singular_triplet(A, v0=v0))
+    )
+    assert relative_error(ours, truth) < 1e-12
+
+
+def test_what_matvec_takes_from_elsewhere_is_a_parameter(x64):
+    A, v0 = jnp.asarray(normal(5, 4)), jnp.ones(4)
+    slope = jax.grad(lambda c: sj.operator_triplet(lambda A, x: c * (A @ x), A, v0).sigma)(2.0)
+    assert abs(slope / sj.spectral_norm(A) - 1) < 1e-13
+
+
+def test_a_special_start_hides_nothing(x64):
+    """Ones are a singular vector of every periodic convolution, here to σ = 0; the largest is 4, of alternating signs."""
+
+    def periodic(kernel, x):
+        return sum(kernel[k] * jnp.roll(x, k) for k in range(3))
+
+    assert abs(sj.operator_triplet(periodic, jnp.array([1.0, -2.0, 1.0]), jnp.ones(16)).sigma - 4) < 1e-13
+
+
+def test_many_restarts(x64):
+    """A gap of 1e-3 takes more than one cycle of the bidiagonalisation."""
+    A = jnp.asarray(Family(150, 120, gapped(120, 1e-3)).matrix().numpy())
+    sigma, u, _ = sj.operator_triplet(lambda A, x: A @ x, A, jnp.ones(120))
+    truth = sj.singular_triplet(A, v0=jnp.ones(120))
+    assert abs(sigma - truth.sigma) < 1e-13 and relative_error(u, truth.u) < 50 * 2.0**-52 / 1e-3
+
+
+def test_an_operator_in_single_precision_at_any_scale():
+    A = normal(6, 5).astype(np.float32)
+    w, v0 = jnp.asarray(normal(6, seed=1), jnp.float32), jnp.ones(5)
+    G = [jax.grad(lambda A: w @ sj.operator_triplet(lambda A, x: A @ x, A, v0).u)(jnp.asarray(A * c)) for c in (1, 1e30, 1e-30)]
+    s = np.linalg.svd(A, compute_uv=False)
+    for c, found in zip((1e30, 1e-30), G[1:]):
+        assert relative_error(np.float64(found) * c, G[0]) < 50 * EPS[np.float32] * s[0] / (s[0] - s[1])
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "matvec", "v0"),
+    [
+        (ValueError, r"found matvec\(params, 0\) ≠ 0", lambda d, x: d * x + 1, np.ones(3, np.float32)),
+        (ValueError, "JAX cannot transpose it", lambda d, x: d * x * x, np.ones(3, np.float32)),
+        (ValueError, "JAX cannot transpose it", lambda d, x: d * jnp.abs(x), np.ones(3, np.float32)),
+        (TypeError, "v0 must be floating point of 32 bits or more, found int32", lambda d, x: d * x, np.ones(3, np.int32)),
+        (TypeError, "v0 must be floating point of 32 bits or more, found float16", lambda d, x: d * x, np.ones(3, np.float16)),
+        (TypeError, "must return the dtype of v0, found complex64", lambda d, x: 1j * d * x, np.ones(3, np.float32)),
+    ],
+)
+def test_what_is_wrong_with_an_operator_is_named(error, message, matvec, v0):
+    d = jnp.arange(1.0, 4.0)
+    with pytest.raises(error, match=message):
+        sj.operator_triplet(matvec, d, v0)
+    with pytest.raises(error, match=message):
+        jax.grad(lambda d: sj.operator_triplet(matvec, d, v0).sigma)(d)
+
+
+def test_under_jit_a_bias_gives_nan():
+    assert jnp.isnan(jax.jit(lambda d: sj.operator_triplet(lambda d, x: d * x + 1, d, jnp.ones(3)).sigma)(jnp.ones(3)))
+
+
+def test_a_start_of_zeros_gives_nan():
+    assert jnp.isnan(sj.operator_triplet(lambda d, x: d * x, jnp.ones(3), jnp.zeros(3)).sigma)
