@@ -1,8 +1,8 @@
 """The same map A → (σ, u, v) for JAX: ``import svdgrad.jax as sj``.
 
-    (params, dparams) ──▶ [dA v; dAᴴu] ──▶ M [du; dv] = [dA v − dσ u; dAᴴu − dσ v] ──▶ (dσ, du, dv)
+    (params, dparams) ──▶ [dA v; dAᴴu] ──▶ K̂ [du; dv] = [dA v − dσ u; dAᴴu − dσ v] ──▶ (dσ, du, dv)
 
-One rule says how the triplet moves with the matrix. It is linear in dA, and M is Hermitian, so JAX gets reverse mode by
+One rule says how the triplet moves with the matrix. It is linear in dA, and K̂ is Hermitian, so JAX gets reverse mode by
 transposing the rule; it is written through the triplet itself, so that higher derivatives come out by themselves. The
 formulas are those of triplet.py, the code is not: nothing here is imported from the rest of the package, and each of the
 two can witness for the other.
@@ -68,7 +68,7 @@ def singular_triplet(
 
     Along a change dA of A it moves by dσ = Re(uᴴ dA v) and
 
-        M [du; dv] = [dA v − dσ u; dAᴴu − dσ v],   M = [σI + s uuᴴ, −A; −Aᴴ, σI + s vvᴴ],   s = σ₁.
+        K̂ [du; dv] = [dA v − dσ u; dAᴴu − dσ v],   K̂ = [σI + s uuᴴ, −A; −Aᴴ, σI + s vvᴴ],   s = σ₁.
 
     The rule can be jitted, mapped, transposed and differentiated again: ``jit``, ``vmap``, ``jvp``, ``grad``, ``hessian``.
 
@@ -81,7 +81,7 @@ def singular_triplet(
     forward : str
         "svd" (the full SVD), "lanczos" (products with A, index 0), or "auto", which is "svd".
     adjoint : str
-        How systems with M are solved: "spectral" (from the full SVD), "cg" (products with A, index 0), or "auto", which is
+        How systems with K̂ are solved: "spectral" (from the full SVD), "cg" (products with A, index 0), or "auto", which is
         "spectral" after "svd" and "cg" after "lanczos".
     tol, maxiter : float, int, optional
         For "lanczos": it stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and gives up after maxiter
@@ -140,7 +140,7 @@ def singular_triplet(
 def spectral_norm(A: Any) -> Array:
     """The largest singular value σ = ‖A‖₂, differentiable: ∂σ/∂A = u vᴴ, with no gap needed for the first derivative.
 
-    Errors and cost are those of ``singular_triplet``; shapes (..., m, n) -> (...).
+    Its errors and its cost are those of ``singular_triplet``; shapes (..., m, n) -> (...).
     Where σ₁ repeats, u vᴴ is one of many subgradients. Source: the book (eq-dsigma).
 
     >>> print(jnp.trace(jax.grad(spectral_norm)(jnp.eye(2))))
@@ -152,10 +152,10 @@ def spectral_norm(A: Any) -> Array:
 def operator_triplet(
     matvec: Callable[[Any, Array], Array], params: Any, v0: Any, tol: float | None = None, maxiter: int | None = None
 ) -> Triplet:
-    """The dominant triplet (σ, u, v) of x ↦ matvec(params, x), differentiable in ``params`` by the rule of ``singular_triplet``.
+    """The dominant triplet (σ, u, v) of x ↦ matvec(params, x), differentiable in ``params`` as that of a matrix is.
 
-    In that rule dA v is the derivative of matvec(params, v) along dparams, and Aᴴ the transpose of matvec, by JAX.
-    So, with p, q from the adjoint system, the cotangent of the parameters θ is the gradient with respect to θ of
+    In the rule of ``singular_triplet`` dA v is the derivative of matvec(params, v) along dparams, and Aᴴ is the transpose of
+    matvec, both by JAX. So, with p, q from the adjoint system, the cotangent of the parameters θ is the gradient with respect to θ of
 
         ⟨ξu + p, A(θ) v⟩ + ⟨u, A(θ) q⟩,   with u, v, p, q held fixed.
 
@@ -223,7 +223,8 @@ def operator_triplet(
     try:
         jax.eval_shape(adjoint, everything, jnp.ravel(zero))
     except Exception as reason:
-        raise ValueError(f"matvec must be linear in x, and JAX cannot transpose it: {type(reason).__name__} {reason}") from reason
+        why = f"{type(reason).__name__} {reason}"
+        raise ValueError(f"matvec must be linear in x, and JAX cannot transpose it: {why}") from reason
     how = _How("lanczos", "cg", 0, tol, _most(maxiter))
     sigma, u, v = _triplet((product, adjoint), how, everything, jnp.ravel(v0))[0]
     return Triplet(sigma, u.reshape(zero.shape), v.reshape(v0.shape))
@@ -267,7 +268,7 @@ def _tangent(products: Products, how: _How, primals: Any, tangents: Any) -> Any:
     dsigma = _dot(u, dA_v).real
     weight = lax.stop_gradient(known.S[0])
 
-    def M(x: tuple[Array, Array]) -> tuple[Array, Array]:
+    def K_hat(x: tuple[Array, Array]) -> tuple[Array, Array]:
         du, dv = x
         lam, mu = _dot(u, du), _dot(v, dv)
         if u.dtype.kind == "c":  # the phase of u relative to v moves with A: only the common one is held
@@ -275,10 +276,10 @@ def _tangent(products: Products, how: _How, primals: Any, tangents: Any) -> Any:
         top = sigma * du - product(params, dv) + weight * lam * u
         return top, sigma * dv - adjoint(params, du) + weight * mu * v
 
-    # a solver is not differentiated, M is: solve is called again for the derivatives of a solution
+    # a solver is not differentiated, K_hat is: solve is called again for the derivatives of a solution
     solve = partial(_solve, products, how, *lax.stop_gradient((params, triplet, known)))
     du, dv = lax.custom_linear_solve(
-        M,
+        K_hat,
         (dA_v - dsigma * u, dA_u - dsigma * v),
         lambda _, c: solve(c),
         lambda _, c: jax.tree.map(jnp.conj, solve(jax.tree.map(jnp.conj, c))),
@@ -299,7 +300,7 @@ def _anchor(v: Array, v0: Array | None, x: Array | None = None) -> Array:
 def _solve(
     products: Products, how: _How, params: Any, triplet: Triplet, known: _Known, c: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """M [p; q] = c, for numbers only: zero for c = 0 whatever the gap, NaN for any other c at a tie."""
+    """K̂ [p; q] = c, for numbers only: zero for c = 0 whatever the gap, NaN for any other c at a tie."""
     sigma, u, v = triplet
     m, n, S = u.size, v.size, known.S
     size = jnp.maximum(jnp.abs(c[0]).max(), jnp.abs(c[1]).max())
@@ -307,7 +308,7 @@ def _solve(
     lam, mu = _dot(u, phi), _dot(v, psi)
     inner = _spectral if how.adjoint == "spectral" else _schur_cg
     p, q = inner(products, how, params, triplet, known, phi - lam * u, psi - mu * v)
-    # on [u; v] M multiplies by s, on [u; −v] by 2σ + s, or by 2σ if the relative phase is free
+    # on [u; v] K̂ multiplies by s, on [u; −v] by 2σ + s, or by 2σ if the relative phase is free
     complex_ = u.dtype.kind == "c"
     even, odd = (lam + mu) / 2 / S[0], (lam - mu) / 2 / (2 * sigma + (0 if complex_ else S[0]))
     p, q = p + (even + odd) * u, q + (even - odd) * v
@@ -412,7 +413,7 @@ def _golub_kahan(
 
 
 def _new(Q: Array, x: Array, otherwise: Array) -> tuple[Array, Array]:
-    """x without its components along the rows of Q, as a unit vector and its length; where nothing is left, another one and 0."""
+    """x without its components along the rows of Q, as unit vector and length; where nothing is left, another one and 0."""
 
     def rest(x: Array) -> Array:
         for _ in range(2):  # once leaves a rest where x is almost in the span
@@ -456,7 +457,8 @@ def _choose(A: Array, index: int, forward: str, adjoint: str, tol: float | None,
         raise ValueError("adjoint 'spectral' needs the full SVD, which forward 'lanczos' does not have: use adjoint 'cg'")
     if index % min(m, n) != 0 and (forward, adjoint) != ("svd", "spectral"):
         name = "forward 'lanczos'" if forward == "lanczos" else "adjoint 'cg'"
-        raise ValueError(f"{name} needs index 0, the largest singular value, found {index}: use forward 'svd', adjoint 'spectral'")
+        others = "use forward 'svd' and adjoint 'spectral'"
+        raise ValueError(f"{name} needs index 0, the largest singular value, found {index}: {others}")
     return _How(forward, adjoint, index, tol, _most(maxiter))
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import svdgrad
+import svdgrad.jax
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {name: getattr(svdgrad, name) for name in svdgrad.__all__ if callable(getattr(svdgrad, name))}
+PUBLIC |= {f"jax.{name}": getattr(svdgrad.jax, name) for name in svdgrad.jax.__all__}
 
 
 def markdown(path: Path) -> str:
