@@ -139,7 +139,9 @@ def lanczos(
     """The dominant triplet by Golub and Kahan's bidiagonalisation: two products with A a step. A batch is a loop.
 
     Starts from ``v0``, or from seeded normal numbers, so that the same A gives the same answer. A wide matrix is transposed.
+    Takes up to min(m, n) steps unless told otherwise; then the space is exhausted, and the answer is there in any case.
     """
+    maxiter = min(A.shape[-2:]) if maxiter is None else maxiter
     if A.ndim > 2:
         return _one_by_one(A, v0, tol, maxiter)
     wide = A.shape[0] < A.shape[1]

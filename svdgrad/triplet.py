@@ -52,7 +52,7 @@ def singular_triplet(
         the forward method knows all singular vectors, and "cg" after "lanczos".
     tol, maxiter : float, int, optional
         For "lanczos": it stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and raises a
-        ConvergenceError after maxiter steps (default: 1000).
+        ConvergenceError after maxiter steps (default: min(m, n), where it ends for certain).
     v0 : Tensor, optional
         Shape (n,) or (..., n), fixes the sign, or phase: of all pairs c(u, v) with c of modulus one, that with v0ᴴv > 0 is
         returned (eq-phase).
