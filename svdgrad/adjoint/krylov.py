@@ -46,11 +46,11 @@ def schur_cg(
 
 
 def _ritz_preconditioner(sigma: Tensor, ritz: Ritz) -> Map:
-    """r ↦ M⁻¹r = r − v(vᴴr) + Σ (1/(1 − θᵢ²) − 1) wᵢ(wᵢᴴr) over the other Ritz pairs, θᵢ in units of σ (eq-preconditioner).
+    """r ↦ M⁻¹r = r − v(vᴴr) + Σ (1/(1 − θᵢ²) − 1) wᵢ(wᵢᴴr) over other Ritz pairs, θᵢ in units of σ (eq-preconditioner).
 
     The exact inverse of I − AᴴA/σ² on the span of the Ritz vectors, the identity off it.
     """
-    theta = (ritz.S / sigma.unsqueeze(-1))[..., 1:]
+    theta = (ritz.S / sigma.unsqueeze(-1))[..., 1 : ritz.W.shape[-1]]
     rest = ((1 - theta) * (1 + theta)).clamp_min(torch.finfo(theta.dtype).eps)
     weight = torch.cat([-torch.ones_like(ritz.S[..., :1]), 1 / rest - 1], -1)
     return lambda r: r + mv(ritz.W, weight * mv(ritz.W.mH, r))
