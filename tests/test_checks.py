@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from svdgrad.checks import check, relative_error
+from svdgrad.checks import check, grade, relative_error
 
 
 @pytest.mark.parametrize("error", [1e-3, float("nan"), float("inf"), -1e-9, 1e-4])
@@ -21,6 +22,23 @@ def test_relative_error_sees_size_shape_and_nan():
     assert relative_error([1.0, 0.0], [0.0, 1.0]) == pytest.approx(2**0.5)
     assert relative_error([1e-200, 0.0], [0.0, 1e-200]) == pytest.approx(2**0.5)
     assert np.isnan(relative_error([np.nan], [1.0]))
+    assert relative_error([4.0, 4.0], [2.0, 2.0]) == pytest.approx(1)  # ‖truth‖ divides, not its largest entry
     assert relative_error([0.0], [0.0]) == 0 and relative_error([1e-300], [0.0]) == np.inf
     with pytest.raises(ValueError, match="one shape"):
         relative_error(np.ones((2, 1)), np.ones(2))
+
+
+def test_relative_error_takes_what_autograd_and_complex_arithmetic_give():
+    assert relative_error(torch.ones(2, requires_grad=True), np.ones(2)) == 0
+    assert relative_error([1 + 1j], [1.0]) == 1
+
+
+def test_an_error_of_one_entry_is_a_number():
+    with pytest.raises(AssertionError, match="found 1$"):
+        check("a claim", torch.ones(1), below=1e-4)
+
+
+def test_an_answer_at_the_bound_is_not_below_it(capsys):
+    grade(3.0, 2.0, below=0.5)
+    grade(3.0, 2.0, below=0.6)
+    assert capsys.readouterr().out == "not yet: relative error 0.5\nright: relative error below 0.6\n"
