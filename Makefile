@@ -4,7 +4,7 @@ PYTHON ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test notebooks clean
+.PHONY: help setup book test mutants notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,10 @@ test: setup ## unit tests, doctests, notebooks against their stored outputs, the
 	@tools/browser.sh
 	@echo "test: pytest --nbval $(ARGS)"
 	@$(BIN)/python -m pytest --nbval $(ARGS)
+
+mutants: setup ## plant small faults in the package, list those that no test notices; ARGS="adjoint/schur.py --sample 30"
+	@$(BIN)/python -c "import cosmic_ray" 2>/dev/null || $(BIN)/python -m pip install --quiet cosmic-ray==8.7.0
+	@$(BIN)/python tools/mutants.py $(ARGS)
 
 notebooks: setup ## execute the notebooks and store their outputs; NB="book/border.ipynb ..." for some of them
 	@$(BIN)/python tools/execute.py $(NB)

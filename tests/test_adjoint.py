@@ -9,7 +9,7 @@ from svdgrad import adjoint, matrices
 from svdgrad.adjoint import ATTEMPTS, LARGEST_ONLY, SOLVERS, assemble
 from svdgrad.checks import relative_error
 from svdgrad.compare import loss_vectors
-from svdgrad.forward import svd
+from svdgrad.forward import Triplet, svd
 from svdgrad.matrices import mv, project
 from svdgrad.oracles import extended
 
@@ -24,6 +24,8 @@ def solved(A, index=0):
 def test_the_names_are_those_of_the_book():
     assert list(ATTEMPTS) == ["direct", "bordered", "block-inversion", "mixed", "backward-substitution", "forward-substitution"]
     assert set(SOLVERS) == {*ATTEMPTS, "saddle", "deflated", "schur", "spectral", "doubling", "cg", "minres"}
+    for way in (*SOLVERS.values(), *ATTEMPTS.values()):
+        assert way.__doc__, "help() of a wrapped formula is that of the formula"
 
 
 #: what a last projection leaves of u in p: a few roundings, whatever the gap; the null vector itself is right to ε/gap only
@@ -49,12 +51,25 @@ def test_the_adjoint_system_is_solved(family, seed, name):
 def test_the_cotangent_may_have_any_size(name):
     A = FAMILIES["tall"].matrix(torch.float32)
     triplet, _, phi, psi, _ = solved(A)
-    p, q = SOLVERS[name](A, triplet, phi, psi)
-    for size in (1e-30, 1e-8, 1e30):
-        p_size, q_size = SOLVERS[name](A, triplet, size * phi, size * psi)
-        torch.testing.assert_close((p_size / size, q_size / size), (p, q), rtol=1e-4, atol=1e-5)
+    for a, b in ((phi, psi), (phi, 0 * psi), (0 * phi, psi)):
+        p, q = SOLVERS[name](A, triplet, a, b)
+        for size in (1e-30, 1e-8, 1e30):
+            p_size, q_size = SOLVERS[name](A, triplet, size * a, size * b)
+            torch.testing.assert_close((p_size / size, q_size / size), (p, q), rtol=1e-4, atol=1e-5)
     p_zero, q_zero = SOLVERS[name](A, triplet, 0 * phi, 0 * psi)
     assert not p_zero.any() and not q_zero.any()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("family", ["tall", "wide", "square"])
+def test_the_formula_has_units_of_its_own(family, name):
+    """What stands in the book holds for any σ, here 7, though every solver gives its formula A/σ and σ = 1."""
+    A = FAMILIES[family].matrix()
+    (sigma, u, v), _, phi, psi, _ = solved(A)
+    phi, psi = project(u, phi), project(v, psi)
+    found = SOLVERS[name].__wrapped__(A, sigma, u, v, phi, psi)
+    wanted = SOLVERS["saddle"](A, Triplet(sigma, u, v), phi, psi)
+    assert relative_error(torch.cat(found), torch.cat(wanted)) <= FAMILIES[family].bound(A.dtype)
 
 
 @pytest.mark.parametrize("name", sorted(LARGEST_ONLY))

@@ -23,20 +23,17 @@ from cosmic_ray.ast import ast_nodes
 from cosmic_ray.mutating import mutate_code
 
 ROOT = Path(__file__).parents[1]
-
 #: Each arithmetic operator by its inverse, each comparison by its neighbour and its opposite: the other replacements
 #: (<< for +, say) raise an error on tensors of floats, and would only flatter the ratio.
-OPERATORS = [
-    *(f"core/ReplaceBinaryOperator_{x}" for x in "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_Mul Pow_Mul BitAnd_BitOr BitOr_BitAnd".split()),
-    *(f"core/ReplaceComparisonOperator_{x}" for x in "Eq_NotEq NotEq_Eq Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Is_IsNot IsNot_Is".split()),
-    *(f"core/ReplaceUnaryOperator_{x}" for x in "USub_UAdd Delete_Not Delete_Invert".split()),
-    *(f"core/{x}" for x in "AddNot ReplaceTrueWithFalse ReplaceFalseWithTrue ReplaceAndWithOr ReplaceOrWithAnd".split()),
-    *(f"core/{x}" for x in "ReplaceBreakWithContinue ExceptionReplacer NumberReplacer RemoveDecorator ZeroIterationForLoop".split()),
-]
+OPERATORS = (
+    "BinaryOperator_: Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_Mul Pow_Mul BitAnd_BitOr BitOr_BitAnd; "
+    "ComparisonOperator_: Eq_NotEq NotEq_Eq Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Is_IsNot IsNot_Is; "
+    "UnaryOperator_: USub_UAdd Delete_Not Delete_Invert; : TrueWithFalse FalseWithTrue AndWithOr OrWithAnd BreakWithContinue"
+)
+OTHERS = "core/AddNot core/ExceptionReplacer core/NumberReplacer core/RemoveDecorator core/ZeroIterationForLoop"
 #: calls that return something like their last argument, methods and attributes that return something like their object
 CALLS = {"project", "off", "torch.where", "torch.maximum", "torch.minimum", "partial"}
 METHODS = {"conj", "abs", "real", "imag", "clone", "contiguous", "detach", "squeeze", "mH", "double", "cpu"}
-
 #: file of svdgrad/ -> what pytest runs, the quickest and most telling first; "doctest": the examples of the file itself
 TESTS = {
     "matrices.py": ["test_matrices", "test_adjoint", "doctest", "test_triplet"],
@@ -53,7 +50,6 @@ TESTS = {
     "forward.py": ["test_forward", "test_triplet", "test_properties", "test_operators", "test_transforms"],
     "compare.py": ["test_compare"],
 }
-LONG = "-k 'not two_million and not convolution'"
 LIMIT = 120  # seconds of processor time for one fault; more counts as killed, as a loop without end is noticed too
 
 
@@ -63,59 +59,54 @@ class Mutant(NamedTuple):
     operator: str
     code: str
 
-    def diff(self) -> str:
-        """The lines that differ."""
-        lines = difflib.unified_diff(source(self.file).splitlines(), self.code.splitlines(), n=0, lineterm="")
-        return "\n".join(line for line in lines if line[:3] not in ("---", "+++") and line[:2] != "@@")
-
 
 def source(file: str) -> str:
     return (ROOT / "svdgrad" / file).read_text(encoding="utf-8")
 
 
+def diff(mutant: Mutant) -> str:
+    lines = difflib.unified_diff(source(mutant.file).splitlines(), mutant.code.splitlines(), n=0, lineterm="")
+    return "\n".join(line for line in lines if line[:3] not in ("---", "+++") and line[:2] != "@@")
+
+
 def left_out(code: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Where no fault is planted: annotations, imports for type checkers, text."""
-    lines, nodes = code.split("\n"), []
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.JoinedStr) or isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            nodes.append(node)
-        nodes += [x for name in ("annotation", "returns") if (x := getattr(node, name, None))]
-    char = lambda line, byte: (line, len(lines[line - 1].encode()[:byte].decode()))
-    return [(char(n.lineno, n.col_offset), char(n.end_lineno, n.end_col_offset)) for n in nodes]
+    nodes = [getattr(node, name, None) for node in ast.walk(ast.parse(code)) for name in ("annotation", "returns")]
+    nodes += [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.JoinedStr) or "TYPE_CHECKING" in ast.unparse(getattr(node, "test", ast.Pass()))]
+    char = lambda line, byte: (line, len(code.split("\n")[line - 1].encode()[:byte].decode()))
+    return [(char(n.lineno, n.col_offset), char(n.end_lineno, n.end_col_offset)) for n in nodes if n]
 
 
 def own_faults(code: str):
     """(operator, start, end, new text): a call for its last argument, a method left out, a statement left out."""
     names = lambda tree: {leaf.value for leaf in ast_nodes(tree) if leaf.type == "name"}
+    text = lambda parts: "".join(part.get_code(include_prefix=False) for part in parts)
     for node in ast_nodes(parso.parse(code)):
         parts = getattr(node, "children", [])
-        for i, part in enumerate(parts[1:], 1) if node.type in ("atom_expr", "power") else ():
-            words = part.get_code(include_prefix=False)
-            if words[0] == "(" and code_of(parts[:i]) in CALLS and part.children[1].type == "arglist":
-                yield "CallToArgument", parts[0].start_pos, part.end_pos, f"({part.children[1].children[-1].get_code()})"
-            if words[0] == "." and words[1:] in METHODS:
-                yield "DropMethod", part.start_pos, parts[i + (code_of(parts[i + 1 : i + 2]) == "()")].end_pos, ""
+        for i in range(1, len(parts)) if node.type in ("atom_expr", "power") else ():
+            word, start = text(parts[i : i + 1]), parts[i].start_pos
+            if word[0] == "(" and text(parts[:i]) in CALLS and parts[i].children[1].type == "arglist":
+                yield "CallToArgument", parts[0].start_pos, parts[i].end_pos, f"({parts[i].children[1].children[-1].get_code()})"
+            if word[0] == "." and word[1:] in METHODS:
+                yield "DropMethod", start, parts[i + (text(parts[i + 1 : i + 2]) == "()")].end_pos, ""
         if node.type == "expr_stmt" and parts[1].type == "operator" and (parts[1].value != "=" or names(parts[0]) <= names(parts[-1])):
             yield "DropStatement", node.start_pos, node.end_pos, "pass"
         if node.type == "simple_stmt" and parts[0].type in ("atom_expr", "raise_stmt"):
             yield "DropStatement", parts[0].start_pos, parts[0].end_pos, "pass"
 
 
-def code_of(parts) -> str:
-    return "".join(part.get_code(include_prefix=False) for part in parts)
-
-
 def mutants(file: str, seed: int = 0) -> list[Mutant]:
     """In an order of chance, so that a larger sample holds the smaller."""
-    code, found = source(file), []
-    tree, lines, forbidden = parso.parse(code), code.split("\n"), left_out(code)
+    code, groups = source(file), [group.split(":") for group in OPERATORS.split(";")]
+    names = [f"core/Replace{start.strip()}{end}" for start, ends in groups for end in ends.split()] + OTHERS.split()
+    tree, forbidden, found = parso.parse(code), left_out(code), []
     wanted = lambda start, end: not any(a <= start and end <= b for a, b in forbidden)
-    for name in OPERATORS:
+    for name in names:
         operator = cosmic_ray.plugins.get_operator(name)()
         for i, (start, end) in enumerate(place for node in ast_nodes(tree) for place in operator.mutation_positions(node)):
             if wanted(start, end):
                 found.append(Mutant(file, start[0], name.removeprefix("core/"), mutate_code(code, operator, i)))
-    offset = lambda pos: sum(len(x) + 1 for x in lines[: pos[0] - 1]) + pos[1]
+    offset = lambda place: sum(len(x) + 1 for x in code.split("\n")[: place[0] - 1]) + place[1]
     for name, start, end, text in own_faults(code):
         if wanted(start, end):
             found.append(Mutant(file, start[0], name, code[: offset(start)] + text + code[offset(end) :]))
@@ -136,7 +127,7 @@ def tests_of(file: str) -> list[str] | None:
     return next((tests for start, tests in TESTS.items() if file.startswith(start)), None)
 
 
-def tests(folder: Path, file: str) -> str:
+def verdict(folder: Path, file: str) -> str:
     """Which test notices what is wrong with ``file`` in ``folder``; runs in a process of its own."""
     import pytest
 
@@ -147,36 +138,41 @@ def tests(folder: Path, file: str) -> str:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     how = "-x -q --tb=no -o addopts= -p no:cacheprovider -p no:nbval -W ignore::pytest.PytestAssertRewriteWarning"
     for test in tests_of(file):
-        name, *words = f"--doctest-modules svdgrad/{file}".split() if test == "doctest" else shlex.split(test if "-k" in test else f"{test} {LONG}")
-        answer = int(pytest.main([*how.split(), name if test == "doctest" else f"tests/{name}.py", *words]))
-        if answer not in (0, 5):  # 5: no tests there
+        what = f"--doctest-modules svdgrad/{file}" if test == "doctest" else f"tests/{test.replace(' ', '.py ', 1) if ' ' in test else test + '.py'}"
+        if pytest.main([*how.split(), "-k", "not two_million and not convolution", *shlex.split(what)]) not in (0, 5):  # 5: no tests there
             return f"killed by {test}"
     return "survived"
 
 
-def run(folder: Path, file: str) -> str:
+def attempt(folder: Path, file: str, code: str) -> str:
+    """Plant the fault, run the tests, take it out again."""
+    (folder / "svdgrad" / file).write_text(code, encoding="utf-8")
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         try:
-            os.write(write, tests(folder, file).encode())
+            os.write(write, verdict(folder, file).encode())
         except BaseException as error:  # the child must not go on as a second parent
-            os.write(write, f"pytest raised {error!r}".encode())
+            os.write(write, f"no verdict: {error!r}".encode())
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
         answer = pipe.read() or "killed: no end, or a crash"
     os.waitpid(child, 0)
-    assert not answer.startswith("pytest"), f"{file}: {answer}"
+    assert not answer.startswith("no verdict"), f"{file}: {answer}"
+    (folder / "svdgrad" / file).write_text(source(file), encoding="utf-8")
     return answer
 
 
-def attempt(folder: Path, mutant: Mutant) -> str:
-    """Plant the fault, run the tests, take it out again."""
-    path = folder / "svdgrad" / mutant.file
-    path.write_text(mutant.code, encoding="utf-8")
-    answer = run(folder, mutant.file)
-    path.write_text(source(mutant.file), encoding="utf-8")
-    return answer
+def prepare(folder: Path) -> Path:
+    """A copy of the package and its tests; and what they import, once, before the first fork."""
+    sys.dont_write_bytecode = True
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import flint, hypothesis, pytest, scipy.linalg, torch._dynamo  # noqa: F401, E401
+
+    for part in ("svdgrad", "tests", "conftest.py", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, folder / part)
+    return folder
 
 
 def main() -> None:
@@ -186,33 +182,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     options = parser.parse_args()
     every = (str(path.relative_to(ROOT / "svdgrad")) for path in sorted(ROOT.glob("svdgrad/**/*.py")))
-    files = options.files or [file for file in every if tests_of(file)]
     survivors, total = [], 0
     with tempfile.TemporaryDirectory() as name:
         folder = prepare(Path(name))
-        for file in files:
-            assert (answer := run(folder, file)) == "survived", f"{file} as it stands: {answer}"
-            all_ = mutants(file, options.seed)
-            drawn = sorted(all_[: options.sample])
-            left = [mutant for mutant in drawn if attempt(folder, mutant) == "survived"]
+        for file in options.files or [file for file in every if tests_of(file)]:
+            assert (answer := attempt(folder, file, source(file))) == "survived", f"{file} as it stands: {answer}"
+            drawn = sorted((all_ := mutants(file, options.seed))[: options.sample])
+            left = [mutant for mutant in drawn if attempt(folder, file, mutant.code) == "survived"]
             print(f"{file}: {len(drawn) - len(left)} of {len(drawn)} killed, {len(all_)} in all", flush=True)
             survivors, total = survivors + left, total + len(drawn)
     for mutant in survivors:
-        print(f"\nsvdgrad/{mutant.file}:{mutant.line} {mutant.operator}\n{mutant.diff()}")
+        print(f"\nsvdgrad/{mutant.file}:{mutant.line} {mutant.operator}\n{diff(mutant)}")
     print(f"\n{total - len(survivors)} of {total} killed, {100 - 100 * len(survivors) / max(total, 1):.1f} %")
-
-
-def prepare(folder: Path) -> Path:
-    """A copy of the package and its tests; and what they import, once, before the first fork."""
-    sys.dont_write_bytecode = True
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import flint, hypothesis, pytest, scipy.linalg, torch._dynamo  # noqa: F401, E401
-
-    for part in ("svdgrad", "tests"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for part in ("conftest.py", "pyproject.toml"):
-        shutil.copy(ROOT / part, folder)
-    return folder
 
 
 if __name__ == "__main__":

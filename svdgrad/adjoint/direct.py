@@ -13,7 +13,7 @@ def direct(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Ten
     eigenvalues, X = torch.linalg.eigh(matrices.K(A, sigma))
     null = eigenvalues.abs() == eigenvalues.abs().amin(-1, keepdim=True)
     x = mv(X.mH, torch.cat([phi, psi], -1))
-    x = mv(X, torch.where(null, 0, x / torch.where(null, 1, eigenvalues)))
+    x = mv(X, torch.where(null, 0, x / eigenvalues))
     return x[..., :m], x[..., m:]
 
 

@@ -33,7 +33,7 @@ def spectral(
     own = mv(U.mH, u).abs()
     own = own == own.max(-1, keepdim=True).values
     a, b, S = mv(U.mH, phi), mv(Vh, psi), S / s
-    d = torch.where(own, 1, (1 - S) * (1 + S))
+    d = (1 - S) * (1 + S)
     x, y = (torch.where(own, 0, c / d) for c in (a + S * b, S * a + b))
     # the parts that A cannot reach; a square U has none, and what rounding leaves of it would be divided by σ
     p = mv(U, x) if U.shape[-2] == U.shape[-1] else mv(U, x - a) + phi
