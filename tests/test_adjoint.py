@@ -154,6 +154,33 @@ def test_mixed_solves_another_equation():
         assert relative_error(project(triplet.u, y), wanted) > 0.5
 
 
+@pytest.mark.parametrize("name", ["mixed", "backward-substitution", "forward-substitution"])
+@pytest.mark.parametrize("shape", [(12, 7), (7, 12), (9, 9)], ids=str)
+def test_the_equations_that_an_attempt_does_solve(shape, name):
+    """Term by term, with the normal matrices of the notebook's stacks and pseudoinverses of A; so they are what they were."""
+    A = matrices.gaussian(*shape, seed=3)
+    triplet, _, phi, psi, _ = solved(A)
+    sigma, u, v = triplet
+    P, Q = (torch.linalg.pinv(M, hermitian=True, rtol=1e-10) for M in (matrices.P(A, sigma), matrices.Q(A, sigma)))
+    left, right = (torch.linalg.inv(M @ M.T + sigma**4 * torch.eye(len(M)).to(A)) for M in (A, A.T))
+    A_plus = torch.linalg.pinv(A)
+    if name == "mixed":  # P and Q are singular: with a part along u or v the answer has no digits to compare
+        phi, psi = project(u, phi), project(v, psi)
+    p, q = {
+        "mixed": lambda: (P @ (sigma * phi) - left @ A @ psi, Q @ (sigma * psi) - right @ A.T @ phi),
+        "backward-substitution": lambda: (
+            -A_plus.T @ right @ A.T @ (sigma * phi) - left @ A @ psi,
+            -right @ A.T @ phi - A_plus @ left @ A @ (sigma * psi),
+        ),
+        "forward-substitution": lambda: (
+            -left @ A @ (A_plus @ (sigma * phi) + psi),
+            -right @ A.T @ (phi + A_plus.T @ (sigma * psi)),
+        ),
+    }[name]()
+    found = torch.cat(ATTEMPTS[name](A, triplet, phi, psi))
+    assert relative_error(found, torch.cat([project(u, p), project(v, q)])) < 1e-10
+
+
 @pytest.mark.parametrize("name", ["backward-substitution", "forward-substitution"])
 def test_substitution_solves_another_equation_and_loses_a_component(name):
     for A in (*GAUSSIANS, *(G.T.contiguous() for G in GAUSSIANS), matrices.gaussian(48, 48)):

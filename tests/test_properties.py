@@ -23,6 +23,7 @@ from svdgrad.oracles import extended
 always = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=60, **always)
 settings.register_profile("nightly", max_examples=300, **always)
+settings.register_profile("brief", max_examples=20, **always)  # for tools/mutants.py
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 REAL = {torch.float32: 30, torch.float64: 150}  # the largest power of ten by which a matrix is scaled

@@ -166,7 +166,7 @@ def attempt(folder: Path, file: str, code: str) -> str:
 def prepare(folder: Path) -> Path:
     """A copy of the package and its tests; and what they import, once, before the first fork."""
     sys.dont_write_bytecode = True
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.update(OMP_NUM_THREADS="1", HYPOTHESIS_PROFILE="brief")
     import flint, hypothesis, pytest, scipy.linalg, torch._dynamo  # noqa: F401, E401
 
     for part in ("svdgrad", "tests", "conftest.py", "pyproject.toml"):
