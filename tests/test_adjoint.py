@@ -190,6 +190,18 @@ def test_substitution_solves_another_equation_and_loses_a_component(name):
         assert lost > 0.02 if A.shape[0] != A.shape[1] else lost < 1e-9, A.shape
 
 
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_an_attempt_at_a_batch_is_an_attempt_at_each(name):
+    """All members are one matrix, so that even what a singular system makes of its rounding is the same in each."""
+    A = matrices.gaussian(5, 3).expand(2, 4, 5, 3)
+    triplet, _ = svd(A)
+    phi, psi = torch.ones(5).double().expand(2, 4, 5), torch.linspace(1, 2, 3).double().expand(2, 4, 3)
+    together = ATTEMPTS[name](A, triplet, phi, psi)
+    alone = ATTEMPTS[name](A[0, 0], Triplet(*(x[0, 0] for x in triplet)), phi[0, 0], psi[0, 0])
+    for x, y in zip(together, alone):
+        torch.testing.assert_close(x, y.expand_as(x), rtol=1e-12, atol=1e-12)
+
+
 def substitution_error(name, A):
     """The error of the attempt with exact inner solves in place of its own: only what it loses remains."""
     triplet, xi, phi, psi, truth = solved(A)

@@ -298,3 +298,16 @@ def test_a_batch_of_cotangents_in_one_backward_is_refused_and_told_what_does_it(
     u = svdgrad.singular_triplet(A).u
     with pytest.raises(NotImplementedError, match="use torch.func.jacrev"):
         torch.autograd.grad(u, A, torch.eye(5, dtype=A.dtype), is_grads_batched=True)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)], ids=str)
+def test_refine_takes_batches_at_any_scale(shape):
+    A = torch.stack([matrix(*shape, seed=seed) for seed in range(6)]).reshape(2, 3, *shape)
+    A = A * torch.tensor([1.0, 1e-3, 1e3]).double()[:, None, None]
+    xi, phi, psi = (torch.from_numpy(np.random.default_rng(k).standard_normal((2, 3, k))) for k in (1, *shape))
+    X = A.clone().requires_grad_()
+    sigma, u, v = svdgrad.singular_triplet(X, refine=True)
+    (xi[..., 0] * sigma + (phi * u).sum(-1) + (psi * v).sum(-1)).sum().backward()
+    for i in np.ndindex(2, 3):
+        truth = extended(A[i], xi[i].item(), phi[i], psi[i], v.detach()[i])
+        assert relative_error(X.grad[i], truth) <= ROUNDING
