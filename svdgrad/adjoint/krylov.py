@@ -109,29 +109,19 @@ def minres(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Ten
         p, q = x[..., :m], x[..., m:]
         return sigma.unsqueeze(-1) * x - torch.cat([mv(A, q), mv(A.mH, p)], -1)
 
-    x = _refined(_minres, apply, off_u_and_v, torch.cat([phi, psi], -1), rounds=1)
+    c = torch.cat([phi, psi], -1)
+    x = _minres(apply, off_u_and_v, off_u_and_v(c))
+    # its short recurrences stray from the true residual, the further the more steps they take; one more round puts that right
+    x = x + _minres(apply, off_u_and_v, off_u_and_v(c - apply(x)))
     return x[..., :m], x[..., m:]
 
 
-def _refined(method: Callable[[Map, Map, Tensor], Tensor], apply: Map, off: Map, b: Tensor, rounds: int = 0) -> Tensor:
-    """Solve, then, ``rounds`` times, solve for what is left of the right-hand side.
-
-    The residual that conjugate gradients update stays with the true one. MINRES' short recurrences stray from it, the
-    further the more steps are taken: one round brings them back to rounding level, and a second would add nothing.
+def _minres(apply: Map, off: Map, b: Tensor) -> Tensor:
+    """Paige and Saunders' iteration on a batch: Lanczos vectors v, a QR factorisation updated by one rotation a step.
 
     ``off`` projects off the null space. It is applied to each new vector at its own size: applied to a product only, it
     would leave rounding of the size of the product, which outweighs the vector as that shrinks.
     """
-    if b.shape[-1] == 1:  # nothing but zero is orthogonal to v, what b holds is rounding
-        return torch.zeros_like(b)
-    x = method(apply, off, off(b))
-    for _ in range(rounds):
-        x = x + method(apply, off, off(b - apply(x)))
-    return x
-
-
-def _minres(apply: Map, off: Map, b: Tensor) -> Tensor:
-    """Paige and Saunders' iteration on a batch: Lanczos vectors v, a QR factorisation updated by one rotation a step."""
     x = torch.zeros_like(b)
     gamma = vector_norm(b, dim=-1, keepdim=True)
     stop = torch.finfo(b.dtype).eps * gamma
