@@ -37,3 +37,14 @@ def test_elevation_is_the_grid_that_matplotlib_ships():
     A = matrices.elevation()
     assert A.shape == (344, 403) and A.dtype == torch.float64
     assert abs(A.mean()) < 1e-10 and 200 < A.max() < 600
+
+
+def test_what_is_left_unsaid():
+    assert matrices.gaussian().shape == (64, 32)
+    assert torch.equal(matrices.with_singular_values([2, 1], 3, 2), matrices.with_singular_values([2, 1], 3, 2, seed=0))
+    A = matrices.gaussian(5, 3)
+    triplet, _ = svd(A)
+    for name in ("bordered", "saddle"):  # a border of ones
+        assert torch.equal(matrices.MATRICES[name](A, *triplet), matrices.MATRICES[name](A, *triplet, 1.0))
+    S = torch.tensor([3.0, 2.0, 1.0])
+    assert torch.equal(matrices.predicted_singular_values("saddle", S, 3, 3), matrices.predicted_singular_values("saddle", S, 3, 3, 0, 1.0))

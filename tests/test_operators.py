@@ -133,6 +133,18 @@ def test_low_rank_plus_diagonal_as_the_dense_matrix():
         assert relative_error(p[name].grad, r[name].grad) <= 50 * EPS * s[0] / (s[0] - s[1]), name
 
 
+def test_a_parameter_that_the_operator_does_not_use_has_no_gradient():
+    A, idle = spread(5, 4).requires_grad_(), torch.ones(3, requires_grad=True)
+    svdgrad.operator_triplet(lambda p, x: p[0] @ x, (A, idle), normal(4)).sigma.backward()
+    assert A.grad is not None and idle.grad is None
+
+
+def test_an_operator_that_ignores_its_argument_is_zero():
+    sigma, u, v = svdgrad.operator_triplet(lambda p, x: p, torch.zeros(3).double(), normal(2, 2))
+    assert sigma == 0 and u.shape == (3,) and v.shape == (2, 2)
+    assert abs(u.norm() - 1) + abs(v.norm() - 1) <= 4 * EPS
+
+
 # --- a convolution and a large sparse matrix --------------------------------------------------------------------------
 
 
@@ -359,6 +371,15 @@ def test_what_diagnose_says_of_lanczos():
     assert found.residual <= 1e-10
     assert 0.25 - 1e-12 <= found.gap <= 0.3  # never too small
     assert found.kappa == pytest.approx(2 / found.gap)
+
+
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60)], ids=str)
+def test_the_residual_is_relative_and_the_larger_of_the_two(shape):
+    A = 0.01 * Family(*shape, gapped(40, 0.25)).matrix()  # Lanczos leaves one of the two, which depends on the shape
+    sigma, u, v = svdgrad.singular_triplet(A, forward="lanczos", tol=1e-3)
+    residual = max((A @ v - sigma * u).norm(), (A.T @ u - sigma * v).norm()) / sigma
+    assert svdgrad.diagnose(A, forward="lanczos", tol=1e-3).residual == pytest.approx(residual.item())
+    assert residual > 1e-6
 
 
 @pytest.mark.parametrize("A", [torch.eye(3), torch.zeros(3, 2)], ids=["identity", "zero"])

@@ -100,3 +100,12 @@ def test_extended_says_when_it_cannot_separate_two_singular_values():
     A = torch.eye(3).double()
     with pytest.raises(ArithmeticError, match="too near to another singular value"):
         oracles.extended(A, 1.0, np.ones(3), np.arange(3.0), np.array([1.0, 0.3, 0.2]))
+
+
+@pytest.mark.parametrize("name", oracles.ORACLES)
+def test_a_witness_leaves_no_trace_in_its_input(name):
+    A = matrices.gaussian(5, 4).requires_grad_()
+    before = A.detach().clone()
+    xi, phi, psi, v, _ = problem(before)
+    oracles.ORACLES[name](A, xi, phi, psi, v)
+    assert A.grad is None and torch.equal(A, before)

@@ -179,6 +179,29 @@ def test_a_batch_of_cotangents_for_one_matrix():
         assert relative_error(together[i], extended(A, *(bar[i] for bar in bars), t[2])) <= ROUNDING
 
 
+def test_the_derivative_of_a_batch_of_gradients_of_one_matrix():
+    """One matrix meets a batch of right-hand sides, and its second derivative is a sum over them."""
+    A, E = matrix(), matrices.gaussian(5, 3)
+    weights = torch.from_numpy(np.random.default_rng(0).standard_normal((7, 5)))
+
+    def slope(A, w):
+        return (grad(lambda X: (svdgrad.singular_triplet(X).u * w).sum() ** 2)(A) * E).sum()
+
+    together = grad(lambda A: vmap(lambda w: slope(A, w))(weights).sum())(A)
+    assert relative_error(together, sum(grad(slope)(A, w) for w in weights)) <= ROUNDING
+
+
+@pytest.mark.parametrize("name", ["spectral", "saddle", "minres"])
+def test_forward_over_reverse_on_a_batch_without_vmap(name):
+    A = torch.stack([matrix(seed=seed) for seed in range(4)])
+    E = torch.stack([matrices.gaussian(5, 3, seed) for seed in range(4)])
+
+    def tangent(A, E):
+        return jvp(grad(lambda X: f(X, adjoint=name).sum()), (A,), (E,))[1]
+
+    assert relative_error(tangent(A, E), torch.stack([tangent(a, e) for a, e in zip(A, E)])) <= ROUNDING
+
+
 @pytest.mark.parametrize("batch", [(0,), (2, 0)], ids=str)
 def test_an_empty_batch_has_derivatives(batch):
     A = torch.zeros(*batch, 4, 3)
@@ -251,6 +274,28 @@ def test_compiled_in_one_graph_as_eager(shape, backend):
         value.backward()
         results.append((value.detach(), X.grad))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_complex_matrix_compiled_as_eager(backend):
+    def g(A):
+        sigma, outer, squares = invariants(A)
+        return sigma + outer[0, 1].abs() + squares[2]
+
+    torch._dynamo.reset()
+    gradients = []
+    for h in (torch.compile(g, backend=backend, fullgraph=True), g):
+        X = complex_matrix().requires_grad_()
+        h(X).backward()
+        gradients.append(X.grad)
+    assert relative_error(*gradients) <= ROUNDING
+
+
+def test_what_compile_does_not_serve_is_refused():
+    torch._dynamo.reset()
+    g = torch.compile(lambda A: svdgrad.singular_triplet(A, forward="lanczos").sigma, backend="aot_eager")
+    with pytest.raises(Exception, match="under torch.compile the forward method is"):
+        g(matrix())
 
 
 def test_autocast_costs_no_digit():
