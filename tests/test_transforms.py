@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import svdgrad
-from svdgrad import matrices
+from svdgrad import compiled, matrices
 from svdgrad.adjoint import SOLVERS
 from svdgrad.checks import relative_error
 from svdgrad.oracles import extended
@@ -289,6 +289,20 @@ def test_a_complex_matrix_compiled_as_eager(backend):
         h(X).backward()
         gradients.append(X.grad)
     assert relative_error(*gradients) <= ROUNDING
+
+
+@pytest.mark.parametrize("forward", ["svd", "gram"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (2, 5, 3)], ids=str)
+def test_the_compiled_operations_are_what_they_announce(shape, dtype, forward):
+    """Shapes, dtypes and strides, on which a compiler relies; u, v and their cotangents may come in any layout."""
+    A = matrices.gaussian(*shape[-2:]).expand(shape).to(dtype)
+    checks = {"test_utils": ("test_faketensor",)}
+    torch.library.opcheck(compiled.triplet, (A, None, 0, forward, "spectral"), **checks)
+    sigma, u, v, *known = compiled.triplet(A, None, 0, forward, "spectral")
+    zeros = [x.new_zeros(x.shape[::-1]).permute(*reversed(range(x.ndim))) for x in (u, v)]
+    for phi, psi in (zeros, (u**3, v**2)):
+        torch.library.opcheck(compiled.solve, (A, sigma, u, v, phi, psi, "spectral", forward, known), **checks)
 
 
 def test_what_compile_does_not_serve_is_refused():
