@@ -14,6 +14,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,7 +106,8 @@ def mutants(file: str, seed: int = 0) -> list[Mutant]:
         operator = cosmic_ray.plugins.get_operator(name)()
         for i, (start, end) in enumerate(place for node in ast_nodes(tree) for place in operator.mutation_positions(node)):
             if wanted(start, end):
-                found.append(Mutant(file, start[0], name.removeprefix("core/"), mutate_code(code, operator, i)))
+                with suppress(AttributeError):  # ExceptionReplacer does not know a dotted name in a tuple
+                    found.append(Mutant(file, start[0], name.removeprefix("core/"), mutate_code(code, operator, i)))
     offset = lambda place: sum(len(x) + 1 for x in code.split("\n")[: place[0] - 1]) + place[1]
     for name, start, end, text in own_faults(code):
         if wanted(start, end):
