@@ -278,10 +278,8 @@ class _AdjointSolve(torch.autograd.Function):
         A_bar = outer(y, q) + outer(p, z)
         sigma_bar = -(vecdot(y, p) + vecdot(z, q)).real
         u_bar, v_bar = -(y * lam + p * alpha), -(z * mu + q * gamma)
-        bars: tuple[Tensor, ...] = (A_bar, sigma_bar, u_bar, v_bar, y, z)
-        # one matrix may have met a batch of right-hand sides
-        bars = tuple(bar.sum_to_size(x.shape) for bar, x in zip(bars, (A, sigma, u, v, phi, psi)))
-        return (*bars, *(None,) * (ctx.count - 6))
+        # where one matrix has met a batch of right-hand sides, autograd sums over them
+        return A_bar, sigma_bar, u_bar, v_bar, y, z, *(None,) * (ctx.count - 6)
 
     @staticmethod
     def jvp(
