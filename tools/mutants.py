@@ -47,7 +47,7 @@ TESTS = {
     "triplet.py": ["test_triplet", "doctest", "test_transforms", "test_properties"],
     "operators.py": ["test_operators", "doctest"],
     "diagnosis.py": ["test_operators", "doctest"],
-    "steps.py": ["test_triplet", "test_operators", "test_properties", "test_transforms"],
+    "steps.py": ["test_steps", "test_triplet", "test_operators", "test_properties", "test_transforms"],
     "forward.py": ["test_forward", "test_triplet", "test_properties", "test_operators", "test_transforms"],
     "compare.py": ["test_compare"],
 }

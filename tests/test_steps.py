@@ -1,0 +1,82 @@
+"""What is looked at before anything is solved: which method, how large a gap, which phase; each at its threshold."""
+
+import warnings
+
+import pytest
+import torch
+
+import svdgrad
+from svdgrad.steps import choose, expected_error, look_at_the_gap, look_at_the_phase, relative_gap
+
+EPS = torch.finfo(torch.float64).eps
+
+
+@pytest.mark.parametrize("shape", [(400, 500), (500, 400)], ids=str)
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 400), (torch.complex64, 400), (torch.float64, 600), (torch.complex128, 600)], ids=str)
+def test_auto_is_gram_while_the_smaller_side_is_small_and_lanczos_beyond(shape, dtype, most):
+    for k, forward, adjoint in ((1, "gram", "spectral"), (most, "gram", "spectral"), (most + 1, "lanczos", "cg")):
+        A = torch.empty([k if side == 400 else k + 100 for side in shape], dtype=dtype, device="meta")
+        assert choose("auto", "auto", A) == (forward, adjoint)
+        assert choose("auto", "auto", A, -k) == (forward, adjoint)  # the largest, counted from the other end
+        assert choose("auto", "saddle", A) == (forward, "saddle")
+        if k > 1:
+            assert choose("auto", "auto", A, 1) == choose("auto", "auto", A, -1) == ("svd", "spectral")
+        assert choose("auto", "auto", A.expand(3, *A.shape))[0] == "gram"
+        assert choose("svd", "auto", A) == ("svd", "spectral") and choose("lanczos", "auto", A) == ("lanczos", "cg")
+    assert choose("auto", "auto", torch.empty(401, 401, dtype=torch.float16, device="meta"))[0] == "lanczos"
+    assert choose("auto", "auto", torch.empty(400, 400, dtype=torch.float16, device="meta"))[0] == "gram"
+
+
+def test_relative_gap_by_hand():
+    S = torch.tensor([[4.0, 3.0, 1.0], [2.0, 1.5, 0.5]])
+    expected = {0: ([0.25, 0.25], [0.25, 0.25]), 1: ([0.25, 0.25], [0.25, 0.25]), 2: ([0.5, 0.5], [0.25, 0.25])}
+    for index, (square, tall) in expected.items():
+        assert relative_gap(S[:, index], S, 3, 3).tolist() == square
+        assert relative_gap(S[:, index], S, 4, 3).tolist() == relative_gap(S[:, index], S, 3, 4).tolist() == tall
+    one = torch.tensor([2.0])
+    assert relative_gap(one[0], one, 1, 1) == relative_gap(one[0], one, 5, 1) == 1
+    for m, n in ((2, 2), (3, 2)):
+        assert relative_gap(torch.tensor(0.0), torch.zeros(2), m, n) == 0
+    # an approximate σ far above its Ritz values is never further than σ₁ from the next
+    assert relative_gap(torch.tensor(4.0), torch.tensor([1.0, 0.5]), 2, 2) == 1
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (50, 14), (9000, 1000)], ids=str)
+def test_a_tie_is_a_gap_of_eight_roundings_times_the_root_of_the_size(m, n):
+    tie = 8 * EPS * (m + n) ** 0.5
+    for factor in (0.94, 1.06):  # of the threshold: 7 and 9 lie outside
+        S = torch.tensor([1.0, 1 - factor * tie], dtype=torch.float64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", svdgrad.NearTieWarning)
+            if factor < 1:
+                with pytest.raises(svdgrad.TieError):
+                    look_at_the_gap(m, n, S[0], S)
+            else:
+                look_at_the_gap(m, n, S[0], S)
+
+
+def test_the_warning_begins_where_two_digits_are_left():
+    assert expected_error(1e-3, torch.float64) == pytest.approx(4 * EPS / 1e-3)
+    for factor, warned in ((0.95, True), (1.05, False)):
+        S = torch.tensor([1.0, 1 - factor * 400 * EPS], dtype=torch.float64)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            look_at_the_gap(2, 2, S[0], S)
+        assert [w.category for w in caught] == [svdgrad.NearTieWarning] * warned
+
+
+def test_the_phase_is_looked_at_in_every_member_to_a_thousand_roundings():
+    u = torch.tensor([[0.6, 0.8j], [1.0, 0.0]], dtype=torch.complex128)
+    v = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.6, 0.8j]], dtype=torch.complex128)
+    look_at_the_phase(u, v, 1j * u, -1j * v)  # the two slopes cancel
+    look_at_the_phase(u, v, 0 * u, 0 * v)
+    for member in (0, 1):
+        for which in (0, 1):
+            for factor in (0.95, 1.05):
+                bars = [u.clone(), v.clone()]  # of length one each, so that the sizes add up to two
+                bars[which][member] *= 1 + 2j * factor * 1e3 * EPS
+                if factor < 1:
+                    look_at_the_phase(u, v, *bars)
+                else:
+                    with pytest.raises(svdgrad.PhaseError):
+                        look_at_the_phase(u, v, *bars)
