@@ -7,7 +7,7 @@ from families import FAMILIES
 
 import svdgrad
 from svdgrad import matrices
-from svdgrad.forward import golub_kahan, lanczos
+from svdgrad.forward import Basis, golub_kahan, lanczos, _steps_to_go
 from svdgrad.matrices import mv
 
 DTYPES = [torch.float32, torch.float64]
@@ -194,3 +194,38 @@ def test_another_index_is_refused(forward):
 def test_a_start_that_leads_nowhere_is_refused(how):
     with pytest.raises((ValueError, svdgrad.ConvergenceError), match="v0 must be finite and not zero|maxiter"):
         svdgrad.singular_triplet(torch.ones(5, 4), forward="lanczos", **how)
+
+
+def test_the_next_look_is_where_the_residual_should_have_fallen():
+    """By hand: at the rate of the last looks, but in 2 to step/4 + 3 steps; in as many where there is no rate."""
+    assert _steps_to_go([], 5, 1e-2, 1e-8) == 4
+    # a factor of ten in four steps: log₁₀(500) times four is 10.8
+    assert _steps_to_go([(36, 1e-4)], 40, 1e-5, 2e-8) == 11
+    assert _steps_to_go([(20, 1.0), (36, 1e-4)], 40, 1e-5, 2e-8) == 11
+    assert _steps_to_go([(36, 1e-4)], 40, 1e-5, 1e-30) == 13
+    assert _steps_to_go([(36, 1e-2)], 40, 1e-7, 9e-8) == 2
+    for residual, tol in ((1e-4, 1e-8), (2e-4, 1e-8), (0.0, 1e-8), (1e-5, 0.0)):
+        assert _steps_to_go([(36, 1e-4)], 40, residual, tol) == 13
+
+
+def test_a_basis_doubles_its_room():
+    basis = Basis()
+    sizes = []
+    for i in range(33):
+        basis.append(torch.full((2,), float(i)))
+        sizes.append(len(basis.array))
+    assert sizes == [16] * 16 + [32] * 16 + [64]
+    assert basis.rows()[:, 0].tolist() == list(range(33))
+
+
+def test_a_vector_almost_in_the_span_is_projected_twice():
+    """Once leaves ε over what is left; and a vector as long as expected is not projected at all."""
+    eps = torch.finfo(torch.float64).eps
+    basis, (q, w) = Basis(), torch.linalg.qr(matrices.gaussian(50, 2))[0].T
+    basis.append(q)
+    for expected in (None, torch.tensor(1.0).double()):
+        x, length = basis.next(q + 1e-10 * w if expected is None else 1e-10 * (w + q), expected)
+        assert abs(q @ x) <= 4 * eps and abs(x.norm() - 1) <= 4 * eps
+        assert length == pytest.approx(1e-10 * (1 if expected is None else 2**0.5), rel=1e-5)
+    x, length = basis.next(q + w, torch.tensor(1.0).double())
+    assert torch.equal(x, (q + w) / (q + w).norm()) and length == (q + w).norm()
