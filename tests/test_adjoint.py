@@ -48,6 +48,19 @@ def test_the_adjoint_system_is_solved(family, seed, name):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)], ids=str)
+def test_the_adjoint_system_of_complex_matrices_is_solved(shape, name):
+    A = torch.stack([torch.complex(matrices.gaussian(*shape, seed), matrices.gaussian(*shape, seed + 9)) for seed in (0, 1)])
+    triplet, known = svd(A)
+    sigma, u, v = triplet
+    phi, psi = (torch.complex(*torch.from_numpy(np.random.default_rng(k).standard_normal((2, 2, k)))) for k in shape)
+    x = torch.cat(SOLVERS[name](A, triplet, phi, psi), -1)
+    c = torch.cat([project(u, phi), project(v, psi)], -1)
+    gap = (1 - known.S[:, 1] / sigma).min()
+    assert (mv(matrices.K(A, sigma), x) - c).norm() <= 50 * torch.finfo(A.dtype).eps / gap * c.norm()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
 def test_the_cotangent_may_have_any_size(name):
     A = FAMILIES["tall"].matrix(torch.float32)
     triplet, _, phi, psi, _ = solved(A)
