@@ -171,7 +171,7 @@ def test_the_whole_map_and_its_gradient_stay_on_the_card(method, shape, monkeypa
     with Card() as card:
         found = gradient(card.put(A))
     if method == "svd":
-        assert card.to_host.total() <= 8  # extremes of A (twice) and of its Gram matrix; is there a cotangent, is there a gap
+        assert card.to_host.total() <= 9  # extremes of A (twice) and of its Gram matrix; is there a cotangent, a gap, a σ beyond zero
     S = torch.linalg.svdvals(A.detach())
     bound = 50 * torch.finfo(A.dtype).eps / relative_gap(S[0], S, *A.shape)
     assert isinstance(found, OnCard) and relative_error(found.numbers, gradient(A)) <= bound
