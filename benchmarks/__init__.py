@@ -1,0 +1,1 @@
+"""svdgrad beside its peers, in one run: ``make bench``, or ``python -m benchmarks.run --quick``."""

@@ -1,0 +1,253 @@
+"""The contestants. Each is given A, the cotangents ξ, φ, ψ and a sign, and gives back f(A) = ξσ + φ·u + ψ·v and its gradient.
+
+``PEERS[name].make(A, xi, phi, psi, v)`` does what need not be timed (conversion, compilation) and returns a function of no
+arguments, which computes (value, gradient) anew at each call. One that has no backward returns None for the gradient.
+A contestant that answers wrong stays in: its error stands beside its time.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse.linalg
+import torch
+from torch import Tensor
+
+import svdgrad
+from svdgrad.adjoint import ATTEMPTS, assemble
+from svdgrad.forward import Triplet, lanczos
+
+Answer = tuple[Any, Any]
+Run = Callable[[], Answer]
+
+
+class Peer(NamedTuple):
+    make: Callable[..., Run]
+    needs: str = ""
+    """what to install with pip, where that is optional"""
+    module: str = ""
+    """by which Python knows it"""
+    most: float = float("inf")
+    """the largest m + n that it is asked for: some form matrices of that size"""
+    note: str = ""
+
+    def missing(self) -> str:
+        """Why it cannot run here. Empty if it can."""
+        if self.module and importlib.util.find_spec(self.module) is None:
+            return f"not installed: pip install {self.needs}"
+        return ""
+
+
+def _autograd(triplet: Callable[[Tensor], Any], A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v: Tensor) -> Run:
+    """f and its gradient by PyTorch's backward through ``triplet``, A → (σ, u, v); of a batch the sum of all f."""
+    A = A.detach().clone()
+
+    def run() -> Answer:
+        X = A.requires_grad_()
+        sigma, ui, vi = triplet(X)
+        sign = torch.sign(vi.detach() @ v)
+        value = (xi * sigma + sign * (ui @ phi + vi @ psi)).sum()
+        return value.detach(), torch.autograd.grad(value, X)[0]
+
+    return run
+
+
+def ours(forward: str, adjoint: str) -> Peer:
+    return Peer(partial(_autograd, partial(svdgrad.singular_triplet, forward=forward, adjoint=adjoint)))
+
+
+def _torch_svd(A: Tensor) -> Any:
+    U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+    return S[..., 0], U[..., 0], Vh[..., 0, :]
+
+
+def _torch_lowrank(A: Tensor) -> Any:
+    torch.manual_seed(0)
+    U, S, V = torch.svd_lowrank(A)
+    return S[0], U[:, 0], V[:, 0]
+
+
+def _from_gram(eigenpair: Callable[[Tensor], Any], A: Tensor) -> Any:
+    """An eigensolver of symmetric matrices serves through AᵀA v = σ² v and u = Av/σ; a wide A is transposed."""
+    if A.shape[0] < A.shape[1]:
+        sigma, u, v = _from_gram(eigenpair, A.mT)
+        return sigma, v, u
+    square, v = eigenpair(A.mT @ A)
+    sigma = square.sqrt()
+    return sigma, A @ v / sigma, v
+
+
+def _lobpcg(G: Tensor) -> Any:
+    torch.manual_seed(0)
+    squares, V = torch.lobpcg(G, k=1, largest=True, niter=1000)
+    return squares[0], V[:, 0]
+
+
+def _power(A: Tensor, steps: int = 100) -> Any:
+    """Unrolled: PyTorch records every step."""
+    v = torch.randn(A.shape[1], generator=torch.Generator().manual_seed(0), dtype=A.dtype)
+    for _ in range(steps):
+        u = A @ v
+        v = A.mT @ (u / u.norm())
+        sigma = v.norm()
+        v = v / sigma
+    u = A @ v
+    return u.norm(), u / u.norm(), v
+
+
+def _notebook(A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v: Tensor) -> Run:
+    """The triplet read off the SVD, the bordered system by least squares, as in the notebook that the book grew from."""
+
+    def run() -> Answer:
+        sigma, ui, vi = _torch_svd(A)
+        sign = torch.sign(vi @ v)
+        triplet = Triplet(sigma, sign * ui, sign * vi)
+        value = xi * sigma + phi @ triplet.u + psi @ triplet.v
+        return value, assemble(triplet, xi, *ATTEMPTS["bordered"](A, triplet, phi, psi))
+
+    return run
+
+
+def _xitorch(method: str, A: Tensor, *rest: Tensor) -> Run:
+    import xitorch.linalg
+
+    # where the largest entry of the residual of AᵀA falls below ten ε times the mean eigenvalue; by default an absolute 1e-6
+    tol = (10 * torch.finfo(A.dtype).eps * A.square().sum() / min(A.shape)).item()
+    options = {"method": method, "min_eps": tol} if method == "davidson" else {"method": method}
+
+    def triplet(A: Tensor) -> Any:
+        U, S, Vh = xitorch.linalg.svd(xitorch.LinearOperator.m(A, is_hermitian=False), k=1, **options)
+        return S[0], U[:, 0], Vh[0]
+
+    return _autograd(triplet, A, *rest)
+
+
+def _steps(A: Tensor) -> int:
+    """The contestants that want to be told how many steps to take are told what ``svdgrad.forward.lanczos`` needed."""
+    return int(lanczos(A)[1].steps)
+
+
+def _dominant_symeig(A: Tensor, *rest: Tensor) -> Run:
+    from DominantSparseEigenAD import Lanczos
+    from DominantSparseEigenAD.symeig import DominantSymeig
+
+    # written for a torch.symeig that PyTorch has removed: the one call is answered by its successor
+    Lanczos.torch = SimpleNamespace(**{**vars(torch), "symeig": lambda T, eigenvectors: torch.linalg.eigh(T)})
+    steps = _steps(A)
+
+    def smallest(G: Tensor) -> Any:
+        torch.manual_seed(0)
+        minus_square, v = DominantSymeig.apply(-G, steps)
+        return -minus_square, v
+
+    return _autograd(partial(_from_gram, smallest), A, *rest)
+
+
+def _jax(triplet: Callable[[Any], Any], A: Tensor, *rest: Tensor) -> Run:
+    """f and its gradient by JAX, compiled beforehand; ``triplet`` is of jax.numpy."""
+    import jax
+    import jax.numpy as jnp
+
+    wide = A.dtype == torch.float64
+    with jax.enable_x64(wide):
+        A, xi, phi, psi, v = (jnp.asarray(x.numpy()) for x in (A, *rest))
+
+        def f(A: Any) -> Any:
+            sigma, ui, vi = triplet(A)
+            sign = jnp.sign(jax.lax.stop_gradient(vi) @ v)
+            return xi * sigma + sign * (ui @ phi + vi @ psi)
+
+        compiled = jax.jit(jax.value_and_grad(f)).lower(A).compile()
+
+    def run() -> Answer:
+        with jax.enable_x64(wide):
+            value, gradient = jax.block_until_ready(compiled(A))
+        return np.asarray(value), np.asarray(gradient)
+
+    return run
+
+
+def _jax_svd(A: Tensor, *rest: Tensor) -> Run:
+    import jax.numpy as jnp
+
+    def triplet(A: Any) -> Any:
+        U, S, Vh = jnp.linalg.svd(A, full_matrices=False)
+        return S[0], U[:, 0], Vh[0]
+
+    return _jax(triplet, A, *rest)
+
+
+def _ours_in_jax(A: Tensor, *rest: Tensor) -> Run:
+    import svdgrad.jax
+
+    return _jax(svdgrad.jax.singular_triplet, A, *rest)
+
+
+def _matfree(method: str, A: Tensor, *rest: Tensor) -> Run:
+    """"tridiag": of AᵀA, with the adjoint of Krämer et al., which its manual advises. "bidiag": of A, the loop differentiated."""
+    import jax.numpy as jnp
+    from matfree import decomp, eig
+
+    steps = _steps(A)
+    noise = np.random.default_rng(3).standard_normal(min(A.shape)).astype(A.numpy().dtype)
+
+    def tall(A: Any) -> Any:
+        if method == "bidiag":
+            U, S, Vh = eig.svd_partial(decomp.bidiag(steps))(lambda x, A: A @ x, jnp.asarray(noise), A)
+            return S[0], U[0], Vh[0]
+        squares, V = eig.eigh_partial(decomp.tridiag_sym(steps))(lambda x, A: A.T @ (A @ x), jnp.asarray(noise), A)
+        sigma, v = jnp.sqrt(squares[-1]), V[-1]
+        return sigma, A @ v / sigma, v
+
+    def triplet(A: Any) -> Any:
+        if A.shape[0] < A.shape[1]:
+            sigma, u, v = tall(A.T)
+            return sigma, v, u
+        return tall(A)
+
+    return _jax(triplet, A, *rest)
+
+
+def _scipy(A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v: Tensor) -> Run:
+    A, xi, phi, psi, v = (x.numpy() for x in (A, xi, phi, psi, v))
+
+    def run() -> Answer:
+        U, S, Vh = scipy.sparse.linalg.svds(A, k=1, rng=np.random.default_rng(4))
+        return xi * S[0] + np.sign(Vh[0] @ v) * (phi @ U[:, 0] + psi @ Vh[0]), None
+
+    return run
+
+
+def _torch(triplet: Callable[[Tensor], Any], note: str = "") -> Peer:
+    return Peer(partial(_autograd, triplet), note=note)
+
+
+XITORCH = {"needs": "xitorch==0.5.1", "module": "xitorch"}
+MATFREE = {"needs": "matfree==0.6.3", "module": "matfree", "note": "told the number of steps"}
+
+#: name -> contestant; ratios are to the first
+PEERS: dict[str, Peer] = {
+    "svdgrad": ours("auto", "auto"),
+    "svdgrad svd": ours("svd", "auto"),
+    "svdgrad gram": ours("gram", "auto"),
+    "svdgrad lanczos": ours("lanczos", "auto"),
+    "svdgrad doubling": ours("auto", "doubling"),
+    "svdgrad.jax": Peer(_ours_in_jax, "jax", "jax"),
+    "notebook: bordered lstsq": Peer(_notebook, most=1024),
+    "torch.linalg.svd": _torch(_torch_svd),
+    "torch.lobpcg": _torch(partial(_from_gram, _lobpcg)),
+    "torch.svd_lowrank": _torch(_torch_lowrank, "two power iterations on six random vectors: its default"),
+    "power iteration": _torch(_power, "100 steps, differentiated"),
+    "jax.numpy.linalg.svd": Peer(_jax_svd, "jax", "jax"),
+    "xitorch exacteig": Peer(partial(_xitorch, "exacteig"), **XITORCH),
+    "xitorch davidson": Peer(partial(_xitorch, "davidson"), **XITORCH),
+    "DominantSymeig": Peer(
+        _dominant_symeig, "dominantsparseeigenad==0.0.1", "DominantSparseEigenAD", note="told the number of steps"
+    ),
+    "matfree tridiag": Peer(partial(_matfree, "tridiag"), **MATFREE),
+    "matfree bidiag": Peer(partial(_matfree, "bidiag"), **MATFREE),
+    "scipy svds": Peer(_scipy, note="forward only: the error is that of f"),
+}
