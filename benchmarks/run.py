@@ -1,0 +1,424 @@
+"""svdgrad beside its peers: ``make bench``, or ``python -m benchmarks.run``; ``--quick`` for a first look.
+
+Within a table the contestants take turns, round by round, so that what disturbs the machine disturbs them all. A time is the
+median after a first run, with its quartiles; a contestant whose first run is long is timed by that alone.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import svdgrad
+from svdgrad import matrices, records
+from svdgrad.compare import loss_vectors, stopwatch
+
+from .peers import PEERS, Peer, _autograd, _torch_svd, ours
+from .problem import Problem, problem, truth
+
+CPU = torch.device("cpu")
+SIZES = [(64, 32), (512, 256), (1024, 512), (2048, 2048), (8192, 256), (256, 8192), (4096, 4096)]
+QUICK = [(64, 32), (512, 256), (1024, 512)]
+#: above this only float32, judged in float64
+LARGEST_EXACT = 2048 * 2048
+
+Rows = list[dict[str, Any]]
+
+
+def seconds_of(row: dict[str, Any]) -> float:
+    return 1e-3 * float(row["ms"])
+
+
+# --- the contest -----------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """How long, and how often, each contestant may run."""
+
+    def __init__(self, quick: bool) -> None:
+        self.rounds = 7 if quick else 15
+        self.budget = 1.0 if quick else 3.0  # seconds for all runs of a contestant in a table
+        self.limit = 10.0 if quick else 60.0  # seconds that one run may be foretold to take
+        self.past: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def foretold(self, name: str, dtype: str, m: int, n: int) -> float:
+        """From the largest matrix so far, as mn·min(m, n) grows. Small ones do not count: calls of libraries take their time."""
+        work, seconds = self.past.get((name, dtype), (0, 0.0))
+        return seconds * m * n * min(m, n) / work if work else 0.0
+
+    def remember(self, name: str, dtype: str, m: int, n: int, seconds: float) -> None:
+        work = m * n * min(m, n)
+        if work > max(1e7, self.past.get((name, dtype), (0, 0.0))[0]):
+            self.past[name, dtype] = work, seconds
+
+
+def take_turns(runs: dict[str, Callable[[], Any]], rounds: int, budget: float) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """The first answer of each, or the exception that it raised, and its times in milliseconds, alternating."""
+    answers: dict[str, Any] = {}
+    first: dict[str, float] = {}
+    for name, run in runs.items():
+        try:
+            answers[name], first[name] = stopwatch(run, CPU)
+        except Exception as problem:  # a contestant's failure is a result, not the end of the others
+            answers[name] = problem
+    times: dict[str, list[float]] = {name: [] for name in first}
+    for turn in range(rounds):
+        for name in list(times)[:: -1 if turn % 2 else 1]:
+            if first[name] + sum(times[name]) < 1e3 * budget:
+                times[name].append(stopwatch(runs[name], CPU)[1])
+    return answers, {name: times[name] or [first[name]] for name in times}
+
+
+def spread(times: list[float]) -> dict[str, Any]:
+    lower, _, upper = statistics.quantiles(times, method="inclusive") if len(times) > 1 else 3 * times
+    return {"ms": statistics.median(times), "lower": lower, "upper": upper, "runs": len(times)}
+
+
+def contest(m: int, n: int, dtype: str, peers: dict[str, Peer], clock: Clock, judged: bool | None = True) -> Rows:
+    """One table. ``judged``: True by forty digits, False in float64, None not at all."""
+    kind = getattr(torch, dtype)
+    asked = problem(m, n)
+    rows: dict[str, dict[str, Any]] = {}
+    runs: dict[str, Callable[[], Any]] = {}
+    for name, peer in peers.items():
+        rows[name] = {"name": name, "m": m, "n": n, "dtype": dtype, "ms": None, "error": None, "note": peer.note}
+        why = peer.missing()
+        if not why and m + n > peer.most:
+            why = f"not run: forms a matrix of size m + n, asked up to {peer.most:.0f}"
+        if not why and (seconds := clock.foretold(name, dtype, m, n)) > clock.limit:
+            why = f"not run: estimated {seconds:.0f} s, the limit is {clock.limit:.0f} s"
+        if why:
+            rows[name]["note"] = why
+            continue
+        try:
+            runs[name] = peer.make(*asked.arguments(kind))
+        except Exception as problem_:
+            rows[name]["note"] = _told(problem_)
+    answers, times = take_turns(runs, clock.rounds, clock.budget)
+    right = None if judged is None else truth(m, n, judged)
+    for name, answer in answers.items():
+        row = rows[name]
+        if isinstance(answer, Exception):
+            row["note"] = _told(answer)
+            continue
+        row |= spread(times[name])
+        clock.remember(name, dtype, m, n, seconds_of(row))
+        if right is not None:
+            row |= {"error": error(answer, right.value, right.gradient), "bound": asked.bound(kind), "judge": right.judge}
+    base = rows.get("svdgrad", {}).get("ms")
+    for row in rows.values():
+        row["ratio"] = row["ms"] / base if row["ms"] and base else None
+    return list(rows.values())
+
+
+def error(answer: tuple[Any, Any], value: float, gradient: np.ndarray) -> float:
+    """‖G − G*‖/‖G*‖, or, of one that has no gradient, that of the value; infinite for NaN."""
+    f, G = answer
+    if G is None:
+        found = abs(float(f) - value) / abs(value)
+    else:
+        G = np.asarray(G.detach() if isinstance(G, Tensor) else G, dtype=np.float64)
+        found = float(np.linalg.norm(G - gradient) / np.linalg.norm(gradient))
+    return found if np.isfinite(found) else float("inf")
+
+
+def _told(problem: Exception) -> str:
+    return f"{type(problem).__name__.lstrip('_')}: {problem}".splitlines()[0][:100]
+
+
+def table(rows: Rows) -> str:
+    lines = [f"  {'':<26}{'ms':>10}{'quartiles':>20}{'runs':>5}{'ratio':>8}{'error':>9}"]
+    for r in rows:
+        if r["ms"] is None:
+            lines.append(f"  {r['name']:<26}{'—':>10}  {r['note']}")
+            continue
+        quartiles = f"{r['lower']:.2f}–{r['upper']:.2f}"
+        ratio, wrong = ("" if x is None else form.format(x) for x, form in ((r["ratio"], "{:.2f}"), (r["error"], "{:.1e}")))
+        flag = " > bound" if r.get("bound") and r["error"] is not None and r["error"] > r["bound"] else ""
+        lines.append(f"  {r['name']:<26}{r['ms']:>10.2f}{quartiles:>20}{r['runs']:>5}{ratio:>8}{wrong:>9}{flag}  {r['note']}".rstrip())
+    return "\n".join(lines)
+
+
+# --- products ----------------------------------------------------------------------------------------------------------
+
+
+class Products(TorchDispatchMode):
+    """Counts the products with A or its transpose, by whose memory the matrix of a product is."""
+
+    KINDS = {torch.ops.aten.mv, torch.ops.aten.addmv, torch.ops.aten.mm, torch.ops.aten.addmm}
+
+    def __init__(self, A: Tensor) -> None:
+        super().__init__()
+        self.memory, self.count = A.untyped_storage().data_ptr(), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in self.KINDS:
+            self.count += any(isinstance(x, Tensor) and x.untyped_storage().data_ptr() == self.memory for x in args)
+        return func(*args, **(kwargs or {}))
+
+
+def products(A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v0: Tensor | None = None) -> tuple[int, int, Tensor]:
+    """Products with A forward, products backward, and v."""
+    A = A.detach().clone().requires_grad_()
+    with Products(A) as forward:
+        sigma, u, v = svdgrad.singular_triplet(A, forward="lanczos", v0=v0)
+    with Products(A) as backward:
+        torch.autograd.grad(xi * sigma + phi @ u + psi @ v, A)
+    return forward.count, backward.count, v.detach()
+
+
+def floor(n: int, dtype: str, clock: Clock) -> dict[str, Any]:
+    """Value and gradient by products, beside the time that the products alone take, counted and timed in turns."""
+    asked = problem(n, n).arguments(getattr(torch, dtype))
+    A, xi, phi, psi, v = asked
+    forward, backward, _ = products(A, xi, phi, psi)
+    u = A @ v
+    report = svdgrad.diagnose(A, forward="lanczos")
+    runs = {
+        "all": ours("lanczos", "auto").make(*asked),
+        "forward": lambda: svdgrad.singular_triplet(A, forward="lanczos"),
+        "A x": lambda: A @ v,
+        "Aᵀ y": lambda: A.mT @ u,
+        "copy": lambda: A.clone(),
+    }
+    _, times = take_turns(runs, 3 * clock.rounds, clock.budget)
+    ms = {name: statistics.median(taken) for name, taken in times.items()}
+    one = (ms["A x"] + ms["Aᵀ y"]) / 2
+    least = (forward + backward) * one
+    return {
+        "n": n, "dtype": dtype, "steps": report.steps, "forward products": forward, "backward products": backward,
+        "one product ms": one, "copy of A ms": ms["copy"], "forward ms": ms["forward"], "ms": ms["all"],
+        "floor ms": least, "ratio": ms["all"] / least, "forward ratio": ms["forward"] / (forward * one),
+    }  # fmt: skip
+
+
+def warm_start(n: int, dtype: str) -> Rows:
+    """Products before and after A moved by 1% of itself in noise, cold and from the v of before.
+
+    Of a Gaussian matrix, whose gap is small, and of one whose σ₁ was doubled; with the default tolerance, and a loose one.
+    """
+    kind = getattr(torch, dtype)
+    A, xi, phi, psi, v, sigma, gap = problem(n, n)
+    rows = []
+    for what, X in (("Gaussian", A), ("σ₁ doubled", A + torch.outer(A @ v, v))):
+        moved = X + 0.01 * X.norm() / n * matrices.gaussian(n, n, seed=5)
+        X, moved, xi_, phi_, psi_ = (x.to(kind) for x in (X, moved, xi, phi, psi))
+        old = products(X, xi_, phi_, psi_)[2]
+        cold, warm = products(moved, xi_, phi_, psi_), products(moved, xi_, phi_, psi_, v0=old)
+        loose = {}
+        for name, v0 in (("cold", None), ("warm", old)):
+            # the forward pass alone
+            with Products(moved) as counted, torch.no_grad():
+                svdgrad.singular_triplet(moved, forward="lanczos", tol=1e-2, v0=v0)
+            loose[f"{name}, tol 1e-2"] = counted.count
+        angle = (1 - float((old @ cold[2]).abs()) ** 2) ** 0.5 if (old @ cold[2]).abs() < 1 else 0.0
+        row = {"what": what, "n": n, "dtype": dtype, "sin(v, v of before)": angle, **loose}
+        rows.append(row | {"cold": cold[0], "warm": warm[0], "adjoint cold": cold[1], "adjoint warm": warm[1]})
+    return rows
+
+
+# --- batches, the backward pass, memory, growth ------------------------------------------------------------------------
+
+
+def batch(dtype: str, clock: Clock, size: int = 1024, n: int = 32) -> Rows:
+    A = torch.from_numpy(np.random.default_rng(6).standard_normal((size, n, n))).to(getattr(torch, dtype))
+    xi, phi, psi = loss_vectors(A[0])
+    v = torch.ones(n, dtype=A.dtype)
+    runs = {
+        "svdgrad": ours("auto", "auto").make(A, xi, phi, psi, v),
+        "svdgrad svd": ours("svd", "auto").make(A, xi, phi, psi, v),
+        "torch.linalg.svd": _autograd(_torch_svd, A, xi, phi, psi, v),
+    }
+    return _compared(runs, clock, {"batch": size, "m": n, "n": n, "dtype": dtype})
+
+
+def backward(m: int, n: int, dtype: str, clock: Clock) -> Rows:
+    """The backward pass alone, again and again from one stored SVD: "spectral" beside PyTorch's own."""
+    A, xi, phi, psi, v = problem(m, n).arguments(getattr(torch, dtype))
+
+    def alone(triplet: Callable[[Tensor], Any]) -> Callable[[], Any]:
+        X = A.clone().requires_grad_()
+        sigma, ui, vi = triplet(X)
+        sign = torch.sign(vi.detach() @ v)
+        value = xi * sigma + sign * (ui @ phi + vi @ psi)
+        return lambda: (value.detach(), torch.autograd.grad(value, X, retain_graph=True)[0])
+
+    runs = {"svdgrad": alone(lambda X: svdgrad.singular_triplet(X, forward="svd", adjoint="spectral")), "torch.linalg.svd": alone(_torch_svd)}
+    return _compared(runs, clock, {"m": m, "n": n, "dtype": dtype})
+
+
+def _compared(runs: dict[str, Callable[[], Any]], clock: Clock, about: dict[str, Any]) -> Rows:
+    answers, times = take_turns(runs, 2 * clock.rounds, clock.budget)
+    rows: Rows = [{"name": name, **about, **spread(times[name]), "note": ""} for name in runs]
+    value, gradient = answers["torch.linalg.svd"]
+    for row in rows:
+        row["ratio"] = row["ms"] / rows[0]["ms"]
+        # how far from PyTorch's answer; the tables above say how far that is from the truth
+        row["error"] = error(answers[row["name"]], float(value), gradient.double().numpy())
+    return rows
+
+
+def memory(jobs: Iterable[tuple[str, int, int, str]]) -> Rows:
+    """Each in a process of its own."""
+    rows = []
+    for name, m, n, dtype in jobs:
+        command = [sys.executable, "-m", "benchmarks.memory", name, str(m), str(n), dtype]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        row = {"name": name, "m": m, "n": n, "dtype": dtype, "peak": None, "ratio": None, "note": ""}
+        last = (done.stderr.strip().splitlines() or ["?"])[-1]
+        rows.append(row | (json.loads(done.stdout) if done.returncode == 0 else {"note": f"not measured: {last}"}))
+    return rows
+
+
+def growth(sizes: Iterable[int], dtype: str, peers: dict[str, Peer], clock: Clock, known: Rows) -> Rows:
+    """Time against n of square matrices; what a table above has measured is taken from there."""
+    found: Rows = []
+    for n in sizes:
+        have = [r for r in known if (r["m"], r["n"], r["dtype"]) == (n, n, dtype)]
+        found += have or contest(n, n, dtype, peers, clock, judged=None)
+        print(f"  {n}×{n} measured", flush=True)
+    rows: Rows = []
+    for name in peers:
+        points = [[r["n"], r["ms"]] for r in found if r["name"] == name and r["ms"]]
+        last = np.log(np.array(points[-3:], dtype=float)).reshape(-1, 2)
+        slope = float(np.polyfit(last[:, 0], last[:, 1], 1)[0]) if len(last) > 1 else None
+        rows.append({"name": name, "dtype": dtype, "points": points, "slope": slope})
+    return rows
+
+
+# --- the command -------------------------------------------------------------------------------------------------------
+
+
+def write(record: dict[str, Any], folder: Path) -> Path:
+    """``speed-<device>-<date>.json``; JSON has no infinity, so that is a word, as in svdgrad.records."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: plain(value) for key, value in x.items()}
+        return [plain(y) for y in x] if isinstance(x, list) else records._written(x)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"speed-{record['device']}-{record['date']}.json"
+    path.write_text(json.dumps(plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record as it was before it was written."""
+
+    def back(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: back(value) for key, value in x.items()}
+        return [back(y) for y in x] if isinstance(x, list) else float("inf") if x == "infinite" else x
+
+    record: dict[str, Any] = back(json.loads(path.read_text(encoding="utf-8")))
+    return record
+
+
+SECTIONS = ["contest", "floor", "warm", "batch", "backward", "memory", "growth"]
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split(":")[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: under four minutes")
+    parser.add_argument("--sizes", nargs="+", metavar="MxN", help="of the contest, such as 512x256")
+    parser.add_argument("--dtype", nargs="+", default=["float32", "float64"], choices=["float32", "float64"])
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"contestants, or sections: {', '.join(SECTIONS)}")
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="write speed-cpu-<date>.json into this folder")
+    options = parser.parse_args(arguments)
+    only = options.only or []
+    if unknown := [name for name in only if name not in PEERS and name not in SECTIONS]:
+        parser.error(f"no contestant or section named {', '.join(unknown)}: the contestants are {', '.join(PEERS)}")
+    sections = [name for name in SECTIONS if name in only] or SECTIONS
+    # svdgrad always takes part: ratios are to it
+    chosen = {name: peer for name, peer in PEERS.items() if name in only or name == "svdgrad"}
+    peers = chosen if len(chosen) > 1 or only == ["svdgrad"] else PEERS
+    sizes = [tuple(map(int, size.split("x"))) for size in options.sizes or []] or (QUICK if options.quick else SIZES)
+    quick, clock = options.quick, Clock(options.quick)
+    record: dict[str, Any] = {
+        "device": "cpu",
+        "hardware": records.hardware(CPU),
+        "torch threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%d"),
+        "quick": quick,
+        "code": records.code(),
+        "versions": records.versions() | {peer.module: _version(peer) for peer in PEERS.values() if "==" in peer.needs},
+        "matrix": "standard normal, seed 0, rounded to float32",
+        "times": f"milliseconds, median and quartiles of up to {clock.rounds} turns after a first run; of a slow contestant the first run",
+    }
+    print(f"value and gradient of ξσ + φ·u + ψ·v at a Gaussian matrix, on {record['hardware']}; ratio above 1: slower than svdgrad")
+    begin = time.perf_counter()
+
+    def keep(section: str, rows: Any, text: str) -> None:
+        record.setdefault(section, []).extend(rows)
+        record["seconds"] = round(time.perf_counter() - begin, 1)
+        print(text, flush=True)
+        if options.record:  # after each part: what is interrupted is not lost
+            write(record, options.record)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers' own
+        if "contest" in sections:
+            _contests(sizes, options.dtype, peers, clock, keep)
+        for dtype in options.dtype:
+            if "floor" in sections:
+                for n in (1024,) if quick else (1024, 2048, 4096):
+                    if n < 4096 or dtype == "float32":
+                        keep("floor", [row := floor(n, dtype, clock)], f"\nfloor, {n}×{n}, {dtype}\n{_lines(row)}")
+            if "warm" in sections:
+                for row in warm_start(512 if quick else 1024, dtype):
+                    keep("warm", [row], f"\nwarm start, products with A after it moved by 1%\n{_lines(row)}")
+            if "batch" in sections:
+                keep("batch", rows := batch(dtype, clock), f"\n1024 matrices of 32×32, {dtype}; error: from torch.linalg.svd\n{table(rows)}")
+            if "backward" in sections:
+                for m, n in [(512, 256), (1024, 512)] + ([] if quick else [(2048, 2048)]):
+                    rows = backward(m, n, dtype, clock)
+                    keep("backward", rows, f"\nbackward alone, {m}×{n}, {dtype}; error: from torch.linalg.svd\n{table(rows)}")
+        if "memory" in sections:
+            n = 1024 if quick else 4096
+            jobs = [(name, n, n, "float32") for name in ("svdgrad", "svdgrad gram", "torch.linalg.svd")]
+            rows = memory(jobs + [("operator", 1, n, "float64") for n in (200_000, 800_000)])
+            unit = "(peak + A)/(A + gradient); operator: numbers over k(m + n)"
+            keep("memory", rows, f"\nmemory, {unit}\n" + "\n".join(_lines(row) for row in rows))
+        if "growth" in sections:
+            print("\ngrowth, float32", flush=True)
+            rows = growth((64, 128, 256, 512) if quick else (64, 128, 256, 512, 1024, 2048, 4096), "float32", peers, clock, record.get("contest", []))
+            keep("growth", rows, "\n".join(f"  {r['name']:<26} slope " + ("—" if r["slope"] is None else f"{r['slope']:.2f}") for r in rows))
+    print(f"\n{record['seconds']:.0f} s in all" + (f"; written to {write(record, options.record)}" if options.record else ""))
+    return record
+
+
+def _contests(sizes: Any, dtypes: list[str], peers: dict[str, Peer], clock: Clock, keep: Callable[..., None]) -> None:
+    for m, n in sizes:
+        exact = m * n <= LARGEST_EXACT
+        for dtype in dtypes:
+            if dtype == "float64" and not exact:
+                print(f"\n{m}×{n}, float64: not run: judged in float64, that size judges float32 only")
+                continue
+            rows = contest(m, n, dtype, peers, clock, judged=exact)
+            asked: Problem = problem(m, n)
+            head = f"{m}×{n}, {dtype}, gap {asked.gap:.1e} σ₁, bound {asked.bound(getattr(torch, dtype)):.1e}, judge: {truth(m, n, exact).judge}"
+            keep("contest", rows, f"\n{head}\n{table(rows)}")
+
+
+def _lines(row: dict[str, Any]) -> str:
+    return "  " + ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items() if value != "")
+
+
+def _version(peer: Peer) -> str | None:
+    return None if peer.missing() else peer.needs.split("==")[1]
+
+
+if __name__ == "__main__":
+    main()
