@@ -4,7 +4,7 @@ PYTHON ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test mutants notebooks clean
+.PHONY: help setup book test mutants notebooks bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,12 @@ mutants: setup ## plant small faults in the package, list those that no test not
 notebooks: setup ## execute the notebooks and store their outputs; NB="book/border.ipynb ..." for some of them
 	@$(BIN)/python tools/execute.py $(NB)
 
+bench: setup ## svdgrad beside its peers, some ten minutes; ARGS="--quick" for a first look, ARGS="--record FOLDER" keeps it
+	@echo "bench: installing the peers, which are optional"
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps -r benchmarks/requirements.txt || \
+		echo "bench: not all could be installed; those that are missing will be named"
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
 clean: ## remove what was built, but not the environment
 	@rm -rf _build .pytest_cache .hypothesis svdgrad.egg-info build dist
-	@find svdgrad tests book tools -name __pycache__ -prune -exec rm -rf {} +
+	@find svdgrad tests benchmarks book tools -name __pycache__ -prune -exec rm -rf {} +

@@ -59,6 +59,14 @@ def ours(forward: str, adjoint: str) -> Peer:
     return Peer(partial(_autograd, partial(svdgrad.singular_triplet, forward=forward, adjoint=adjoint)))
 
 
+def _forward_only(A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v: Tensor) -> Run:
+    def run() -> Answer:
+        sigma, ui, vi = svdgrad.singular_triplet(A)
+        return xi * sigma + torch.sign(vi @ v) * (ui @ phi + vi @ psi), None
+
+    return run
+
+
 def _torch_svd(A: Tensor) -> Any:
     U, S, Vh = torch.linalg.svd(A, full_matrices=False)
     return S[..., 0], U[..., 0], Vh[..., 0, :]
@@ -188,7 +196,7 @@ def _ours_in_jax(A: Tensor, *rest: Tensor) -> Run:
 
 
 def _matfree(method: str, A: Tensor, *rest: Tensor) -> Run:
-    """"tridiag": of AᵀA, with the adjoint of Krämer et al., which its manual advises. "bidiag": of A, the loop differentiated."""
+    """Of AᵀA by "tridiag", whose own adjoint its manual advises, or of A by "bidiag", the loop differentiated."""
     import jax.numpy as jnp
     from matfree import decomp, eig
 
@@ -250,5 +258,6 @@ PEERS: dict[str, Peer] = {
     ),
     "matfree tridiag": Peer(partial(_matfree, "tridiag"), **MATFREE),
     "matfree bidiag": Peer(partial(_matfree, "bidiag"), **MATFREE),
+    "svdgrad, forward only": Peer(_forward_only, note="the error is that of f"),
     "scipy svds": Peer(_scipy, note="forward only: the error is that of f"),
 }

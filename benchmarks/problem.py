@@ -66,8 +66,9 @@ def truth(m: int, n: int, exact: bool = True) -> Truth:
     A, xi, phi, psi, v, *_ = problem(m, n)
     if exact:
         value = float(oracles.value(A, xi, phi, psi, v))
-        return Truth(value, oracles.extended(A, xi, phi, psi, v), "forty digits (svdgrad.oracles.extended)")
-    return Truth(*_in_float64(*(x.numpy() for x in (A, xi, phi, psi, v))), "float64: ARPACK's triplet, one dense solve on the side of v")
+        return Truth(value, oracles.extended(A, xi, phi, psi, v), "forty digits")
+    numbers = (x.numpy() for x in (A, xi, phi, psi, v))
+    return Truth(*_in_float64(*numbers), "float64 (ARPACK's triplet, a dense solve on the side of v)")
 
 
 def _in_float64(A: np.ndarray, xi: Any, phi: np.ndarray, psi: np.ndarray, v: np.ndarray) -> tuple[float, np.ndarray]:

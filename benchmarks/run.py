@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .peers import PEERS, Peer, _autograd, _torch_svd, ours
 from .problem import Problem, problem, truth
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 SIZES = [(64, 32), (512, 256), (1024, 512), (2048, 2048), (8192, 256), (256, 8192), (4096, 4096)]
 QUICK = [(64, 32), (512, 256), (1024, 512)]
 #: above this only float32, judged in float64
@@ -53,7 +55,7 @@ class Clock:
         self.past: dict[tuple[str, str], tuple[int, float]] = {}
 
     def foretold(self, name: str, dtype: str, m: int, n: int) -> float:
-        """From the largest matrix so far, as mn·min(m, n) grows. Small ones do not count: calls of libraries take their time."""
+        """From the largest matrix so far, as mn·min(m, n) grows. Of small ones none: there the calls take the time."""
         work, seconds = self.past.get((name, dtype), (0, 0.0))
         return seconds * m * n * min(m, n) / work if work else 0.0
 
@@ -70,8 +72,8 @@ def take_turns(runs: dict[str, Callable[[], Any]], rounds: int, budget: float) -
     for name, run in runs.items():
         try:
             answers[name], first[name] = stopwatch(run, CPU)
-        except Exception as problem:  # a contestant's failure is a result, not the end of the others
-            answers[name] = problem
+        except Exception as failure:  # noqa: BLE001  (a contestant's failure is a result, not the end of the others)
+            answers[name] = failure
     times: dict[str, list[float]] = {name: [] for name in first}
     for turn in range(rounds):
         for name in list(times)[:: -1 if turn % 2 else 1]:
@@ -103,8 +105,8 @@ def contest(m: int, n: int, dtype: str, peers: dict[str, Peer], clock: Clock, ju
             continue
         try:
             runs[name] = peer.make(*asked.arguments(kind))
-        except Exception as problem_:
-            rows[name]["note"] = _told(problem_)
+        except Exception as failure:  # noqa: BLE001
+            rows[name]["note"] = _told(failure)
     answers, times = take_turns(runs, clock.rounds, clock.budget)
     right = None if judged is None else truth(m, n, judged)
     for name, answer in answers.items():
@@ -133,8 +135,8 @@ def error(answer: tuple[Any, Any], value: float, gradient: np.ndarray) -> float:
     return found if np.isfinite(found) else float("inf")
 
 
-def _told(problem: Exception) -> str:
-    return f"{type(problem).__name__.lstrip('_')}: {problem}".splitlines()[0][:100]
+def _told(failure: Exception) -> str:
+    return f"{type(failure).__name__.lstrip('_')}: {failure}".splitlines()[0][:100]
 
 
 def table(rows: Rows) -> str:
@@ -146,7 +148,8 @@ def table(rows: Rows) -> str:
         quartiles = f"{r['lower']:.2f}–{r['upper']:.2f}"
         ratio, wrong = ("" if x is None else form.format(x) for x, form in ((r["ratio"], "{:.2f}"), (r["error"], "{:.1e}")))
         flag = " > bound" if r.get("bound") and r["error"] is not None and r["error"] > r["bound"] else ""
-        lines.append(f"  {r['name']:<26}{r['ms']:>10.2f}{quartiles:>20}{r['runs']:>5}{ratio:>8}{wrong:>9}{flag}  {r['note']}".rstrip())
+        line = f"  {r['name']:<26}{r['ms']:>10.2f}{quartiles:>20}{r['runs']:>5}{ratio:>8}{wrong:>9}{flag}  {r['note']}"
+        lines.append(line.rstrip())
     return "\n".join(lines)
 
 
@@ -156,7 +159,7 @@ def table(rows: Rows) -> str:
 class Products(TorchDispatchMode):
     """Counts the products with A or its transpose, by whose memory the matrix of a product is."""
 
-    KINDS = {torch.ops.aten.mv, torch.ops.aten.addmv, torch.ops.aten.mm, torch.ops.aten.addmm}
+    KINDS = frozenset({torch.ops.aten.mv, torch.ops.aten.addmv, torch.ops.aten.mm, torch.ops.aten.addmm})
 
     def __init__(self, A: Tensor) -> None:
         super().__init__()
@@ -209,7 +212,7 @@ def warm_start(n: int, dtype: str) -> Rows:
     Of a Gaussian matrix, whose gap is small, and of one whose σ₁ was doubled; with the default tolerance, and a loose one.
     """
     kind = getattr(torch, dtype)
-    A, xi, phi, psi, v, sigma, gap = problem(n, n)
+    A, xi, phi, psi, v, *_ = problem(n, n)
     rows = []
     for what, X in (("Gaussian", A), ("σ₁ doubled", A + torch.outer(A @ v, v))):
         moved = X + 0.01 * X.norm() / n * matrices.gaussian(n, n, seed=5)
@@ -254,7 +257,8 @@ def backward(m: int, n: int, dtype: str, clock: Clock) -> Rows:
         value = xi * sigma + sign * (ui @ phi + vi @ psi)
         return lambda: (value.detach(), torch.autograd.grad(value, X, retain_graph=True)[0])
 
-    runs = {"svdgrad": alone(lambda X: svdgrad.singular_triplet(X, forward="svd", adjoint="spectral")), "torch.linalg.svd": alone(_torch_svd)}
+    by_spectral = partial(svdgrad.singular_triplet, forward="svd", adjoint="spectral")
+    runs = {"svdgrad": alone(by_spectral), "torch.linalg.svd": alone(_torch_svd)}
     return _compared(runs, clock, {"m": m, "n": n, "dtype": dtype})
 
 
@@ -274,7 +278,7 @@ def memory(jobs: Iterable[tuple[str, int, int, str]]) -> Rows:
     rows = []
     for name, m, n, dtype in jobs:
         command = [sys.executable, "-m", "benchmarks.memory", name, str(m), str(n), dtype]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         row = {"name": name, "m": m, "n": n, "dtype": dtype, "peak": None, "ratio": None, "note": ""}
         last = (done.stderr.strip().splitlines() or ["?"])[-1]
         rows.append(row | (json.loads(done.stdout) if done.returncode == 0 else {"note": f"not measured: {last}"}))
@@ -341,9 +345,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if unknown := [name for name in only if name not in PEERS and name not in SECTIONS]:
         parser.error(f"no contestant or section named {', '.join(unknown)}: the contestants are {', '.join(PEERS)}")
     sections = [name for name in SECTIONS if name in only] or SECTIONS
+    named = [name for name in only if name in PEERS]
     # svdgrad always takes part: ratios are to it
-    chosen = {name: peer for name, peer in PEERS.items() if name in only or name == "svdgrad"}
-    peers = chosen if len(chosen) > 1 or only == ["svdgrad"] else PEERS
+    peers = {name: peer for name, peer in PEERS.items() if not named or name in named or name == "svdgrad"}
     sizes = [tuple(map(int, size.split("x"))) for size in options.sizes or []] or (QUICK if options.quick else SIZES)
     quick, clock = options.quick, Clock(options.quick)
     record: dict[str, Any] = {
@@ -355,9 +359,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "code": records.code(),
         "versions": records.versions() | {peer.module: _version(peer) for peer in PEERS.values() if "==" in peer.needs},
         "matrix": "standard normal, seed 0, rounded to float32",
-        "times": f"milliseconds, median and quartiles of up to {clock.rounds} turns after a first run; of a slow contestant the first run",
+        "times": f"milliseconds: median and quartiles of up to {clock.rounds} turns after a first run, or of that alone",
     }
-    print(f"value and gradient of ξσ + φ·u + ψ·v at a Gaussian matrix, on {record['hardware']}; ratio above 1: slower than svdgrad")
+    print(f"value and gradient of ξσ + φ·u + ψ·v at a Gaussian matrix, on {record['hardware']}")
+    print("ratio: times as slow as svdgrad; error: against the truth, and whether beyond 50 ε σ₁/gap")
     begin = time.perf_counter()
 
     def keep(section: str, rows: Any, text: str) -> None:
@@ -380,11 +385,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 for row in warm_start(512 if quick else 1024, dtype):
                     keep("warm", [row], f"\nwarm start, products with A after it moved by 1%\n{_lines(row)}")
             if "batch" in sections:
-                keep("batch", rows := batch(dtype, clock), f"\n1024 matrices of 32×32, {dtype}; error: from torch.linalg.svd\n{table(rows)}")
+                rows = batch(dtype, clock)
+                keep("batch", rows, f"\n1024 matrices of 32×32, {dtype}; error: from torch.linalg.svd\n{table(rows)}")
             if "backward" in sections:
                 for m, n in [(512, 256), (1024, 512)] + ([] if quick else [(2048, 2048)]):
                     rows = backward(m, n, dtype, clock)
-                    keep("backward", rows, f"\nbackward alone, {m}×{n}, {dtype}; error: from torch.linalg.svd\n{table(rows)}")
+                    head = f"backward alone, {m}×{n}, {dtype}; error: from torch.linalg.svd"
+                    keep("backward", rows, f"\n{head}\n{table(rows)}")
         if "memory" in sections:
             n = 1024 if quick else 4096
             jobs = [(name, n, n, "float32") for name in ("svdgrad", "svdgrad gram", "torch.linalg.svd")]
@@ -392,9 +399,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             unit = "(peak + A)/(A + gradient); operator: numbers over k(m + n)"
             keep("memory", rows, f"\nmemory, {unit}\n" + "\n".join(_lines(row) for row in rows))
         if "growth" in sections:
-            print("\ngrowth, float32", flush=True)
-            rows = growth((64, 128, 256, 512) if quick else (64, 128, 256, 512, 1024, 2048, 4096), "float32", peers, clock, record.get("contest", []))
-            keep("growth", rows, "\n".join(f"  {r['name']:<26} slope " + ("—" if r["slope"] is None else f"{r['slope']:.2f}") for r in rows))
+            print("\ngrowth, float32: slope of log time against log n, of the three largest sizes", flush=True)
+            lengths = [2**k for k in range(6, 10 if quick else 13)]
+            rows = growth(lengths, "float32", peers, clock, record.get("contest", []))
+            slopes = ("—" if row["slope"] is None else f"{row['slope']:.2f}" for row in rows)
+            keep("growth", rows, "\n".join(f"  {row['name']:<26} {slope}" for row, slope in zip(rows, slopes)))
     print(f"\n{record['seconds']:.0f} s in all" + (f"; written to {write(record, options.record)}" if options.record else ""))
     return record
 
@@ -408,12 +417,14 @@ def _contests(sizes: Any, dtypes: list[str], peers: dict[str, Peer], clock: Cloc
                 continue
             rows = contest(m, n, dtype, peers, clock, judged=exact)
             asked: Problem = problem(m, n)
-            head = f"{m}×{n}, {dtype}, gap {asked.gap:.1e} σ₁, bound {asked.bound(getattr(torch, dtype)):.1e}, judge: {truth(m, n, exact).judge}"
+            bound = asked.bound(getattr(torch, dtype))
+            head = f"{m}×{n}, {dtype}, gap {asked.gap:.1e} σ₁, bound {bound:.1e}, judge: {truth(m, n, exact).judge}"
             keep("contest", rows, f"\n{head}\n{table(rows)}")
 
 
 def _lines(row: dict[str, Any]) -> str:
-    return "  " + ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items() if value != "")
+    told = ((key, f"{value:.3g}" if isinstance(value, float) else value) for key, value in row.items() if value != "")
+    return "  " + ", ".join(f"{key} {value}" for key, value in told)
 
 
 def _version(peer: Peer) -> str | None:
