@@ -30,7 +30,7 @@ mutants: setup ## plant small faults in the package, list those that no test not
 notebooks: setup ## execute the notebooks and store their outputs; NB="book/border.ipynb ..." for some of them
 	@$(BIN)/python tools/execute.py $(NB)
 
-bench: setup ## svdgrad beside its peers, some ten minutes; ARGS="--quick" for a first look, ARGS="--record FOLDER" keeps it
+bench: setup ## svdgrad beside its peers, ten to fifteen minutes; ARGS="--quick" for a first look, ARGS="--record FOLDER" keeps it
 	@echo "bench: installing the peers, which are optional"
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps -r benchmarks/requirements.txt || \
 		echo "bench: not all could be installed; those that are missing will be named"
