@@ -30,7 +30,8 @@ class NearTieWarning(UserWarning):
 
 
 #: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, measured on CPUs:
-#: twice the size in single precision costs Lanczos 2.5 times as much and Gram 5 times (``make bench`` prints both)
+#: from 512×256 to 1024×512 in single precision Lanczos takes 1.9 times as long and Gram 3.8 times, and they cross in between
+#: (``make bench`` prints both; these are of book/records/speed-cpu-2026-11-24.json)
 GRAM_UP_TO = {torch.float32: 400, torch.complex64: 400, torch.float64: 600, torch.complex128: 600}
 
 
