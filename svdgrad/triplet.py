@@ -56,7 +56,8 @@ def singular_triplet(
     v0 : Tensor, optional
         Shape (n,) or (..., n), fixes the sign, or phase: of all pairs c(u, v) with c of modulus one, that with v0ᴴv > 0 is
         returned (eq-phase).
-        Without it the entry of v that is largest in modulus is positive. "lanczos" also starts from it.
+        Without it the entry of v that is largest in modulus is positive. "lanczos" also starts from it. A constant to all
+        derivatives.
     refine : bool
         Polish the triplet by a Newton step before the adjoint is solved, with one factorisation for both: the error of a
         loose forward pass then enters the gradient squared. One dense system of size m + n + 2. Not under torch.compile.
@@ -79,11 +80,11 @@ def singular_triplet(
 
     PhaseError
         In backward, if A is complex and the loss changes with the common phase of u and v, which A does not determine
-        (eq-phase-blind).
+        (eq-phase-blind). Forward mode keeps to the phase described at v0 instead, and so does what is nested in two of them.
     ConvergenceError
         "lanczos" ran out of steps; the message names the residual that was reached.
     NotImplementedError
-        A is complex, and one forward mode of torch.func is nested in another; or is_grads_batched=True.
+        is_grads_batched=True.
 
     Warns
     -----
@@ -122,8 +123,8 @@ def singular_triplet(
         return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
     function: Any = _SingularTriplet if torch._C._are_functorch_transforms_active() else _Untransformed
     sigma, u, v, *_ = function.apply(X, v0, index, forward, adjoint, tol, maxiter)
-    for _ in range(_newton_steps_wanted()):
-        sigma, u, v = _newton_step(X, sigma, u, v)
+    if steps := _newton_steps_wanted():
+        sigma, u, v = _newton(X, sigma, u, v, v0, steps)
     return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
 
 
@@ -196,9 +197,7 @@ class _SingularTriplet(torch.autograd.Function):
         du, dv = _AdjointSolve.apply(A, sigma, u, v, dA_v, dA_u, adjoint, "tangent", ctx.forward, *known)
         if A.is_complex():
             # turn the common phase so that the anchor of the sign rule stays real, then u relative to v (eq-relative-phase)
-            anchor = v.gather(-1, v.abs().argmax(-1, keepdim=True)) if ctx.v0 is None else vecdot(ctx.v0.to(v), v).unsqueeze(-1)
-            moved = dv.gather(-1, v.abs().argmax(-1, keepdim=True)) if ctx.v0 is None else vecdot(ctx.v0.to(v), dv).unsqueeze(-1)
-            turn = -1j * moved.imag / anchor.real
+            turn = -1j * _anchor(dv, v, ctx.v0).imag / _anchor(v, v, ctx.v0).real
             dv = dv + turn * v
             du = du + (turn + 1j * (dsigma.imag / sigma).unsqueeze(-1)) * u
         return (dsigma.real, du, dv) + (None,) * len(known)
@@ -353,10 +352,30 @@ def _newton_steps_wanted() -> int:
     return (kinds.count(TransformType.Jvp) + kinds.count(TransformType.Grad)).bit_length()
 
 
-def _newton_step(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Triplet:
-    """One Newton step for the triplet, of differentiable operations (eq-newton-system, with the border weight σ)."""
+def _newton(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, v0: Tensor | None, steps: int) -> Triplet:
+    """So many Newton steps; for complex A then the common phase of the sign rule, which no equation of the triplet fixes."""
+    start = v
     if A.is_complex():
-        raise NotImplementedError("forward mode nested in forward mode needs a real A: use reverse mode for one of the two")
+        # a step forgets where it came from: to backward only rounding would come back, and pass for a loss that sees the phase
+        sigma, u, v = (x.detach() for x in (sigma, u, v))
+    for _ in range(steps):
+        sigma, u, v = _newton_step(A, sigma, u, v)
+    if A.is_complex():
+        anchor = _anchor(v, start, v0)
+        # not torch.sgn: in torch 2.13 reverse over forward over forward mode through it is an error
+        turn = anchor.abs() / anchor
+        u, v = u * turn, v * turn
+    return Triplet(sigma, u, v)
+
+
+def _newton_step(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Triplet:
+    """One Newton step for the triplet, of differentiable operations (eq-newton-system, with the border weight σ).
+
+    J [du; dv; λ; μ] = −F says A(v + dv) = σ(u + du + λu) and Aᴴ(u + du) = σ(v + dv + μv), with Re uᴴdu = Re vᴴdv = 0 for
+    vectors of length one; its last two rows ask for Im uᴴdu = Im vᴴdv = 0 as well. So if A is complex it is λ and μ = λ̄ that
+    hold what the phase of u relative to v has to move by, i Im λ (eq-relative-phase), and Re λ is what is left for σ:
+    σ ← σ(1 + Re λ), u ← (1 + i Im λ)(u + du), v ← v + dv, with the mean of λ and μ̄ in place of λ. The error is squared.
+    """
     m = A.shape[-2]
     J = saddle(A, sigma, u, v, beta=sigma)
     lengths = sigma.unsqueeze(-1) * torch.stack([vecdot(u, u) - 1, vecdot(v, v) - 1], -1) / 2
@@ -364,7 +383,18 @@ def _newton_step(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Triplet:
     F = torch.cat([s * u - mv(A, v), s * v - mv(A.mH, u), lengths], -1)
     # not torch.linalg.solve: in torch 2.13 its second forward derivative under vmap is NaN from the second matrix on
     d = mv(torch.linalg.inv(J), -F)
-    return Triplet(sigma * (1 + (d[..., -2] + d[..., -1]) / 2), u + d[..., :m], v + d[..., m:-2])
+    u, v, lam = u + d[..., :m], v + d[..., m:-2], (d[..., -2] + d[..., -1].conj()) / 2
+    if A.is_complex():
+        u = u * (1 + 1j * lam.imag.unsqueeze(-1))
+    return Triplet(sigma * (1 + lam.real), u, v)
+
+
+def _anchor(x: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
+    """What the sign rule makes positive for x = v: v0ᴴx, or the entry of x where v is largest in modulus (eq-phase)."""
+    if v0 is None:
+        return x.gather(-1, v.abs().argmax(-1, keepdim=True))
+    along: Tensor = vecdot(v0.detach().to(v), x)
+    return along.unsqueeze(-1)
 
 
 def _to_front(size: int, tensors: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, ...]:
