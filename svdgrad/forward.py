@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .matrices import mv
+from .matrices import arrays, mv, products
 
 
 class Triplet(NamedTuple):
@@ -145,18 +146,19 @@ def lanczos(
     maxiter = min(A.shape[-2:]) if maxiter is None else maxiter
     if A.ndim > 2:
         return _one_by_one(A, v0, tol, maxiter)
+    matvec, rmatvec = products(A)
     wide = A.shape[0] < A.shape[1]
     if v0 is None:
         start = _noise(min(A.shape), A)
     else:
         start = v0.to(A)
         if wide and start.any():
-            start = A @ start
+            start = matvec(start)
             start = start if start.any() else _noise(A.shape[0], A)  # a v0 in the null space of A says nothing
     if wide:
-        (sigma, v, u), ritz = golub_kahan(lambda y: A.mH @ y, lambda x: A @ x, start, tol, maxiter)
+        (sigma, v, u), ritz = golub_kahan(rmatvec, matvec, start, tol, maxiter)
     else:
-        (sigma, u, v), ritz = golub_kahan(lambda x: A @ x, lambda y: A.mH @ y, start, tol, maxiter)
+        (sigma, u, v), ritz = golub_kahan(matvec, rmatvec, start, tol, maxiter)
     return Triplet(sigma, *fix_sign(u, v, v0)), ritz
 
 
@@ -202,32 +204,33 @@ def golub_kahan(
     # were v0 without any component along v, no number of steps would find it: a little noise has one
     v0 = v0 / largest
     v0 = v0 + eps**0.5 * vector_norm(v0) * _noise(v0.numel(), v0)
-    v = v0 / vector_norm(v0)
-    u = matvec(v)
-    size = u.abs().max().item()
+    v0 = v0 / vector_norm(v0)
+    first = matvec(v0)
+    size = first.abs().max().item()
     if not 1e-15 < size < 1e15 and size not in (0.0, 1.0):  # squares would leave the range of float32: change the unit
         (sigma, u, v), known = golub_kahan(lambda x: matvec(x) / size, lambda y: rmatvec(y) / size, v0, tol, maxiter)
         return Triplet(sigma * size, u, v), known._replace(S=known.S * size)
+    xp, (product, transposed), v, u = arrays((matvec, rmatvec), v0, first)
     U, V = Basis(), Basis()
-    alphas: list[Tensor] = []
-    betas: list[Tensor] = [v.new_zeros((), dtype=v.real.dtype)]
+    alphas: list[Any] = []
+    betas: list[Any] = [0 * _length(v)]
     history: list[tuple[int, float]] = []
     look = 5
     for step in range(1, most + 1):
         V.append(v)
         if step > 1:
-            u = torch.addcmul(matvec(v), betas[-1], u, value=-1)
-        u, alpha = U.next(u, expected=torch.maximum(betas[-1], alphas[0]) if alphas else betas[-1])
+            u = product(v) - betas[-1] * u
+        u, alpha = U.next(u, expected=xp.maximum(betas[-1], alphas[0]) if alphas else betas[-1])
         U.append(u)
-        z = rmatvec(u)
+        z = transposed(u)
         if step == 1:
-            _look_at_the_adjoint(alpha, torch.linalg.vecdot(v, z), vector_norm(z))
-        v, beta = V.next(torch.addcmul(z, alpha, v, value=-1))
+            _look_at_the_adjoint(alpha, xp.linalg.vecdot(v, z), _length(z), eps)
+        v, beta = V.next(z - alpha * v)
         alphas.append(alpha)
         betas.append(beta)
         # the small problem costs as much as some products: look where the residual is expected to have fallen to tol
         if step >= look or step == most:
-            *diagonals, beta_k = torch.stack(alphas + betas[1:]).double().cpu().split([step, step - 1, 1])
+            *diagonals, beta_k = torch.as_tensor(xp.stack(alphas + betas[1:])).double().cpu().split([step, step - 1, 1])
             B = torch.diag(diagonals[0]) + torch.diag(diagonals[1], 1)
             theta, Y = torch.linalg.eigh(B.mT @ B)
             S, Y = theta.flip(-1).clamp_min(0).sqrt(), Y.flip(-1)
@@ -236,10 +239,11 @@ def golub_kahan(
             if residual <= tol or step == v0.numel():
                 # a Ritz vector helps the adjoint by 1/(1 − θ²), θ in units of σ: below five it saves no step
                 W = V.rows().mT @ Y[:, : max(1, int((S**2 > 0.8 * S[0] ** 2).sum()))].to(v0)
-                u, v = _unit(x.to(v0) @ U.rows())[0], _unit(W[:, 0])[0]
+                u, v = _unit(U.rows().mT @ x.to(v0))[0], _unit(W[:, 0])[0]
                 if S[0] == 0:  # a zero matrix says nothing of u and v: any unit vectors will do
                     u, v = torch.eye(1, u.numel()).to(u)[0], V.rows()[0]
-                return Triplet(S[0].to(alpha), u, v), Ritz(S.to(alpha), W, torch.tensor(step), torch.tensor(residual))
+                S = S.to(v0.real)
+                return Triplet(S[0].clone(), u, v), Ritz(S, W, torch.tensor(step), torch.tensor(residual))
             look = step + _steps_to_go(history, step, residual, tol)
     raise ConvergenceError(
         f"Lanczos bidiagonalisation reached a residual of {residual:.1e} σ in {most} steps, where {tol:.1e} σ was wanted. "
@@ -247,9 +251,9 @@ def golub_kahan(
     )
 
 
-def _look_at_the_adjoint(alpha: Tensor, back: Tensor, size: Tensor) -> None:
+def _look_at_the_adjoint(alpha: Any, back: Any, size: Any, eps: float) -> None:
     """⟨u, A v⟩ = ⟨Aᴴu, v⟩ for every linear A and its adjoint; the first products tell, at no further cost."""
-    if not (alpha - back).abs() <= torch.finfo(alpha.dtype).eps ** 0.5 * torch.maximum(alpha, size):
+    if not abs(alpha - back) <= eps**0.5 * max(alpha, size):
         raise ValueError(
             f"the two products are not those of a matrix and its transpose: found uᵀ(Av) = {alpha.item():.3g} and (Aᵀu)ᵀv = "
             f"{back.real.item():.3g}. Likely causes: a matvec that is not linear in x (a ReLU, a normalisation), that changes from "
@@ -273,7 +277,7 @@ def _noise(size: int, like: Tensor) -> Tensor:
 
 
 class Basis:
-    """Orthonormal vectors as the rows of one array, which doubles when it is full."""
+    """Orthonormal vectors as the rows of one tensor, which doubles when it is full."""
 
     def __init__(self) -> None:
         self.array = torch.empty(0)
@@ -282,36 +286,44 @@ class Basis:
     def rows(self) -> Tensor:
         return self.array[: self.size]
 
-    def append(self, x: Tensor) -> None:
+    def append(self, x: Any) -> None:
+        x = torch.as_tensor(x)
         if self.size == len(self.array):
-            larger = x.new_empty((max(16, 2 * self.size), x.numel()))
+            # memory is taken as rows are written: a first megabyte is free, and spares most from being moved
+            larger = x.new_empty((max(16, 2**18 // x.numel(), 2 * self.size), x.numel()))
             if self.size:
                 larger[: self.size] = self.rows()
             self.array = larger
         self.array[self.size] = x
         self.size += 1
 
-    def next(self, x: Tensor, expected: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def next(self, x: Any, expected: Any = None) -> tuple[Any, Any]:
         """x at length one, and the length it had: without its components along the rows, unless an ``expected`` length is kept.
 
         Where little of x is left, much of that is rounding, so its components are taken off (again). On a GPU always, since
         to look at the length would make the GPU wait.
         """
         if expected is None:
-            expected, x = vector_norm(x), self.off(x)
+            expected, x = _length(x), self.off(x)
         x, length = _unit(x)
-        if self.size and (x.device.type != "cpu" or length < 0.1 * expected):
+        if self.size and (isinstance(x, Tensor) or length < 0.1 * expected):
             x, _ = _unit(self.off(x))
         return x, length
 
-    def off(self, x: Tensor) -> Tensor:
+    def off(self, x: Any) -> Any:
         Q = self.rows()
-        return torch.addmv(x, Q.mT, Q.conj() @ x, alpha=-1)
+        along = Q.mT @ (Q.conj() @ torch.as_tensor(x))
+        return x - (along if isinstance(x, Tensor) else along.numpy())
 
 
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    length = vector_norm(x)
-    return x / length.clamp_min(torch.finfo(length.dtype).tiny), length
+def _unit(x: Any) -> tuple[Any, Any]:
+    length = _length(x)
+    return x / (length + 1e-37), length  # a vector of zeros stays one
+
+
+def _length(x: Any) -> Any:
+    namespace = torch if isinstance(x, Tensor) else np
+    return namespace.sqrt(namespace.linalg.vecdot(x, x).real)
 
 
 #: name -> method(A, index, v0, tol, maxiter) -> (Triplet, what an adjoint solver may reuse)

@@ -4,13 +4,16 @@ The first half makes the matrices that the chapters differentiate, the second ha
 Throughout, ``A`` is ``(..., m, n)``, ``sigma`` is ``(...)``, ``u`` is ``(..., m)`` and ``v`` is ``(..., n)``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+Map = Callable[[Tensor], Tensor]
 
 # --- matrices to differentiate ---------------------------------------------------------------------------------------
 
@@ -61,8 +64,75 @@ def elevation() -> Tensor:
 
 def mv(A: Tensor, x: Tensor) -> Tensor:
     """The product A x of a (batch of) matrices and vectors, shapes (..., m, n) and (..., n) -> (..., m)."""
-    y: Tensor = A @ x if A.ndim == 2 and x.ndim == 1 else (A @ x.unsqueeze(-1)).squeeze(-1)
+    y: Tensor = A @ x if A.ndim == 2 and x.ndim == 1 else (A @ x[..., None])[..., 0]
     return y
+
+
+def products(A: Tensor) -> tuple[Map, Map]:
+    """x ↦ A x and y ↦ Aᴴ y for an iteration, which calls them again and again.
+
+    A product with a vector is as fast as A is read from memory. On some processors PyTorch reads A with one thread; a batch of
+    products of a row with a matrix it deals out to all. So one large matrix on a CPU is a batch of as many blocks of rows.
+    """
+    if A.is_complex():
+        forth, transposed = _real_products(A.conj() if A.is_conj() else A)
+        back: Map = lambda y: transposed(y.conj().resolve_conj()).conj()
+        if A.is_conj():
+            return lambda x: forth(x.conj().resolve_conj()).conj(), transposed
+        return forth, back
+    return _real_products(A)
+
+
+def _real_products(A: Tensor) -> tuple[Map, Map]:
+    """``products``, but with Aᵀ y for the second."""
+    if A.mT.is_contiguous() and not A.is_contiguous():
+        forth, back = _real_products(A.mT)
+        return back, forth
+    threads = torch.get_num_threads()
+    k = A.shape[0] // threads
+    if A.ndim > 2 or threads == 1 or k == 0 or A.numel() < 2**16 or not (A.is_contiguous() and on_host(A)):
+        return lambda x: mv(A, x), lambda y: mv(A.mT, y)
+    A = A.detach()
+    head = threads * k
+    blocks, rest = A[:head].view(threads, k, -1), A[head:]
+    turned = blocks.mT
+
+    def matvec(x: Tensor) -> Tensor:
+        if x.ndim > 1:
+            return mv(A, x)
+        y = torch.bmm(x.expand(threads, 1, -1), turned).view(-1)
+        return torch.cat([y, rest @ x]) if len(rest) else y
+
+    def rmatvec(y: Tensor) -> Tensor:
+        if y.ndim > 1:
+            return mv(A.mT, y)
+        x = torch.bmm(y[:head].view(threads, 1, k), blocks).sum((0, 1))
+        return torch.addmv(x, rest.mT, y[head:]) if len(rest) else x
+
+    return matvec, rmatvec
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether x is on a CPU, and nothing of what is done to it is recorded, or mapped, or only pretended."""
+    if type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu or torch.compiler.is_compiling():
+        return False
+    mapped = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return not (mapped or x.requires_grad and torch.is_grad_enabled())
+
+
+def arrays(maps: Sequence[Map], *tensors: Tensor) -> tuple[Any, ...]:
+    """(namespace, maps, *tensors) for an iteration to calculate with: on a CPU NumPy's, where vectors are short.
+
+    What NumPy does to a short vector costs a third of what PyTorch takes. Products stay PyTorch's, large and small, since the
+    threads of two libraries, each waiting awake for the next product, are in each other's way.
+    """
+    if tensors[0].numel() > 8192 or not all(on_host(x) for x in tensors):
+        return torch, maps, *tensors
+
+    def converted(product: Map) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda x: product(torch.from_numpy(x)).numpy(force=True)
+
+    return np, [converted(product) for product in maps], *(x.numpy(force=True) for x in tensors)
 
 
 def outer(x: Tensor, y: Tensor) -> Tensor:

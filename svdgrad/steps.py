@@ -29,10 +29,9 @@ class NearTieWarning(UserWarning):
     """A gradient through u or v has fewer than two digits, since σ is close to another singular value."""
 
 
-#: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, measured on CPUs:
-#: from 512×256 to 1024×512 in single precision Lanczos takes 1.9 times as long and Gram 3.8 times, and they cross in between
-#: (``make bench`` prints both; these are of book/records/speed-cpu-2026-11-24.json)
-GRAM_UP_TO = {torch.float32: 400, torch.complex64: 400, torch.float64: 600, torch.complex128: 600}
+#: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, measured on CPUs in
+#: both precisions: at 768×384 they do, at 1024×512 no more (``make bench`` prints "svdgrad gram" beside "svdgrad lanczos")
+GRAM_UP_TO = 450
 
 
 def choose(forward: str, adjoint: str, A: Tensor, index: int = 0) -> tuple[str, str]:
@@ -45,7 +44,7 @@ def choose(forward: str, adjoint: str, A: Tensor, index: int = 0) -> tuple[str, 
     if forward == "auto":
         if index % k != 0:
             forward = "svd"
-        elif k <= GRAM_UP_TO.get(A.dtype, 400) or A.ndim > 2 or torch.compiler.is_compiling():
+        elif k <= GRAM_UP_TO or A.ndim > 2 or torch.compiler.is_compiling():
             forward = "gram"
         else:
             forward = "lanczos"

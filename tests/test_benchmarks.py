@@ -82,7 +82,7 @@ def test_what_would_take_too_long_is_foretold():
 def test_products_are_two_a_step():
     A, xi, phi, psi, v = problem(40, 40).arguments(torch.float64)
     steps = svdgrad.diagnose(A, forward="lanczos").steps
-    forward, backward, found = run.products(A, xi, phi, psi)
+    forward, backward, found = run.count_products(A, xi, phi, psi)
     assert forward == 2 * steps
     assert backward % 2 == 0 and backward > 0
     assert abs(abs(float(found @ v)) - 1) < 1e-12

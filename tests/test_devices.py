@@ -34,6 +34,13 @@ def arguments(m, n, dtype=torch.float64):
     return A, svd(A)[0], phi, psi
 
 
+def same(x, y, way):
+    """Bit for bit; but on the host cg calculates in NumPy, whose sums run in another order."""
+    if way is SOLVERS["cg"]:
+        return torch.allclose(x, y, rtol=0, atol=50 * torch.finfo(y.dtype).eps * float(y.abs().max()))
+    return torch.equal(x, y)
+
+
 # --- on the meta device ----------------------------------------------------------------------------------------------
 
 A = torch.empty(4, 3, device="meta")
@@ -98,7 +105,7 @@ def test_on_the_card_the_answer_is_that_of_the_host_and_stays_there(way, shape, 
             return
         found = way(A, Triplet(*triplet), phi, psi)
     for x, y in zip(found, wanted):
-        assert isinstance(x, OnCard) and torch.equal(x.numbers.nan_to_num(), y.nan_to_num())
+        assert isinstance(x, OnCard) and same(x.numbers.nan_to_num(), y.nan_to_num(), way)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -126,7 +133,7 @@ def test_on_the_card_a_batch_stays_there(name):
     with Card() as card, torch.no_grad():
         A, triplet, phi, psi = card.put((A, triplet, phi, psi))
         found = SOLVERS[name](A, Triplet(*triplet), phi, psi)
-    assert all(torch.equal(x.numbers, y) for x, y in zip(found, wanted))
+    assert all(same(x.numbers, y, SOLVERS[name]) for x, y in zip(found, wanted))
 
 
 #: of what iterates: steps between two looks, numbers read at a look, numbers read besides; of the rest: none at all

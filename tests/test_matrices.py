@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from svdgrad import matrices
+from svdgrad.checks import relative_error
 from svdgrad.forward import svd
 
 
@@ -48,3 +50,40 @@ def test_what_is_left_unsaid():
         assert torch.equal(matrices.MATRICES[name](A, *triplet), matrices.MATRICES[name](A, *triplet, 1.0))
     S = torch.tensor([3.0, 2.0, 1.0])
     assert torch.equal(matrices.predicted_singular_values("saddle", S, 3, 3), matrices.predicted_singular_values("saddle", S, 3, 3, 0, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("layout", ["rows", "columns", "conjugate", "every other", "small", "two rows"])
+def test_products_of_an_iteration_are_those_of_the_matrix(layout, threads, dtype):
+    """Whatever the layout and the number of blocks, the last of them shorter; and for a batch of vectors too."""
+    m, n = {"small": (5, 3), "two rows": (2, 40_000)}.get(layout, (301, 260))
+    A = matrices.gaussian(m, n).to(dtype)
+    A = A + 1j * matrices.gaussian(m, n, seed=1) if dtype.is_complex else A
+    A = {"columns": A.mT.contiguous().mT, "conjugate": A.conj().mT, "every other": A[::2, ::2]}.get(layout, A)
+    x, y = (matrices.gaussian(k, 2, seed=2).T.to(dtype) for k in reversed(A.shape))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        matvec, rmatvec = matrices.products(A)
+        found = [matvec(x[0]), rmatvec(y[0]), matvec(x), rmatvec(y)]
+    finally:
+        torch.set_num_threads(before)
+    exact = A.to(torch.complex128).resolve_conj().numpy()
+    wanted = [exact @ x[0].numpy(), exact.conj().T @ y[0].numpy(), x.numpy() @ exact.T, y.numpy() @ exact.conj()]
+    for one, other, given in zip(found, wanted, (x[0], y[0], x, y)):
+        assert one.dtype == dtype and one.shape == other.shape
+        rounding = torch.finfo(dtype).eps * np.linalg.norm(exact) * given.norm()
+        assert np.linalg.norm(one.resolve_conj().numpy() - other) <= rounding
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # of PyTorch's own forward mode, at its first use
+def test_products_of_what_is_recorded_are_recorded():
+    A = matrices.gaussian(300, 300).requires_grad_()
+    matvec, rmatvec = matrices.products(A)
+    (matvec(A[0].detach()).sum() + rmatvec(A[1].detach()).sum()).backward()
+    assert relative_error(A.grad, A[0].detach().expand(300, 300) + A[1].detach()[:, None]) < 1e-13
+    x = matrices.gaussian(300, 1)[:, 0]
+    with forward_ad.dual_level():
+        dual = matrices.products(forward_ad.make_dual(A.detach(), torch.ones(300, 300).double()))[0](x)
+        assert relative_error(forward_ad.unpack_dual(dual).tangent, x.sum().expand(300)) < 1e-13

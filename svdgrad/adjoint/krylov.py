@@ -1,16 +1,16 @@
 """Solve K[p; q] = c with products by A and Aᴴ only (chapter *Without an SVD*)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
 from ..forward import FullSVD, Gram, Ritz, Triplet
-from ..matrices import mv, project
+from ..matrices import Map, arrays, mv, products, project
 from .schur import not_dominant
-
-Map = Callable[[Tensor], Tensor]
 
 #: steps between two looks at the residuals on a GPU, which a look makes wait; what has converged stands still meanwhile
 LOOK = 4
@@ -25,10 +25,11 @@ def cg(
     Cost: two products with A a step, about √(σ₁/2(σ₁ − σ₂)) · log(2/ε) steps or fewer without them.
     """
     ritz = known if isinstance(known, Ritz) else None
+    matvec, rmatvec = products(A)
     if A.shape[-2] < A.shape[-1]:
-        q, p = schur_cg(lambda y: mv(A.mH, y), lambda x: mv(A, x), Triplet(sigma, v, u), psi, phi, ritz)
+        q, p = schur_cg(rmatvec, matvec, Triplet(sigma, v, u), psi, phi, ritz)
         return p, q
-    return schur_cg(lambda x: mv(A, x), lambda y: mv(A.mH, y), Triplet(sigma, u, v), phi, psi, ritz)
+    return schur_cg(matvec, rmatvec, Triplet(sigma, u, v), phi, psi, ritz)
 
 
 def schur_cg(
@@ -36,57 +37,68 @@ def schur_cg(
 ) -> tuple[Tensor, Tensor]:
     """``cg`` on the side of v for an operator: products with A and Aᴴ, φ ⟂ u and ψ ⟂ v of size one."""
     sigma, _, v = triplet
-    s = sigma.unsqueeze(-1)
     if v.shape[-1] == 1:  # nothing but zero is orthogonal to v, what the right-hand side holds is rounding
-        return phi / s, torch.zeros_like(psi)
-    precondition = (lambda r: r) if ritz is None else _ritz_preconditioner(sigma, ritz)
+        return phi / sigma.unsqueeze(-1), torch.zeros_like(psi)
+    s = sigma.unsqueeze(-1)
     b = rmatvec(phi) / s + psi
-    q, Aq = _cg(lambda x: matvec(x) / s, lambda y: rmatvec(y) / s, lambda r: project(v, r), precondition, b)
-    return (phi + Aq) / s, q / s
+    maps = lambda x: matvec(x) / s, lambda y: rmatvec(y) / s, _preconditioner(s, ritz)
+    q, Aq = _cg(*arrays(maps, b, v))
+    return (phi + torch.as_tensor(Aq)) / s, torch.as_tensor(q) / s
 
 
-def _ritz_preconditioner(sigma: Tensor, ritz: Ritz) -> Map:
-    """r ↦ M⁻¹r = r − v(vᴴr) + Σ (1/(1 − θᵢ²) − 1) wᵢ(wᵢᴴr) over other Ritz pairs, θᵢ in units of σ (eq-preconditioner).
+def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
+    """r ↦ r + Σ (1/(1 − θᵢ²) − 1) wᵢ(wᵢᴴr) over the Ritz pairs but the first, θᵢ in units of σ (eq-preconditioner).
 
     The exact inverse of I − AᴴA/σ² on the span of the Ritz vectors, the identity off it.
     """
-    theta = (ritz.S / sigma.unsqueeze(-1))[..., 1 : ritz.W.shape[-1]]
-    rest = ((1 - theta) * (1 + theta)).clamp_min(torch.finfo(theta.dtype).eps)
-    weight = torch.cat([-torch.ones_like(ritz.S[..., :1]), 1 / rest - 1], -1)
-    return lambda r: r + mv(ritz.W, weight * mv(ritz.W.mH, r))
+    if ritz is None or ritz.W.shape[-1] == 1:
+        return lambda r: r
+    W = ritz.W[..., 1:]
+    theta = ritz.S[..., 1 : ritz.W.shape[-1]] / s
+    weight = 1 / ((1 - theta) * (1 + theta)).clamp_min(torch.finfo(theta.dtype).eps) - 1
+    return lambda r: r + mv(W, weight * mv(W.mH, r))
 
 
-def _cg(matvec: Map, rmatvec: Map, off: Map, precondition: Map, b: Tensor) -> tuple[Tensor, Tensor]:
+def _cg(xp: Any, maps: Sequence[Callable[[Any], Any]], b: Any, v: Any) -> tuple[Any, Any]:
     """x and Ax of (I − AᴴA)x = b off v by Hestenes and Stiefel's iteration; of a batch, what has converged stands still.
 
     Stops where the residual, in the norm of the preconditioner, has fallen to 4ε. The iteration's own residual strays from
     the true one, so that is looked at in the end, and if need be what is left is solved for once more.
     """
-    every = 1 if b.device.type == "cpu" else LOOK
-    tiny = torch.finfo(b.dtype).tiny
-    x, Ax, r = torch.zeros_like(b), None, off(b)
-    stop: Tensor | None = None
-    refused = torch.zeros_like(b[..., :1], dtype=torch.bool)
+    matvec, rmatvec, precondition = maps
+    every = 1 if xp is np or b.is_cpu else LOOK
+    eps, tiny = float(xp.finfo(b.dtype).eps), float(xp.finfo(b.dtype).tiny)
+
+    def dot(x: Any, y: Any) -> Any:
+        return (np.vecdot if xp is np else vecdot)(x, y)[..., None]
+
+    def off(r: Any) -> Any:
+        return r - v * dot(v, r)
+
+    x, Ax, r = xp.zeros_like(b), None, off(b)
+    stop = refused = None
     for _ in range(3):
-        z = d = precondition(r)
-        rz = vecdot(r, z).real.unsqueeze(-1)
-        stop = (4 * torch.finfo(b.dtype).eps) ** 2 * rz if stop is None else stop
+        z = d = off(precondition(r))
+        rz = dot(r, z).real
+        stop = (4 * eps) ** 2 * rz if stop is None else stop
         if not (rz > 16 * stop).any():
             break
+        refused = rz < 0 if refused is None else refused
         for step in range(_most(b)):
             going = (rz > stop) & ~refused
             if step % every == 0 and not going.any():
                 break
             w = matvec(d)
             Md = d - rmatvec(w)
-            curvature = vecdot(d, Md).real.unsqueeze(-1)
+            curvature = dot(d, Md).real
             refused = refused | (going & (curvature <= 0))
-            alpha = rz * (going & ~refused) / curvature.clamp_min(tiny)
-            x, r = torch.addcmul(x, alpha, d), off(torch.addcmul(r, alpha, Md, value=-1))
-            Ax = alpha * w if Ax is None else torch.addcmul(Ax, alpha, w)
-            z = precondition(r)
-            rz, previous = vecdot(r, z).real.unsqueeze(-1), rz
-            d = torch.addcmul(z, rz / previous.clamp_min(tiny), d)
+            alpha = rz * (going & ~refused) / xp.where(curvature > 0, curvature, xp.ones_like(rz))
+            x = x + alpha * d
+            r = off(r - alpha * Md)
+            Ax = alpha * w if Ax is None else Ax + alpha * w
+            z = off(precondition(r))
+            rz, previous = dot(r, z).real, rz
+            d = z + rz / (previous + tiny) * d
         if Ax is None:
             break
         if refused.any():
