@@ -81,7 +81,7 @@ def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | Non
     return forward, adjoint
 
 
-def _full_precision(A: Tensor) -> AbstractContextManager[Any]:
+def full_precision(A: Tensor) -> AbstractContextManager[Any]:
     """Autocast switched off, where it is on."""
     kind = A.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
@@ -96,7 +96,7 @@ def find(
     if A.numel() and not all(math.isfinite(x.item()) for x in entries.aminmax()):
         bad = int((~torch.isfinite(A)).sum())
         raise ValueError(f"A must be finite, found {bad} NaN or Inf among {A.numel()} entries: look upstream for the first of them")
-    with _full_precision(A):
+    with full_precision(A):
         triplet, known = FORWARDS[forward](A, index, v0, tol, maxiter)
     return (*triplet, *known)
 
@@ -120,7 +120,7 @@ def solve(
         look_at_the_gap(m, n, sigma, known.S)
     if role == "loss" and A.is_complex():
         look_at_the_phase(u, v, phi, psi)
-    with _full_precision(A):
+    with full_precision(A):
         return SOLVERS[adjoint](A, Triplet(sigma, u, v), phi, psi, known)
 
 

@@ -16,7 +16,7 @@ from torch.linalg import vecdot
 from .adjoint.saddle import refined
 from .forward import KNOWN, Triplet
 from .matrices import mv, outer, saddle
-from .steps import find, gradient, look_at_the_gap, look_at_the_phase, solve, validate
+from .steps import find, full_precision, gradient, look_at_the_gap, look_at_the_phase, solve, validate
 
 
 def singular_triplet(
@@ -122,9 +122,10 @@ def singular_triplet(
         sigma, u, v, *_ = triplet(X, v0, index, forward, adjoint)
         return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
     function: Any = _SingularTriplet if torch._C._are_functorch_transforms_active() else _Untransformed
-    sigma, u, v, *_ = function.apply(X, v0, index, forward, adjoint, tol, maxiter)
-    if steps := _newton_steps_wanted():
-        sigma, u, v = _newton(X, sigma, u, v, v0, steps)
+    with full_precision(X):  # not only what is calculated now: a forward mode differentiates it on the spot
+        sigma, u, v, *_ = function.apply(X, v0, index, forward, adjoint, tol, maxiter)
+        if steps := _newton_steps_wanted():
+            sigma, u, v = _newton(X, sigma, u, v, v0, steps)
     return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
 
 

@@ -407,6 +407,18 @@ def test_what_compile_does_not_serve_is_refused():
         g(matrix())
 
 
+def test_autocast_costs_no_digit_of_a_tangent():
+    A, dA = matrices.gaussian(6, 4, dtype=torch.float32), matrices.gaussian(6, 4, seed=1, dtype=torch.float32)
+    once = lambda X: torch.func.jvp(svdgrad.singular_triplet, (X,), (dA,))[1]
+    twice = lambda X: torch.func.jvp(once, (X,), (dA,))[1]
+    for tangents in (once, twice):
+        wanted = tangents(A)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = tangents(A)
+        for x, y in zip(found, wanted):
+            assert x.dtype == torch.float32 and torch.equal(x, y)
+
+
 def test_autocast_costs_no_digit():
     A = matrix(5, 3).float()
     X, Y = A.clone().requires_grad_(), A.clone().requires_grad_()
