@@ -150,7 +150,7 @@ def _read(value: Any) -> Any:
 def headline(record: dict[str, Any]) -> str:
     """What a column of a table says of the record it comes from, whether made by the code at hand or not."""
     software = [f"{name} {version}" for name in ("torch", "cuda", "driver") if (version := record["versions"].get(name))]
-    software += [f"jax on {row.device}" for row in record["rows"][::-1] if row.name == "jax"][:1]
+    software += sorted({f"jax on {row.device}" for row in record["rows"] if row.name == "jax"})
     line = f"{record['hardware']}, recorded {record['date']} ({', '.join(software)})"
     if is_stale(record):
         made_by, here = (f"svdgrad {c['version']}, sources {c['sources']}" for c in (record["code"], code()))
@@ -163,10 +163,10 @@ def side_by_side(columns: dict[str, list[Row]]) -> str:
     letters = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", columns.items()))
     lines = [f"{letter}: {title}" for letter, (title, _) in letters.items()]
     lines += ["", f"{'':<8} {'way':<22}" + "".join(f" {letter + ' error':>9} {'ms':>8}" for letter in letters)]
-    found = {letter: {(r.kind, r.name): r for r in rows} for letter, (_, rows) in letters.items()}
-    for kind, name in dict.fromkeys(way for rows in found.values() for way in rows):
-        cells = [rows.get((kind, name), Row(kind, name, 0, 0, "", "")) for rows in found.values()]
-        lines.append(f"{kind:<8} {name:<22}" + "".join(f" {short(r.error):>9} {milliseconds(r):>8}" for r in cells))
+    found = [{(r.kind, r.name): (short(r.error), milliseconds(r)) for r in rows} for _, rows in letters.values()]
+    for kind, name in dict.fromkeys(way for column in found for way in column):
+        cells = [column.get((kind, name), ("—", "—")) for column in found]
+        lines.append(f"{kind:<8} {name:<22}" + "".join(f" {error:>9} {ms:>8}" for error, ms in cells))
     return "\n".join(lines)
 
 

@@ -57,7 +57,8 @@ def test_a_way_that_raises_or_answers_nan_is_told_as_infinite(monkeypatch):
 
 
 def test_times_are_a_median_with_quartiles(monkeypatch):
-    clock = iter([0, 1, *(t for ms in (4, 1, 5, 2, 3) for t in (0, ms / 1e3))])
+    # a clock that does not begin at zero, as that of the host does not
+    clock = iter([100, 101, *(t for ms in (4, 1, 5, 2, 3) for t in (100, 100 + ms / 1e3))])
     monkeypatch.setattr(compare.time, "perf_counter", lambda: next(clock))
     answer, timing = compare.measure(lambda: "answer", torch.device("cpu"), repeat=5)
     assert answer == "answer" and math.isnan(timing.peak)
@@ -70,13 +71,14 @@ def test_of_a_slow_way_few_runs_are_timed_but_at_least_one():
         clock = iter([t for s in seconds for t in (0, s)])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(compare.time, "perf_counter", lambda: next(clock))
-            _, timing = compare.measure(lambda: None, torch.device("cpu"), repeat, patience=10)
+            _, timing = compare.measure(lambda: None, torch.device("cpu"), repeat)
         assert next(clock, None) is None  # as many runs as that, no fewer
         return timing.milliseconds / 1e3, timing.runs
 
     assert measure(3, repeat=1) == (3, 1)  # all that was wanted
-    assert measure(11, repeat=9) == (11, 1)  # none to warm up where one run takes that long
-    assert measure(9, 8, 7, repeat=9) == (7.5, 2)
+    # ten seconds are the limit: none to warm up where one run takes longer, and no further one after them
+    assert measure(10.001, repeat=9) == (10.001, 1)
+    assert measure(9.999, 9.999, 7.001, repeat=9) == (8.5, 2)
 
 
 def test_on_cuda_the_events_of_the_device_have_the_time(monkeypatch):
@@ -111,6 +113,30 @@ def row(name, m, n, ms=math.nan, kind="solver", **more):
     return compare.Row(kind, name, m, n, "cpu", "float64", milliseconds=ms, **more)
 
 
+def test_the_memory_of_jax_is_not_told_as_that_of_pytorch(monkeypatch):
+    """PyTorch counts its own memory only, so of JAX it has nothing to say, and of every other way it has."""
+    timing = compare.Timing(1.0, 1.0, 1.0, 1, 4096.0)
+    monkeypatch.setattr(compare, "measure", lambda run, where, repeat: (run(), timing))
+    peaks = {row.name: row.peak for row in compare.compare(matrices.gaussian(6, 4))}
+    assert math.isnan(peaks.pop("jax"))
+    assert set(peaks.values()) == {4096.0}
+
+
+@pytest.mark.parametrize(("m", "n"), [(12, 8), (8, 12)])
+def test_the_memory_of_a_way_is_six_times_the_matrix_it_forms(m, n):
+    sizes = {"K": 20 * 20, "stack": 20 * 12, "P": 12 * 12, "A": 12 * 8}
+    forms = {
+        "K": {"attempt": "direct bordered", "solver": "direct bordered saddle deflated", "witness": "newton"},
+        "stack": {"attempt": "mixed backward-substitution forward-substitution", "solver": "mixed forward-substitution"},
+        "P": {"attempt": "block-inversion", "solver": "block-inversion backward-substitution"},
+        "A": {"solver": "spectral cg minres", "witness": "torch jax"},
+    }
+    for formed, ways in forms.items():
+        for kind, names in ways.items():
+            for name in names.split():
+                assert compare.memory(kind, name, m, n) == 6 * sizes[formed], (kind, name)
+
+
 def test_the_time_of_a_way_is_foretold_from_the_largest_matrix_so_far():
     past = [row("schur", m, m // 2, ms) for m, ms in ((100, 1e6), (512, 10.0), (1024, 100.0))]
     past.append(row("saddle", 2048, 1024, 9e9))
@@ -122,13 +148,13 @@ def test_the_time_of_a_way_is_foretold_from_the_largest_matrix_so_far():
 
 def test_what_would_cost_too_much_is_recorded_as_not_run_with_the_reason(monkeypatch):
     A = matrices.gaussian(12, 8)
-    past = [row("schur", 600, 600, 1e12), row("jax", 600, 600, 1e12, "witness")]
+    past = (row(name, 600, 600, 1e12, kind) for name, kind in (("schur", "solver"), ("jax", "witness")))
     monkeypatch.setattr(compare, "free_memory", lambda device: 8.0 * 6 * 20 * 20)
     rows = {(r.kind, r.name): r for r in compare.compare(A, 1, budget=7.0, past=past)}
     assert {way for way, r in rows.items() if r.note} == {("solver", "schur"), ("witness", "jax")}
     schur = rows["solver", "schur"]
     assert schur.note.startswith("not run: would take about ") and schur.note.endswith("the budget is 7 s")
-    assert math.isnan(schur.error) and schur.note in compare.table([schur])
+    assert math.isnan(schur.error) and schur.runs == 0 and schur.note in compare.table([schur])
 
     monkeypatch.setattr(compare, "free_memory", lambda device: 8.0 * 6 * 20 * 20 - 1)
     rows = {(r.kind, r.name): r for r in compare.compare(A, 1, differences=False)}
@@ -151,20 +177,27 @@ def test_a_judge_that_would_not_fit_is_said(capsys, monkeypatch, tmp_path):
 
 def test_the_command_prints_a_small_table_and_writes_nothing(capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr(compare, "compare", lambda A, *more, **options: asked.append(A.shape) or [])
+    monkeypatch.setattr(compare, "compare", lambda A, repeat, differences, **options: asked.append((A.shape, repeat, differences)) or [])
     monkeypatch.setattr(compare, "write_record", None)
     compare.main(["--device", "cpu"])
-    assert asked == [(64, 32)] * 2
+    assert asked == [((64, 32), 5, True)] * 2
     assert "64×32, float32" in capsys.readouterr().out
+
+
+def test_differences_are_asked_for_up_to_64_by_64(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(compare, "compare", lambda A, repeat, differences, **options: asked.append(differences) or [])
+    compare.main(["--device", "cpu", "--dtype", "float64", "--shape", "64", "64", "--shape", "65", "64"])
+    assert asked == [True, False]
 
 
 def test_the_command_records_four_sizes(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(compare, "compare", lambda A, *more, **options: asked.append((*A.shape, A.dtype)) or [])
+    monkeypatch.setattr(compare, "compare", lambda A, repeat, *more, **options: asked.append((*A.shape, A.dtype, repeat)) or [])
     monkeypatch.setattr(compare, "free_memory", lambda device: math.inf)
     compare.main(["--device", "cpu", "--record", str(tmp_path)])
     sizes = [(64, 32), (512, 256), (2048, 1024), (4096, 4096)]
-    assert asked == [(m, n, dtype) for m, n in sizes for dtype in (torch.float32, torch.float64)]
+    assert asked == [(m, n, dtype, 50) for m, n in sizes for dtype in (torch.float32, torch.float64)]
 
 
 def test_a_record_holds_every_row_and_what_made_it(capsys, tmp_path):
@@ -190,6 +223,44 @@ def test_a_record_holds_every_row_and_what_made_it(capsys, tmp_path):
         rows = [r for r in record["rows"] if (r.m, r.n) == (m, n)]
         assert compare.table(rows) in out and {r.name for r in rows} >= SOLVERS.keys()
         assert all(r.lower <= r.milliseconds <= r.upper and r.runs for r in rows if r.error < 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "threads", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: Model 3: fast\nprocessor\t: 1\nmodel name\t: other\n", 1, "Model 3: fast, 1 thread"),
+        ("processor\t: 0\n", 4, "riscv64 CPU, 4 threads"),  # a system that does not tell the model
+        (None, 4, "riscv64 CPU, 4 threads"),  # one without that file
+    ],
+    ids=["model", "no model", "no file"],
+)
+def test_a_cpu_is_named_by_its_model_where_the_system_tells_it(monkeypatch, tmp_path, cpuinfo, threads, name):
+    file = tmp_path / "cpuinfo"
+    if cpuinfo:
+        file.write_text(cpuinfo, encoding="utf-8")
+    monkeypatch.setattr(records, "Path", lambda path: {"/proc/cpuinfo": file}[path])
+    monkeypatch.setattr(records.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert records.hardware(torch.device("cpu")) == name
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the program that stands in for nvidia-smi is a shell script")
+def test_the_driver_is_asked_for_where_there_is_cuda(monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def driver(cuda, script=None):
+        program.unlink(missing_ok=True)
+        if script:
+            program.write_text(f"#!/bin/sh\n{script}\n")
+            program.chmod(0o755)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        return records.versions()["driver"]
+
+    assert driver(True, "echo ' 999.5'; echo 999.5") == "999.5"  # one line for each card
+    assert driver(False, "echo 999.5") is None
+    assert driver(True, "echo broken; exit 1") is None
+    assert driver(True) is None
 
 
 def plant(folder, name, error=1.5e-14, **changed):
@@ -219,6 +290,14 @@ def test_a_record_of_other_code_is_marked(tmp_path):
     assert lines["fresh"] == "fresh, recorded 2026-11-24 (torch 9.9, cuda 99.1, driver 999.5)"
     assert "OLDER CODE made this record (svdgrad 0.0.1, sources 0123456789ab)" in lines["stale"]
     assert "OLDER CODE" in lines["edited"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_headline_says_where_jax_ran(tmp_path, device):
+    jax = row("jax", 64, 32, 0.25, "witness")._replace(device=device)._asdict()
+    plant(tmp_path, "card", rows=[jax, jax])
+    (record,) = records.read_records(tmp_path, "cuda")
+    assert records.headline(record).endswith(f"driver 999.5, jax on {device})")
 
 
 def test_the_version_of_the_code_changes_with_every_source_file(monkeypatch, tmp_path):
