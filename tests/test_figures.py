@@ -1,0 +1,76 @@
+"""The figures of the book: what its cells unpack, what a reader can tell apart, and nothing left open behind them."""
+
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+
+from svdgrad.figures import figure, reference_slope
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def shown(monkeypatch):
+    """The figures that were open at each ``plt.show()``, from matplotlib's own defaults on."""
+    numbers = []
+    monkeypatch.setattr(plt, "show", lambda: numbers.append(plt.get_fignums()))
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield numbers
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 2)])
+def test_a_block_has_its_axes_and_is_shown_once(shown, rows, columns):
+    with figure(rows, columns, height=2.5) as axes:
+        if rows * columns == 1:
+            axes = [axes]
+        assert [ax.get_subplotspec().num1 for ax in axes] == list(range(rows * columns))  # a flat array, row by row
+        assert list(axes[0].figure.get_size_inches()) == [7, 2.5]
+        assert shown == []
+    assert shown == [[1]] and plt.get_fignums() == []
+
+
+def test_without_arguments_it_is_one_axes():
+    with figure() as ax:
+        assert ax.get_gridspec().get_geometry() == (1, 1)
+
+
+def test_every_line_has_a_colour_and_a_marker_of_its_own():
+    """So that who does not see the colours, or prints without them, can tell the lines apart."""
+    with figure() as ax:
+        lines = [ax.plot([1, 2], [k, k])[0] for k in range(7)]
+        assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 7
+        assert all(line.get_marker() not in ("", "None") for line in lines)
+
+
+def test_a_figure_is_opaque_and_has_a_grid():
+    with figure() as ax:
+        ax.plot([1, 2], [1, 2])
+        assert ax.figure.get_facecolor() == (1, 1, 1, 1)  # on a dark page the words on the axes would be lost
+        assert all(line.get_visible() for line in ax.get_xgridlines() + ax.get_ygridlines())
+
+
+def test_what_is_written_beside_one_axes_does_not_run_into_the_next():
+    with figure(1, 2, height=2.0) as axes:
+        for ax in axes:
+            ax.plot([0, 1e-7], [0, 12345.678])
+            ax.set(xlabel="a", ylabel="two lines\nof a label", title="a title")
+        axes[0].figure.canvas.draw()
+        left, right = (ax.get_tightbbox() for ax in axes)
+        assert left.x1 <= right.x0
+        assert all(0 <= box.y0 and box.y1 <= axes[0].figure.bbox.y1 for box in (left, right))
+
+
+def test_a_reference_slope_is_the_rate_that_it_names():
+    with figure() as ax:
+        reference_slope(ax, [1e-3, 1e-2, 1.0], 5e-9, -2, "h⁻²")
+        (line,) = ax.lines
+        x, y = line.get_data()
+        assert y[0] == pytest.approx(5e-9)
+        assert np.diff(np.log(y)) / np.diff(np.log(x)) == pytest.approx([-2, -2])
+        # a guide for the eye, not measured points
+        assert line.get_label() == "h⁻²" and line.get_linestyle() == "--" and line.get_marker() in ("", "None")
+        assert math.isclose(float(line.get_color()), 0.45)
