@@ -236,6 +236,12 @@ def test_one_v0_serves_a_batch(x64):
     assert (sj.singular_triplet(A, v0=v0).v @ v0 > 0).all()
 
 
+@pytest.mark.parametrize("way", ["svd", "lanczos"])
+def test_a_v0_orthogonal_to_v_leaves_only_the_sign_open(way):
+    sigma, u, v = sj.singular_triplet(jnp.diag(jnp.array([3.0, 1.0])), v0=jnp.array([0.0, 1.0]), **WAYS[way])
+    np.testing.assert_allclose([sigma, abs(v[0]), u[0] * v[0]], [3, 1, 1], atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 2), (2, 0, 2, 3)], ids=str)
 def test_an_empty_batch(shape):
     A = jnp.ones(shape)
@@ -344,6 +350,30 @@ def test_out_of_steps_gives_nan(x64):
     assert jnp.isnan(sj.singular_triplet(A, forward="lanczos", maxiter=8).sigma)
     assert jnp.isfinite(sj.singular_triplet(A, forward="lanczos").sigma)
     assert jnp.isnan(jax.grad(lambda A: sj.singular_triplet(A, adjoint="cg", maxiter=3).u[0])(A)).all()
+
+
+def test_maxiter_is_the_most_steps(x64):
+    """Six steps are too few for this matrix, eight are enough; two rounds of six would be, too."""
+    A = jnp.asarray(Family(50, 40, np.array([1, *np.linspace(0.1, 0.01, 39)])).matrix().numpy())
+    assert jnp.isnan(sj.singular_triplet(A, forward="lanczos", maxiter=6).sigma)
+    assert abs(sj.singular_triplet(A, forward="lanczos", maxiter=8).sigma - 1) < 1e-14
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 5)], ids=str)
+def test_lanczos_on_a_matrix_of_rank_one(shape):
+    """Ritz values of zero beside σ₁ are no reason to give up, nor to give another u."""
+    x, y = (np.arange(1, n + 1, dtype=np.float32) for n in shape)
+    sigma, u, v = sj.singular_triplet(jnp.outer(x, y), forward="lanczos")
+    np.testing.assert_allclose(sigma, np.linalg.norm(x) * np.linalg.norm(y), rtol=1e-6)
+    np.testing.assert_allclose(u, x / np.linalg.norm(x), atol=1e-6)
+    np.testing.assert_allclose(v, y / np.linalg.norm(y), atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["svd", "lanczos"])
+@pytest.mark.parametrize("shape", [(1, 3), (3, 1), (3, 2)], ids=str)
+def test_the_triplet_of_zero_has_unit_vectors(shape, way):
+    sigma, u, v = sj.singular_triplet(jnp.zeros(shape), **WAYS[way])
+    np.testing.assert_allclose([sigma, jnp.linalg.norm(u), jnp.linalg.norm(v)], [0, 1, 1], atol=1e-6)
 
 
 def test_the_package_does_not_need_jax():
