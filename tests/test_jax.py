@@ -361,12 +361,27 @@ def test_maxiter_is_the_most_steps(x64):
 
 @pytest.mark.parametrize("shape", [(4, 3), (3, 5)], ids=str)
 def test_lanczos_on_a_matrix_of_rank_one(shape):
-    """Ritz values of zero beside σ₁ are no reason to give up, nor to give another u."""
+    """Ritz values of almost zero beside σ₁ are no reason to give up."""
     x, y = (np.arange(1, n + 1, dtype=np.float32) for n in shape)
     sigma, u, v = sj.singular_triplet(jnp.outer(x, y), forward="lanczos")
     np.testing.assert_allclose(sigma, np.linalg.norm(x) * np.linalg.norm(y), rtol=1e-6)
     np.testing.assert_allclose(u, x / np.linalg.norm(x), atol=1e-6)
     np.testing.assert_allclose(v, y / np.linalg.norm(y), atol=1e-6)
+
+
+def test_a_second_ritz_value_of_zero_does_not_touch_u():
+    """From v itself nothing else is found, and here without rounding; only where σ₁ is zero may u be any unit vector."""
+    triplet = sj.singular_triplet(jnp.array([[0.0, 0.0], [3.0, 0.0]]), forward="lanczos", v0=jnp.array([1.0, 0.0]))
+    assert [x.tolist() for x in triplet] == [3, [0, 1], [1, 0]]
+
+
+def test_lanczos_stops_at_the_residual_that_tol_names(x64):
+    """Two steps leave a residual r = ‖Aᴴu − σv‖/σ: enough for a tol a little larger, too few for one a little smaller."""
+    A = jnp.diag(1 / jnp.arange(1.0, 7.0))
+    two_steps = partial(sj.singular_triplet, A, forward="lanczos", maxiter=2, v0=jnp.ones(6))
+    sigma, u, v = two_steps(tol=1.0)
+    r = float(jnp.linalg.norm(A.T @ u - sigma * v) / sigma)
+    assert jnp.isfinite(two_steps(tol=1.001 * r).sigma) and jnp.isnan(two_steps(tol=0.999 * r).sigma)
 
 
 @pytest.mark.parametrize("way", ["svd", "lanczos"])
