@@ -178,6 +178,7 @@ def _one_by_one(A: Tensor, v0: Tensor | None, tol: float | None, maxiter: int | 
     return Triplet(*together[0]), Ritz(*together[1])
 
 
+@np.errstate(all="ignore")  # PyTorch is silent too: what is not finite shows in the residual
 def golub_kahan(
     matvec: Callable[[Tensor], Tensor],
     rmatvec: Callable[[Tensor], Tensor],
@@ -306,7 +307,8 @@ class Basis:
         if expected is None:
             expected, x = _length(x), self.off(x)
         x, length = _unit(x)
-        if self.size and (isinstance(x, Tensor) or length < 0.1 * expected):
+        on_gpu = isinstance(x, Tensor) and not x.is_cpu
+        if self.size and (on_gpu or length < 0.1 * expected):
             x, _ = _unit(self.off(x))
         return x, length
 

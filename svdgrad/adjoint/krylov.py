@@ -59,6 +59,7 @@ def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
     return lambda r: r + mv(W, weight * mv(W.mH, r))
 
 
+@np.errstate(all="ignore")  # as PyTorch: 0/0 is on its way to a member that stands still
 def _cg(xp: Any, maps: Sequence[Callable[[Any], Any]], b: Any, v: Any) -> tuple[Any, Any]:
     """x and Ax of (I − AᴴA)x = b off v by Hestenes and Stiefel's iteration; of a batch, what has converged stands still.
 
