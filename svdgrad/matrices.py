@@ -121,7 +121,7 @@ def on_host(x: Tensor) -> bool:
 
 
 def arrays(maps: Sequence[Map], *tensors: Tensor) -> tuple[Any, ...]:
-    """(namespace, maps, *tensors) for an iteration to calculate with: on a CPU NumPy's, where vectors are short.
+    """The namespace, maps and tensors for an iteration to calculate with: on a CPU NumPy's, where vectors are short.
 
     What NumPy does to a short vector costs a third of what PyTorch takes. Products stay PyTorch's, large and small, since the
     threads of two libraries, each waiting awake for the next product, are in each other's way.

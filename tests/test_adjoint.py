@@ -7,9 +7,10 @@ from families import FAMILIES, NARROW, Family, gapped, problem
 
 from svdgrad import adjoint, matrices
 from svdgrad.adjoint import ATTEMPTS, LARGEST_ONLY, SOLVERS, assemble
+from svdgrad.adjoint.krylov import _preconditioner
 from svdgrad.checks import relative_error
 from svdgrad.compare import loss_vectors
-from svdgrad.forward import Triplet, svd
+from svdgrad.forward import Triplet, lanczos, svd
 from svdgrad.matrices import mv, project
 from svdgrad.oracles import extended
 
@@ -241,3 +242,19 @@ def test_every_solver_at_narrow_gaps_in_two_seeds(family):
             p, q = solver(A, triplet, phi, psi)
             assert relative_error(assemble(triplet, xi, p, q), truth) <= NARROW[family].bound(A.dtype), name
             assert abs(triplet.u @ p) + abs(triplet.v @ q) <= ORTHOGONAL * (p.norm() + q.norm()), name
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (60, 90)], ids=str)
+def test_the_preconditioner_is_exact_on_the_span_of_the_ritz_vectors(shape):
+    """M⁻¹ undoes I − AᵀA/σ² as seen from within the span, and leaves alone what is orthogonal to it (eq-preconditioner)."""
+    A = matrices.gaussian(*shape)
+    triplet, ritz = lanczos(A)
+    tall = A if shape[0] > shape[1] else A.mT
+    W = ritz.W[:, 1:]
+    assert W.shape[1] > 2
+    precondition = _preconditioner(triplet.sigma[None], ritz)
+    inside = W.T @ (W - tall.T @ (tall @ W) / triplet.sigma**2)
+    undone = torch.stack([W.T @ precondition(column) for column in (W @ inside).T], 1)
+    assert (undone - torch.eye(W.shape[1])).abs().max() < 1e-10
+    other = torch.linalg.qr(torch.cat([W, matrices.gaussian(60, 1)], 1))[0][:, -1]
+    assert (precondition(other) - other).norm() < 1e-12

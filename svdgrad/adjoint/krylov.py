@@ -51,7 +51,7 @@ def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
 
     The exact inverse of I − AᴴA/σ² on the span of the Ritz vectors, the identity off it.
     """
-    if ritz is None or ritz.W.shape[-1] == 1:
+    if ritz is None:
         return lambda r: r
     W = ritz.W[..., 1:]
     theta = ritz.S[..., 1 : ritz.W.shape[-1]] / s
@@ -77,14 +77,14 @@ def _cg(xp: Any, maps: Sequence[Callable[[Any], Any]], b: Any, v: Any) -> tuple[
         return r - v * dot(v, r)
 
     x, Ax, r = xp.zeros_like(b), None, off(b)
-    stop = refused = None
+    stop = None
     for _ in range(3):
         z = d = off(precondition(r))
         rz = dot(r, z).real
         stop = (4 * eps) ** 2 * rz if stop is None else stop
         if not (rz > 16 * stop).any():
             break
-        refused = rz < 0 if refused is None else refused
+        refused = rz < 0  # nobody yet
         for step in range(_most(b)):
             going = (rz > stop) & ~refused
             if step % every == 0 and not going.any():
@@ -100,8 +100,6 @@ def _cg(xp: Any, maps: Sequence[Callable[[Any], Any]], b: Any, v: Any) -> tuple[
             z = off(precondition(r))
             rz, previous = dot(r, z).real, rz
             d = z + rz / (previous + tiny) * d
-        if Ax is None:
-            break
         if refused.any():
             raise not_dominant("cg", "σ²I − AᴴA has negative curvature off v")
         r = off(b - (x - rmatvec(Ax)))
