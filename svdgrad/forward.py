@@ -4,12 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
+from torch.linalg import vecdot, vector_norm
 
-from .matrices import arrays, mv, products
+from .matrices import mv, products
 
 
 class Triplet(NamedTuple):
@@ -178,7 +177,6 @@ def _one_by_one(A: Tensor, v0: Tensor | None, tol: float | None, maxiter: int | 
     return Triplet(*together[0]), Ritz(*together[1])
 
 
-@np.errstate(all="ignore")  # PyTorch is silent too: what is not finite shows in the residual
 def golub_kahan(
     matvec: Callable[[Tensor], Tensor],
     rmatvec: Callable[[Tensor], Tensor],
@@ -188,11 +186,11 @@ def golub_kahan(
 ) -> tuple[Triplet, Ritz]:
     """The dominant triplet of the operator with products ``matvec`` (A x) and ``rmatvec`` (Aᴴ y), both on flat vectors.
 
-    A V = U B and Aᴴ U = V Bᵀ + β v eᵀ with B upper bidiagonal (eq-bidiagonal), one column more each step; the dominant
-    triplet of the small B gives (σ, U x, V y), with residual ‖Aᴴu − σv‖ = β abs(x_k) (eq-ritz-residual). Stops where that is
-    at most ``tol`` σ, by default ten times the unit roundoff. V is kept orthonormal throughout, since without that copies of
-    σ appear; then U is so by itself, unless a column nearly vanishes. Cost: two products a step; memory: the two bases.
-    Raises ConvergenceError after ``maxiter`` steps.
+    A V = U B and Aᴴ U = V Bᵀ + β v eᵀ with B upper bidiagonal (eq-bidiagonal), one column more each step. Of that V alone is
+    formed, with T = BᵀB in AᴴA V = V T + β v eᵀ (eq-tridiagonal). The dominant eigenpair (θ, y) of the small T gives v = V y and
+    u = A v/σ, with residual ‖Aᴴu − σv‖ = β abs(y_k)/σ (eq-ritz-residual). Stops where that is at most ``tol`` σ, by default
+    ten times the unit roundoff. V is kept orthonormal throughout, since without that copies of σ appear.
+    Cost: two products a step, and one; memory: the basis V. Raises ConvergenceError after ``maxiter`` steps.
     """
     eps = torch.finfo(v0.dtype).eps
     tol = 10 * eps if tol is None else tol
@@ -208,42 +206,38 @@ def golub_kahan(
     v0 = v0 / vector_norm(v0)
     first = matvec(v0)
     size = first.abs().max().item()
-    if not 1e-15 < size < 1e15 and size not in (0.0, 1.0):  # squares would leave the range of float32: change the unit
+    if not 1e-6 < size < 1e6 and size not in (0.0, 1.0):  # fourth powers would leave the range of float32: change the unit
         (sigma, u, v), known = golub_kahan(lambda x: matvec(x) / size, lambda y: rmatvec(y) / size, v0, tol, maxiter)
         return Triplet(sigma * size, u, v), known._replace(S=known.S * size)
-    xp, (product, transposed), v, u = arrays((matvec, rmatvec), v0, first)
-    U, V = Basis(), Basis()
-    alphas: list[Any] = []
-    betas: list[Any] = [0 * _length(v)]
+    w = rmatvec(first)
+    _look_at_the_adjoint(v0, first, w, eps)
+    V = Basis(v0)
+    alphas: list[Tensor] = []
+    betas: list[Tensor] = []
     history: list[tuple[int, float]] = []
     look = 5
     for step in range(1, most + 1):
-        V.append(v)
         if step > 1:
-            u = product(v) - betas[-1] * u
-        u, alpha = U.next(u, expected=xp.maximum(betas[-1], alphas[0]) if alphas else betas[-1])
-        U.append(u)
-        z = transposed(u)
-        if step == 1:
-            _look_at_the_adjoint(alpha, xp.linalg.vecdot(v, z), _length(z), eps)
-        v, beta = V.next(z - alpha * v)
+            w = rmatvec(matvec(V.last()))
+        alpha, beta = V.extend(w)
         alphas.append(alpha)
         betas.append(beta)
         # the small problem costs as much as some products: look where the residual is expected to have fallen to tol
         if step >= look or step == most:
-            *diagonals, beta_k = torch.as_tensor(xp.stack(alphas + betas[1:])).double().cpu().split([step, step - 1, 1])
-            B = torch.diag(diagonals[0]) + torch.diag(diagonals[1], 1)
-            theta, Y = torch.linalg.eigh(B.mT @ B)
-            S, Y = theta.flip(-1).clamp_min(0).sqrt(), Y.flip(-1)
-            x = B @ Y[:, 0] / (S[0] if S[0] > 0 else 1)
-            residual = (beta_k * x[-1].abs() / S[0]).item() if S[0] > 0 else 0.0
+            diagonal, off = torch.stack(alphas + betas).double().cpu().split(step)
+            squares, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
+            squares, Y = squares.flip(-1).clamp_min(0), Y.flip(-1)
+            residual = (off[-1] * Y[-1, 0].abs() / squares[0]).item() if squares[0] > 0 else 0.0
             if residual <= tol or step == v0.numel():
                 # a Ritz vector helps the adjoint by 1/(1 − θ²), θ in units of σ: below five it saves no step
-                W = V.rows().mT @ Y[:, : max(1, int((S**2 > 0.8 * S[0] ** 2).sum()))].to(v0)
-                u, v = _unit(U.rows().mT @ x.to(v0))[0], _unit(W[:, 0])[0]
-                if S[0] == 0:  # a zero matrix says nothing of u and v: any unit vectors will do
-                    u, v = torch.eye(1, u.numel()).to(u)[0], V.rows()[0]
-                S = S.to(v0.real)
+                if squares[0] == 0:  # of V only the first row is not zero, and any eigenvector of T = 0 will do
+                    Y = torch.eye(step)
+                W = V.rows(step).mT @ Y[:, : max(1, int((squares > 0.8 * squares[0]).sum()))].to(v0)
+                v = W[:, 0] / vector_norm(W[:, 0])
+                u = matvec(v)
+                # a zero matrix says nothing of u: any unit vector will do
+                u = u / vector_norm(u) if u.any() else torch.eye(1, u.numel()).to(u)[0]
+                S = squares.sqrt().to(v0.real)
                 return Triplet(S[0].clone(), u, v), Ritz(S, W, torch.tensor(step), torch.tensor(residual))
             look = step + _steps_to_go(history, step, residual, tol)
     raise ConvergenceError(
@@ -252,13 +246,14 @@ def golub_kahan(
     )
 
 
-def _look_at_the_adjoint(alpha: Any, back: Any, size: Any, eps: float) -> None:
-    """⟨u, A v⟩ = ⟨Aᴴu, v⟩ for every linear A and its adjoint; the first products tell, at no further cost."""
-    if not abs(alpha - back) <= eps**0.5 * max(alpha, size):
+def _look_at_the_adjoint(v: Tensor, Av: Tensor, AAv: Tensor, eps: float) -> None:
+    """‖Av‖² = ⟨Aᴴ(Av), v⟩ for every linear A and its adjoint; the first products tell, at no further cost."""
+    square, back = vector_norm(Av) ** 2, vecdot(AAv, v)
+    if not abs(square - back) <= eps**0.5 * max(square, vector_norm(AAv)):
         raise ValueError(
-            f"the two products are not those of a matrix and its transpose: found uᵀ(Av) = {alpha.item():.3g} and (Aᵀu)ᵀv = "
-            f"{back.real.item():.3g}. Likely causes: a matvec that is not linear in x (a ReLU, a normalisation), that changes from "
-            "call to call (dropout), or an rmatvec of another matrix"
+            f"the two products are not those of a matrix and its transpose: found (Av)ᵀ(Av) = {square.item():.3g} and "
+            f"(Aᵀ(Av))ᵀv = {back.real.item():.3g}. Likely causes: a matvec that is not linear in x (a ReLU, a normalisation), "
+            "that changes from call to call (dropout), or an rmatvec of another matrix"
         )
 
 
@@ -280,52 +275,42 @@ def _noise(size: int, like: Tensor) -> Tensor:
 class Basis:
     """Orthonormal vectors as the rows of one tensor, which doubles when it is full."""
 
-    def __init__(self) -> None:
-        self.array = torch.empty(0)
-        self.size = 0
+    def __init__(self, first: Tensor) -> None:
+        # memory is taken as rows are written: a first megabyte is free, and spares most from being moved
+        self.array = first.new_empty((max(16, 2**18 // first.numel()), first.numel()))
+        self.array[0] = first
+        self.size = 1
 
-    def rows(self) -> Tensor:
-        return self.array[: self.size]
+    def rows(self, size: int | None = None) -> Tensor:
+        return self.array[: size or self.size]
 
-    def append(self, x: Any) -> None:
-        x = torch.as_tensor(x)
-        if self.size == len(self.array):
-            # memory is taken as rows are written: a first megabyte is free, and spares most from being moved
-            larger = x.new_empty((max(16, 2**18 // x.numel(), 2 * self.size), x.numel()))
-            if self.size:
-                larger[: self.size] = self.rows()
-            self.array = larger
-        self.array[self.size] = x
-        self.size += 1
+    def last(self) -> Tensor:
+        return self.array[self.size - 1]
 
-    def next(self, x: Any, expected: Any = None) -> tuple[Any, Any]:
-        """x at length one, and the length it had: without its components along the rows, unless an ``expected`` length is kept.
+    def extend(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Append w without its components along the rows, at length one; (its component along the last row, that length).
 
-        Where little of x is left, much of that is rounding, so its components are taken off (again). On a GPU always, since
-        to look at the length would make the GPU wait.
+        In exact arithmetic AᴴA v has components along the last two rows only. They are taken off first, so that what is left of
+        the others is taken off a vector of its own size. Where that is small, it is rounding for the most part, and needs a
+        second round. On a GPU it always gets one, since to look at the length would make the GPU wait.
         """
-        if expected is None:
-            expected, x = _length(x), self.off(x)
-        x, length = _unit(x)
-        on_gpu = isinstance(x, Tensor) and not x.is_cpu
-        if self.size and (on_gpu or length < 0.1 * expected):
-            x, _ = _unit(self.off(x))
-        return x, length
-
-    def off(self, x: Any) -> Any:
-        Q = self.rows()
-        along = Q.mT @ (Q.conj() @ torch.as_tensor(x))
-        return x - (along if isinstance(x, Tensor) else along.numpy())
-
-
-def _unit(x: Any) -> tuple[Any, Any]:
-    length = _length(x)
-    return x / (length + 1e-37), length  # a vector of zeros stays one
+        rows = self.rows()
+        w, along = _off(rows[-2:], w)
+        w, _ = _off(rows, w)
+        length = vector_norm(w)
+        if not w.is_cpu or length < 0.1 * along[-1].abs():
+            w, _ = _off(rows, w)
+            length = vector_norm(w)
+        if self.size == len(self.array):
+            self.array = torch.cat([self.array, torch.empty_like(self.array)])
+        torch.div(w, length + 1e-37, out=self.array[self.size])  # a vector of zeros stays one
+        self.size += 1
+        return along[-1].real, length
 
 
-def _length(x: Any) -> Any:
-    namespace = torch if isinstance(x, Tensor) else np
-    return namespace.sqrt(namespace.linalg.vecdot(x, x).real)
+def _off(rows: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    along = torch.mv(rows, w.conj()).conj()
+    return torch.addmv(w, rows.mT, along, alpha=-1), along
 
 
 #: name -> method(A, index, v0, tol, maxiter) -> (Triplet, what an adjoint solver may reuse)

@@ -5,7 +5,6 @@ Throughout, ``A`` is ``(..., m, n)``, ``sigma`` is ``(...)``, ``u`` is ``(..., m
 """
 
 from collections.abc import Callable, Sequence
-
 from typing import Any
 
 import numpy as np
@@ -89,8 +88,8 @@ def _real_products(A: Tensor) -> tuple[Map, Map]:
         forth, back = _real_products(A.mT)
         return back, forth
     threads = torch.get_num_threads()
-    k = A.shape[0] // threads
-    if A.ndim > 2 or threads == 1 or k == 0 or A.numel() < 2**16 or not (A.is_contiguous() and on_host(A)):
+    k, left = divmod(A.shape[0], threads) if A.ndim == 2 else (0, 0)
+    if threads == 1 or k == 0 or A.numel() < 2**16 or not (A.is_contiguous() and on_host(A)):
         return lambda x: mv(A, x), lambda y: mv(A.mT, y)
     A = A.detach()
     head = threads * k
@@ -101,13 +100,13 @@ def _real_products(A: Tensor) -> tuple[Map, Map]:
         if x.ndim > 1:
             return mv(A, x)
         y = torch.bmm(x.expand(threads, 1, -1), turned).view(-1)
-        return torch.cat([y, rest @ x]) if len(rest) else y
+        return torch.cat([y, rest @ x]) if left else y
 
     def rmatvec(y: Tensor) -> Tensor:
         if y.ndim > 1:
             return mv(A.mT, y)
-        x = torch.bmm(y[:head].view(threads, 1, k), blocks).sum((0, 1))
-        return torch.addmv(x, rest.mT, y[head:]) if len(rest) else x
+        x = torch.bmm((y[:head] if left else y).view(threads, 1, k), blocks).sum((0, 1))
+        return torch.addmv(x, rest.mT, y[head:]) if left else x
 
     return matvec, rmatvec
 
@@ -118,21 +117,6 @@ def on_host(x: Tensor) -> bool:
         return False
     mapped = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     return not (mapped or x.requires_grad and torch.is_grad_enabled())
-
-
-def arrays(maps: Sequence[Map], *tensors: Tensor) -> tuple[Any, ...]:
-    """The namespace, maps and tensors for an iteration to calculate with: on a CPU NumPy's, where vectors are short.
-
-    What NumPy does to a short vector costs a third of what PyTorch takes. Products stay PyTorch's, large and small, since the
-    threads of two libraries, each waiting awake for the next product, are in each other's way.
-    """
-    if tensors[0].numel() > 8192 or not all(on_host(x) for x in tensors):
-        return torch, maps, *tensors
-
-    def converted(product: Map) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda x: product(torch.from_numpy(x)).numpy(force=True)
-
-    return np, [converted(product) for product in maps], *(x.numpy(force=True) for x in tensors)
 
 
 def outer(x: Tensor, y: Tensor) -> Tensor:

@@ -1,15 +1,11 @@
 """Solve K[p; q] = c with products by A and Aᴴ only (chapter *Without an SVD*)."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
 from ..forward import FullSVD, Gram, Ritz, Triplet
-from ..matrices import Map, arrays, mv, products, project
+from ..matrices import Map, mv, products, project
 from .schur import not_dominant
 
 #: steps between two looks at the residuals on a GPU, which a look makes wait; what has converged stands still meanwhile
@@ -37,73 +33,70 @@ def schur_cg(
 ) -> tuple[Tensor, Tensor]:
     """``cg`` on the side of v for an operator: products with A and Aᴴ, φ ⟂ u and ψ ⟂ v of size one."""
     sigma, _, v = triplet
-    if v.shape[-1] == 1:  # nothing but zero is orthogonal to v, what the right-hand side holds is rounding
-        return phi / sigma.unsqueeze(-1), torch.zeros_like(psi)
     s = sigma.unsqueeze(-1)
-    b = rmatvec(phi) / s + psi
-    maps = lambda x: matvec(x) / s, lambda y: rmatvec(y) / s, _preconditioner(s, ritz)
-    q, Aq = _cg(*arrays(maps, b, v))
-    return (phi + torch.as_tensor(Aq)) / s, torch.as_tensor(q) / s
+    if v.shape[-1] == 1:  # nothing but zero is orthogonal to v, what the right-hand side holds is rounding
+        return phi / s, torch.zeros_like(psi)
+    q, Aq = _cg(matvec, rmatvec, _preconditioner(s, v, ritz), s, phi, psi)
+    return (phi + Aq) / s, q / s
 
 
-def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
-    """r ↦ r + Σ (1/(1 − θᵢ²) − 1) wᵢ(wᵢᴴr) over the Ritz pairs but the first, θᵢ in units of σ (eq-preconditioner).
+def _preconditioner(s: Tensor, v: Tensor, ritz: Ritz | None) -> Map:
+    """r ↦ r + Σ (1/(1 − θᵢ²) − 1) wᵢ(wᵢᴴr) over the Ritz pairs but the first, θᵢ in units of σ (eq-preconditioner), less v(vᴴr).
 
-    The exact inverse of I − AᴴA/σ² on the span of the Ritz vectors, the identity off it.
+    The exact inverse of I − AᴴA/σ² on the span of these Ritz vectors, the identity off it; and v, which is the first of them,
+    is where the inverse is not asked for.
     """
-    if ritz is None:
-        return lambda r: r
-    W = ritz.W[..., 1:]
-    theta = ritz.S[..., 1 : ritz.W.shape[-1]] / s
-    weight = 1 / ((1 - theta) * (1 + theta)).clamp_min(torch.finfo(theta.dtype).eps) - 1
-    return lambda r: r + mv(W, weight * mv(W.mH, r))
+    W, weight = v.unsqueeze(-1), -torch.ones_like(s)
+    if ritz is not None:
+        theta = ritz.S[..., 1 : ritz.W.shape[-1]] / s
+        others = 1 / ((1 - theta) * (1 + theta)).clamp_min(torch.finfo(theta.dtype).eps) - 1
+        W, weight = ritz.W, torch.cat([weight, others], -1)
+    W_H = W.mH
+    return lambda r: r + mv(W, weight * mv(W_H, r))
 
 
-@np.errstate(all="ignore")  # as PyTorch: 0/0 is on its way to a member that stands still
-def _cg(xp: Any, maps: Sequence[Callable[[Any], Any]], b: Any, v: Any) -> tuple[Any, Any]:
-    """x and Ax of (I − AᴴA)x = b off v by Hestenes and Stiefel's iteration; of a batch, what has converged stands still.
+def _cg(matvec: Map, rmatvec: Map, precondition: Map, s: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+    """x and Ax/σ of (I − AᴴA/σ²)x = Aᴴφ/σ + ψ off v by Hestenes and Stiefel's iteration; of a batch, what has converged stands still.
 
     Stops where the residual, in the norm of the preconditioner, has fallen to 4ε. The iteration's own residual strays from
     the true one, so that is looked at in the end, and if need be what is left is solved for once more.
+    The steps are as few calls as can be: up to some thousand rows a call costs more than what it calculates.
     """
-    matvec, rmatvec, precondition = maps
-    every = 1 if xp is np or b.is_cpu else LOOK
-    eps, tiny = float(xp.finfo(b.dtype).eps), float(xp.finfo(b.dtype).tiny)
+    b = rmatvec(phi) / s + psi
+    every = 1 if b.is_cpu else LOOK
+    eps, tiny = torch.finfo(b.dtype).eps, torch.finfo(b.dtype).tiny
 
-    def dot(x: Any, y: Any) -> Any:
-        return (np.vecdot if xp is np else vecdot)(x, y)[..., None]
+    def dot(x: Tensor, y: Tensor) -> Tensor:
+        return vecdot(x, y).real.unsqueeze(-1)
 
-    def off(r: Any) -> Any:
-        return r - v * dot(v, r)
-
-    x, Ax, r = xp.zeros_like(b), None, off(b)
+    x, Ax, r = torch.zeros_like(b), b.new_zeros(*b.shape[:-1], phi.shape[-1]), b.clone()
     stop = None
+    lowest = torch.zeros_like(s)
     for _ in range(3):
-        z = d = off(precondition(r))
-        rz = dot(r, z).real
+        z = precondition(r)
+        d = z.clone()
+        rz = dot(r, z)
         stop = (4 * eps) ** 2 * rz if stop is None else stop
         if not (rz > 16 * stop).any():
             break
-        refused = rz < 0  # nobody yet
         for step in range(_most(b)):
-            going = (rz > stop) & ~refused
+            going = rz > stop
             if step % every == 0 and not going.any():
                 break
-            w = matvec(d)
-            Md = d - rmatvec(w)
-            curvature = dot(d, Md).real
-            refused = refused | (going & (curvature <= 0))
-            alpha = rz * (going & ~refused) / xp.where(curvature > 0, curvature, xp.ones_like(rz))
-            x = x + alpha * d
-            r = off(r - alpha * Md)
-            Ax = alpha * w if Ax is None else Ax + alpha * w
-            z = off(precondition(r))
-            rz, previous = dot(r, z).real, rz
-            d = z + rz / (previous + tiny) * d
-        if refused.any():
+            w = matvec(d) / s
+            Md = torch.addcdiv(d, rmatvec(w), s, value=-1)
+            alpha = torch.where(going, rz / dot(d, Md), 0)
+            lowest = torch.minimum(lowest, alpha)
+            x.addcmul_(alpha, d)
+            Ax.addcmul_(alpha, w)
+            r.addcmul_(alpha, Md, value=-1)
+            z = precondition(r)
+            rz, previous = dot(r, z), rz
+            d.mul_(rz / (previous + tiny)).add_(z)
+        if not ((lowest == 0) & x.isfinite()).all():
             raise not_dominant("cg", "σ²I − AᴴA has negative curvature off v")
-        r = off(b - (x - rmatvec(Ax)))
-    return x, matvec(x) if Ax is None else Ax
+        r = b - x + rmatvec(Ax) / s
+    return x, Ax
 
 
 def minres(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
