@@ -82,7 +82,7 @@ def diagnose(
         kappa=((sigma + known.S[0]) / (gap * known.S[0])).item() if gap else float("inf"),
         predicted_error=expected_error(gap, A.real.dtype) if gap else float("inf"),
         steps=steps,
-        products=2 * steps,
+        products=2 * steps + 1 if steps else 0,
         residual=residual.item(),
         stopped="the residual reached the tolerance" if steps else "direct method",
         forward=forward,

@@ -63,7 +63,7 @@ def operator_triplet(
     Notes
     -----
     Cost: two products a step forward, two a step of conjugate gradients backward, and one backward pass through two
-    products for θ. Memory: O(k(m + n)) for k steps, never m×n. Differentiable once, in reverse mode.
+    products for θ. Memory: O(kn + m) for k steps, never m×n. Differentiable once, in reverse mode.
     Source: the book (eq-operator-gradient).
 
     Examples

@@ -71,7 +71,7 @@ def _cg(matvec: Map, rmatvec: Map, precondition: Map, s: Tensor, phi: Tensor, ps
 
     x, Ax, r = torch.zeros_like(b), b.new_zeros(*b.shape[:-1], phi.shape[-1]), b.clone()
     stop = None
-    lowest = torch.zeros_like(s)
+    lowest = none = torch.zeros_like(s)
     for _ in range(3):
         z = precondition(r)
         d = z.clone()
@@ -80,12 +80,12 @@ def _cg(matvec: Map, rmatvec: Map, precondition: Map, s: Tensor, phi: Tensor, ps
         if not (rz > 16 * stop).any():
             break
         for step in range(_most(b)):
-            going = rz > stop
+            going = (rz > stop) & (lowest == 0)
             if step % every == 0 and not going.any():
                 break
             w = matvec(d) / s
             Md = torch.addcdiv(d, rmatvec(w), s, value=-1)
-            alpha = torch.where(going, rz / dot(d, Md), 0)
+            alpha = torch.where(going, rz / dot(d, Md), none)
             lowest = torch.minimum(lowest, alpha)
             x.addcmul_(alpha, d)
             Ax.addcmul_(alpha, w)
