@@ -302,7 +302,8 @@ class Basis:
             w, _ = _off(rows, w)
             length = vector_norm(w)
         if self.size == len(self.array):
-            self.array = torch.cat([self.array, torch.empty_like(self.array)])
+            rows, self.array = self.array, w.new_empty((2 * self.size, w.numel()))
+            self.array[: self.size] = rows
         torch.div(w, length + 1e-37, out=self.array[self.size])  # a vector of zeros stays one
         self.size += 1
         return along[-1].real, length

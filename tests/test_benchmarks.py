@@ -83,7 +83,7 @@ def test_products_are_two_a_step():
     A, xi, phi, psi, v = problem(40, 40).arguments(torch.float64)
     steps = svdgrad.diagnose(A, forward="lanczos").steps
     forward, backward, found = run.count_products(A, xi, phi, psi)
-    assert forward == 2 * steps
+    assert forward == 2 * steps + 1  # and one for u
     assert backward % 2 == 0 and backward > 0
     assert abs(abs(float(found @ v)) - 1) < 1e-12
 

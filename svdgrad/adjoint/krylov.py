@@ -36,7 +36,7 @@ def schur_cg(
     s = sigma.unsqueeze(-1)
     if v.shape[-1] == 1:  # nothing but zero is orthogonal to v, what the right-hand side holds is rounding
         return phi / s, torch.zeros_like(psi)
-    q, Aq = _cg(matvec, rmatvec, _preconditioner(s, v, ritz), s, phi, psi)
+    q, Aq = _cg(matvec, rmatvec, _preconditioner(s, v, ritz), s, v, phi, psi)
     return (phi + Aq) / s, q / s
 
 
@@ -55,14 +55,16 @@ def _preconditioner(s: Tensor, v: Tensor, ritz: Ritz | None) -> Map:
     return lambda r: r + mv(W, weight * mv(W_H, r))
 
 
-def _cg(matvec: Map, rmatvec: Map, precondition: Map, s: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+def _cg(
+    matvec: Map, rmatvec: Map, precondition: Map, s: Tensor, v: Tensor, phi: Tensor, psi: Tensor
+) -> tuple[Tensor, Tensor]:
     """x and Ax/σ of (I − AᴴA/σ²)x = Aᴴφ/σ + ψ off v by Hestenes and Stiefel's iteration; of a batch, what has converged stands still.
 
     Stops where the residual, in the norm of the preconditioner, has fallen to 4ε. The iteration's own residual strays from
     the true one, so that is looked at in the end, and if need be what is left is solved for once more.
     The steps are as few calls as can be: up to some thousand rows a call costs more than what it calculates.
     """
-    b = rmatvec(phi) / s + psi
+    b = project(v, rmatvec(phi) / s + psi)
     every = 1 if b.is_cpu else LOOK
     eps, tiny = torch.finfo(b.dtype).eps, torch.finfo(b.dtype).tiny
 
@@ -89,13 +91,14 @@ def _cg(matvec: Map, rmatvec: Map, precondition: Map, s: Tensor, phi: Tensor, ps
             lowest = torch.minimum(lowest, alpha)
             x.addcmul_(alpha, d)
             Ax.addcmul_(alpha, w)
-            r.addcmul_(alpha, Md, value=-1)
+            # of a loose v, AᴴA makes something along v; where all else has shrunk, rounding of that would be most of ⟨r, z⟩
+            r = project(v, torch.addcmul(r, alpha, Md, value=-1))
             z = precondition(r)
             rz, previous = dot(r, z), rz
             d.mul_(rz / (previous + tiny)).add_(z)
         if not ((lowest == 0) & x.isfinite()).all():
             raise not_dominant("cg", "σ²I − AᴴA has negative curvature off v")
-        r = b - x + rmatvec(Ax) / s
+        r = project(v, b - x + rmatvec(Ax) / s)
     return x, Ax
 
 
