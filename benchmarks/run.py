@@ -1,8 +1,8 @@
 """svdgrad beside its peers: ``make bench``, or ``python -m benchmarks.run``; ``--quick`` for a first look.
 
 Within a table the contestants take turns, round by round, so that what disturbs the machine disturbs them all. A quick one
-runs twice in its turn, and the second run counts: its threads are awake by then, as in a loop, and those of others asleep. A time is the
-median after a first run, with its quartiles; a contestant whose first run is long is timed by that alone.
+runs twice in its turn, and the second run counts: its threads are awake by then, as in a loop, and those of others asleep.
+A time is the median after a first run, with its quartiles; a contestant whose first run is long is timed by that alone.
 """
 
 import argparse
