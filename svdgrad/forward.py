@@ -212,8 +212,8 @@ def golub_kahan(
     w = rmatvec(first)
     _look_at_the_adjoint(v0, first, w, eps)
     V = Basis(v0)
-    alphas: list[Tensor] = []
-    betas: list[Tensor] = []
+    alphas: list[float | Tensor] = []
+    betas: list[float | Tensor] = []
     history: list[tuple[int, float]] = []
     look = 5
     for step in range(1, most + 1):
@@ -224,19 +224,21 @@ def golub_kahan(
         betas.append(beta)
         # the small problem costs as much as some products: look where the residual is expected to have fallen to tol
         if step >= look or step == most:
-            diagonal, off = torch.stack(alphas + betas).double().cpu().split(step)
+            diagonal, off = _numbers(alphas + betas).split(step)
             squares, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
-            squares, Y = squares.flip(-1).clamp_min(0), Y.flip(-1)
-            residual = (off[-1] * Y[-1, 0].abs() / squares[0]).item() if squares[0] > 0 else 0.0
+            square = squares[-1].item()
+            residual = abs(off[-1].item() * Y[-1, -1].item()) / square if square > 0 else 0.0
             if residual <= tol or step == v0.numel():
-                # a Ritz vector helps the adjoint by 1/(1 − θ²), θ in units of σ: below five it saves no step
-                if squares[0] == 0:  # of V only the first row is not zero, and any eigenvector of T = 0 will do
+                squares, Y = squares.flip(-1).clamp_min(0), Y.flip(-1)
+                if square <= 0:  # of V only the first row is not zero, and any eigenvector of T = 0 will do
                     Y = torch.eye(step)
-                W = V.rows(step).mT @ Y[:, : max(1, int((squares > 0.8 * squares[0]).sum()))].to(v0)
+                # a Ritz vector helps the adjoint by 1/(1 − θ²), θ in units of σ: below five it saves no step
+                W = V.rows(step).mT @ Y[:, : max(1, int((squares > 0.8 * square).sum()))].to(v0)
                 v = W[:, 0] / vector_norm(W[:, 0])
                 u = matvec(v)
+                length = vector_norm(u)
                 # a zero matrix says nothing of u: any unit vector will do
-                u = u / vector_norm(u) if u.any() else torch.eye(1, u.numel()).to(u)[0]
+                u = u / length if length > 0 else torch.eye(1, u.numel()).to(u)[0]
                 S = squares.sqrt().to(v0.real)
                 return Triplet(S[0].clone(), u, v), Ritz(S, W, torch.tensor(step), torch.tensor(residual))
             look = step + _steps_to_go(history, step, residual, tol)
@@ -248,11 +250,11 @@ def golub_kahan(
 
 def _look_at_the_adjoint(v: Tensor, Av: Tensor, AAv: Tensor, eps: float) -> None:
     """‖Av‖² = ⟨Aᴴ(Av), v⟩ for every linear A and its adjoint; the first products tell, at no further cost."""
-    square, back = vector_norm(Av) ** 2, vecdot(AAv, v)
-    if not abs(square - back) <= eps**0.5 * max(square, vector_norm(AAv)):
+    square, back = vector_norm(Av).item() ** 2, vecdot(AAv, v).item()
+    if not abs(square - back) <= eps**0.5 * max(square, vector_norm(AAv).item()):
         raise ValueError(
-            f"the two products are not those of a matrix and its transpose: found (Av)ᵀ(Av) = {square.item():.3g} and "
-            f"(Aᵀ(Av))ᵀv = {back.real.item():.3g}. Likely causes: a matvec that is not linear in x (a ReLU, a normalisation), "
+            f"the two products are not those of a matrix and its transpose: found (Av)ᵀ(Av) = {square:.3g} and "
+            f"(Aᵀ(Av))ᵀv = {back.real:.3g}. Likely causes: a matvec that is not linear in x (a ReLU, a normalisation), "
             "that changes from call to call (dropout), or an rmatvec of another matrix"
         )
 
@@ -265,6 +267,13 @@ def _steps_to_go(history: list[tuple[int, float]], step: int, residual: float, t
         return most
     rate = math.log(history[-2][1] / residual) / (step - history[-2][0])
     return max(2, min(most, math.ceil(math.log(residual / tol) / rate)))
+
+
+def _numbers(xs: list[float | Tensor]) -> Tensor:
+    """In float64 on the CPU, whatever they were; from a GPU in one piece."""
+    if isinstance(xs[0], Tensor):
+        return torch.stack(xs).double().cpu()
+    return torch.tensor(xs, dtype=torch.float64)
 
 
 def _noise(size: int, like: Tensor) -> Tensor:
@@ -287,26 +296,29 @@ class Basis:
     def last(self) -> Tensor:
         return self.array[self.size - 1]
 
-    def extend(self, w: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, w: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Append w without its components along the rows, at length one; (its component along the last row, that length).
 
         In exact arithmetic AᴴA v has components along the last two rows only. They are taken off first, so that what is left of
         the others is taken off a vector of its own size. Where that is small, it is rounding for the most part, and needs a
-        second round. On a GPU it always gets one, since to look at the length would make the GPU wait.
+        second round. On a GPU it always gets one, since to look at the length would make the GPU wait, and the two stay there;
+        on a CPU they are Python's numbers, with which the calls that follow cost half.
         """
         rows = self.rows()
         w, along = _off(rows[-2:], w)
         w, _ = _off(rows, w)
-        length = vector_norm(w)
-        if not w.is_cpu or length < 0.1 * along[-1].abs():
+        alpha, length = along[-1].real, vector_norm(w)
+        if w.is_cpu:
+            alpha, length = alpha.item(), length.item()
+        if not w.is_cpu or length < 0.1 * abs(alpha):
             w, _ = _off(rows, w)
-            length = vector_norm(w)
+            length = vector_norm(w).item() if w.is_cpu else vector_norm(w)
         if self.size == len(self.array):
             rows, self.array = self.array, w.new_empty((2 * self.size, w.numel()))
             self.array[: self.size] = rows
         torch.div(w, length + 1e-37, out=self.array[self.size])  # a vector of zeros stays one
         self.size += 1
-        return along[-1].real, length
+        return alpha, length
 
 
 def _off(rows: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,70 +36,104 @@ def schur_cg(
     s = sigma.unsqueeze(-1)
     if v.shape[-1] == 1:  # nothing but zero is orthogonal to v, what the right-hand side holds is rounding
         return phi / s, torch.zeros_like(psi)
-    q, Aq = _cg(matvec, rmatvec, _preconditioner(s, v, ritz), s, v, phi, psi)
+    q, Aq = _cg(matvec, rmatvec, _preconditioner(s, ritz), s, v, phi, psi)
     return (phi + Aq) / s, q / s
 
 
-def _preconditioner(s: Tensor, v: Tensor, ritz: Ritz | None) -> Map:
-    """r ↦ r + Σ (1/(1 − θᵢ²) − 1) wᵢ(wᵢᴴr) over the Ritz pairs but the first, θᵢ in units of σ (eq-preconditioner), less v(vᴴr).
+def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
+    """r ↦ r + Σ (1/(1 − θᵢ²) − 1) wᵢ(wᵢᴴr) over the Ritz pairs but the first, θᵢ in units of σ (eq-preconditioner).
 
-    The exact inverse of I − AᴴA/σ² on the span of these Ritz vectors, the identity off it; and v, which is the first of them,
-    is where the inverse is not asked for.
+    The exact inverse of I − AᴴA/σ² on the span of these Ritz vectors, the identity off it.
     """
-    W, weight = v.unsqueeze(-1), -torch.ones_like(s)
-    if ritz is not None:
-        theta = ritz.S[..., 1 : ritz.W.shape[-1]] / s
-        others = 1 / ((1 - theta) * (1 + theta)).clamp_min(torch.finfo(theta.dtype).eps) - 1
-        W, weight = ritz.W, torch.cat([weight, others], -1)
-    W_H = W.mH
-    return lambda r: r + mv(W, weight * mv(W_H, r))
+    if ritz is None or ritz.W.shape[-1] == 1:
+        return torch.clone
+    W, theta = ritz.W[..., 1:], ritz.S[..., 1 : ritz.W.shape[-1]] / s
+    weight = 1 / ((1 - theta) * (1 + theta)).clamp_min(torch.finfo(theta.dtype).eps) - 1
+    if W.ndim == 2:
+        W_H, weighted = W.mH, W * weight
+        return lambda r: torch.addmv(r, weighted, W_H @ r)
+    return lambda r: r + mv(W, weight * mv(W.mH, r))
 
 
 def _cg(
     matvec: Map, rmatvec: Map, precondition: Map, s: Tensor, v: Tensor, phi: Tensor, psi: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x and Ax/σ of (I − AᴴA/σ²)x = Aᴴφ/σ + ψ off v by Hestenes and Stiefel's iteration; of a batch, what has converged stands still.
+    """x and Ax/σ of (I − AᴴA/σ²)x = Aᴴφ/σ + ψ off v, by Hestenes and Stiefel's iteration.
 
     Stops where the residual, in the norm of the preconditioner, has fallen to 4ε. The iteration's own residual strays from
     the true one, so that is looked at in the end, and if need be what is left is solved for once more.
-    The steps are as few calls as can be: up to some thousand rows a call costs more than what it calculates.
     """
-    b = project(v, rmatvec(phi) / s + psi)
-    every = 1 if b.is_cpu else LOOK
-    eps, tiny = torch.finfo(b.dtype).eps, torch.finfo(b.dtype).tiny
-
-    def dot(x: Tensor, y: Tensor) -> Tensor:
-        return vecdot(x, y).real.unsqueeze(-1)
-
-    x, Ax, r = torch.zeros_like(b), b.new_zeros(*b.shape[:-1], phi.shape[-1]), b.clone()
+    r = b = project(v, rmatvec(phi) / s + psi)
+    x, Ax = torch.zeros_like(b), b.new_zeros(*b.shape[:-1], phi.shape[-1])
     stop = None
-    lowest = none = torch.zeros_like(s)
+    iterate = _one_system if b.is_cpu and b.ndim == 1 else _many_systems
     for _ in range(3):
         z = precondition(r)
-        d = z.clone()
-        rz = dot(r, z)
-        stop = (4 * eps) ** 2 * rz if stop is None else stop
+        rz = _dot(r, z)
+        stop = (4 * torch.finfo(b.dtype).eps) ** 2 * rz if stop is None else stop
         if not (rz > 16 * stop).any():
             break
-        for step in range(_most(b)):
-            going = (rz > stop) & (lowest == 0)
-            if step % every == 0 and not going.any():
-                break
-            w = matvec(d) / s
-            Md = torch.addcdiv(d, rmatvec(w), s, value=-1)
-            alpha = torch.where(going, rz / dot(d, Md), none)
-            lowest = torch.minimum(lowest, alpha)
-            x.addcmul_(alpha, d)
-            Ax.addcmul_(alpha, w)
-            # of a loose v, AᴴA makes something along v; where all else has shrunk, rounding of that would be most of ⟨r, z⟩
-            r = project(v, torch.addcmul(r, alpha, Md, value=-1))
-            z = precondition(r)
-            rz, previous = dot(r, z), rz
-            d.mul_(rz / (previous + tiny)).add_(z)
-        if not ((lowest == 0) & x.isfinite()).all():
+        if not iterate(matvec, rmatvec, precondition, s, v, stop, x, Ax, r, z, rz):
             raise not_dominant("cg", "σ²I − AᴴA has negative curvature off v")
         r = project(v, b - x + rmatvec(Ax) / s)
     return x, Ax
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return vecdot(x, y).real.unsqueeze(-1)
+
+
+def _one_system(
+    matvec: Map, rmatvec: Map, precondition: Map, s: Tensor, v: Tensor, stop: Tensor, x: Tensor, Ax: Tensor, r: Tensor,
+    d: Tensor, rz: Tensor,
+) -> bool:  # fmt: skip
+    """The steps for one system on a CPU, from x, Ax/σ, the residual r and the direction d, in place; whether all went well.
+
+    There a number costs nothing to look at, and up to some thousand rows a call costs more than what it calculates.
+    """
+    d, sigma, rz, stop = d.clone(), s.item(), rz.item(), stop.item()
+    for _ in range(_most(r)):
+        if rz <= stop:
+            break
+        w = matvec(d) / sigma
+        Md = torch.sub(d, rmatvec(w), alpha=1 / sigma)
+        curvature = torch.vdot(d, Md).real.item()
+        if not 0 < curvature < torch.inf:
+            return False
+        alpha = rz / curvature
+        x.add_(d, alpha=alpha)
+        Ax.add_(w, alpha=alpha)
+        # of a loose v, AᴴA makes something along v; where all else has shrunk, rounding of that would be most of ⟨r, z⟩
+        r = torch.sub(r, Md, alpha=alpha)
+        r = r.sub_(v * torch.vdot(v, r))
+        z = precondition(r)
+        rz, previous = torch.vdot(r, z).real.item(), rz
+        d.mul_(rz / previous).add_(z)
+    return True
+
+
+def _many_systems(
+    matvec: Map, rmatvec: Map, precondition: Map, s: Tensor, v: Tensor, stop: Tensor, x: Tensor, Ax: Tensor, r: Tensor,
+    d: Tensor, rz: Tensor,
+) -> bool:  # fmt: skip
+    """The same for a batch, of which what has converged stands still, and on a GPU, which a look at a number makes wait."""
+    d, every, tiny = d.clone(), 1 if r.is_cpu else LOOK, torch.finfo(s.dtype).tiny
+    lowest = none = torch.zeros_like(s)
+    for step in range(_most(r)):
+        going = (rz > stop) & (lowest == 0)
+        if step % every == 0 and not going.any():
+            break
+        w = matvec(d) / s
+        Md = torch.addcdiv(d, rmatvec(w), s, value=-1)
+        alpha = torch.where(going, rz / _dot(d, Md), none)
+        lowest = torch.minimum(lowest, alpha)
+        x.addcmul_(alpha, d)
+        Ax.addcmul_(alpha, w)
+        r = project(v, torch.addcmul(r, alpha, Md, value=-1))
+        z = precondition(r)
+        rz, previous = _dot(r, z), rz
+        d.mul_(rz / (previous + tiny)).add_(z)
+    return bool(((lowest == 0) & x.isfinite()).all())
 
 
 def minres(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
