@@ -187,9 +187,9 @@ def golub_kahan(
     """The dominant triplet of the operator with products ``matvec`` (A x) and ``rmatvec`` (Aᴴ y), both on flat vectors.
 
     A V = U B and Aᴴ U = V Bᵀ + β v eᵀ with B upper bidiagonal (eq-bidiagonal), one column more each step. Of that V alone is
-    formed, with T = BᵀB in AᴴA V = V T + β v eᵀ (eq-tridiagonal). The dominant eigenpair (θ, y) of the small T gives v = V y and
-    u = A v/σ, with residual ‖Aᴴu − σv‖ = β abs(y_k)/σ (eq-ritz-residual). Stops where that is at most ``tol`` σ, by default
-    ten times the unit roundoff. V is kept orthonormal throughout, since without that copies of σ appear.
+    formed, with the tridiagonal T = BᵀB of AᴴA V = V T + αβ v eᵀ, α the last entry of B (eq-tridiagonal). The dominant eigenpair
+    (θ², y) of the small T gives v = V y and u = A v/σ, with residual ‖Aᴴu − σv‖ = αβ abs(y_k)/θ (eq-ritz-residual). Stops where
+    that is at most ``tol`` σ, by default ten times the unit roundoff. V is kept orthonormal, since without that copies of σ appear.
     Cost: two products a step, and one; memory: the basis V. Raises ConvergenceError after ``maxiter`` steps.
     """
     eps = torch.finfo(v0.dtype).eps

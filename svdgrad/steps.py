@@ -29,9 +29,9 @@ class NearTieWarning(UserWarning):
     """A gradient through u or v has fewer than two digits, since σ is close to another singular value."""
 
 
-#: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, measured on CPUs in
-#: both precisions: at 768×384 they do, at 1024×512 no more (``make bench`` prints "svdgrad gram" beside "svdgrad lanczos")
-GRAM_UP_TO = 450
+#: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, measured on CPUs in both
+#: precisions: at 512×256 they do, at 1024×512 no more (``make bench`` prints "svdgrad gram" beside "svdgrad lanczos")
+GRAM_UP_TO = 320
 
 
 def choose(forward: str, adjoint: str, A: Tensor, index: int = 0) -> tuple[str, str]:

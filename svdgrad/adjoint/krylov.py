@@ -43,7 +43,7 @@ def schur_cg(
 def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
     """r ↦ r + Σ (1/(1 − θᵢ²) − 1) wᵢ(wᵢᴴr) over the Ritz pairs but the first, θᵢ in units of σ (eq-preconditioner).
 
-    The exact inverse of I − AᴴA/σ² on the span of these Ritz vectors, the identity off it.
+    Off v the exact inverse of I − AᴴA/σ² on the span of these Ritz vectors, and the identity off that.
     """
     if ritz is None or ritz.W.shape[-1] == 1:
         return torch.clone
