@@ -31,27 +31,26 @@ from .spectral import spectral
 Solver = Callable[..., tuple[Tensor, Tensor]]
 
 
-#: the fast ones: they take A as it is, and divide what it multiplies, so that no copy of A is made; they profit from
-#: what the forward method knows (``FullSVD``, ``Gram`` or ``Ritz``); and p ⟂ u, q ⟂ v come out of them by themselves
-FAST = {"spectral", "cg"}
-
-
 def _exact(name: str, formula: Solver) -> Solver:
     """What every solver needs around its formula: project, make the problem free of units, solve, project, scale back.
 
     The system is linear in (φ, ψ) and unchanged, but for a factor, under A → cA.
     Solving for A/σ and for a right-hand side of size one keeps float32 from over- and underflowing in σ², and gives
     a cotangent of size 1e-30 the same relative accuracy as one of size 1.
+    "spectral" and "cg", the fast ones, take A as it is, and what the forward method knows; out of them p ⟂ u and q ⟂ v come by
+    themselves.
     """
 
     @wraps(formula)
     def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any = None) -> tuple[Tensor, Tensor]:
         sigma, u, v = triplet
         phi, psi = project(u, phi), project(v, psi)
+        if name == "spectral":  # it squares nothing
+            return formula(A, sigma, u, v, phi, psi, known)
         size = vector_norm(torch.cat([phi, psi], -1), torch.inf, -1, keepdim=True)
         size = size.clamp_min(torch.finfo(size.dtype).tiny)  # 0/tiny is 0
         phi, psi = phi / size, psi / size
-        if name in FAST:
+        if name == "cg":  # divides what A multiplies, so that no copy of A is made
             p, q = formula(A, sigma, u, v, phi, psi, known)
             return p * size, q * size
         unit = sigma[..., None]

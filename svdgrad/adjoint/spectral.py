@@ -29,9 +29,9 @@ def spectral(
             return p, q
         return _in_one_basis(A, s, phi, psi, known)
     U, S, Vh = known if isinstance(known, FullSVD) else torch.linalg.svd(A, full_matrices=False)
-    # the column that is u itself: an overlap tells it even from a neighbour whose singular value is equal to rounding
-    own = mv(U.mH, u).abs()
-    own = own == own.max(-1, keepdim=True).values
+    # the one that is σ itself, where right-hand sides without u and v have rounding only
+    own = (S - s).abs()
+    own = own == own.amin(-1, keepdim=True)
     a, b, S = mv(U.mH, phi), mv(Vh, psi), S / s
     d = (1 - S) * (1 + S)
     x, y = (torch.where(own, 0, c / d) for c in (a + S * b, S * a + b))
