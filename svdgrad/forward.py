@@ -190,7 +190,8 @@ def golub_kahan(
     formed, with the tridiagonal T = BᵀB of AᴴA V = V T + αβ v eᵀ, α the last entry of B (eq-tridiagonal). The dominant eigenpair
     (θ², y) of the small T gives v = V y and u = A v/σ, with residual ‖Aᴴu − σv‖ = αβ abs(y_k)/θ (eq-ritz-residual). Stops where
     that is at most ``tol`` σ, by default ten times the unit roundoff. V is kept orthonormal, since without that copies of σ appear.
-    Cost: two products a step, and one; memory: the basis V. Raises ConvergenceError after ``maxiter`` steps.
+    Cost: two products a step, and one; memory: the basis V. Raises ConvergenceError after ``maxiter`` steps, and
+    ValueError where a product is not finite, or not linear, as far as the first two show.
     """
     eps = torch.finfo(v0.dtype).eps
     tol = 10 * eps if tol is None else tol
@@ -206,6 +207,8 @@ def golub_kahan(
     v0 = v0 / vector_norm(v0)
     first = matvec(v0)
     size = first.abs().max().item()
+    if not math.isfinite(size):
+        raise _not_finite(1)
     if not 1e-6 < size < 1e6 and size not in (0.0, 1.0):  # fourth powers would leave the range of float32: change the unit
         (sigma, u, v), known = golub_kahan(lambda x: matvec(x) / size, lambda y: rmatvec(y) / size, v0, tol, maxiter)
         return Triplet(sigma * size, u, v), known._replace(S=known.S * size)
@@ -225,6 +228,8 @@ def golub_kahan(
         # the small problem costs as much as some products: look where the residual is expected to have fallen to tol
         if step >= look or step == most:
             diagonal, off = _numbers(alphas + betas).split(step)
+            if not (diagonal + off).isfinite().all():
+                raise _not_finite(step)
             squares, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
             square = squares[-1].item()
             residual = abs(off[-1].item() * Y[-1, -1].item()) / square if square > 0 else 0.0
@@ -245,6 +250,13 @@ def golub_kahan(
     raise ConvergenceError(
         f"Lanczos bidiagonalisation reached a residual of {residual:.1e} σ in {most} steps, where {tol:.1e} σ was wanted. "
         "Likely causes: σ₂ is close to σ₁, or v0 is nearly orthogonal to v. Raise maxiter, loosen tol, or start from another v0"
+    )
+
+
+def _not_finite(steps: int) -> ValueError:
+    return ValueError(
+        f"the products must be finite, found NaN or Inf within {steps} step{'s' * (steps > 1)}: look into matvec, and the adjoint, "
+        "for an overflow or a division by zero"
     )
 
 

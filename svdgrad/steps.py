@@ -182,7 +182,7 @@ def look_at_the_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
     """Raise a PhaseError for a loss that changes with the common phase of u and v: f(e^{iθ}u, e^{iθ}v) ≠ f(u, v) (eq-phase-blind)."""
     slope = (vecdot(u, phi) + vecdot(v, psi)).imag.abs()
     size = torch.linalg.vector_norm(phi, dim=-1) + torch.linalg.vector_norm(psi, dim=-1)
-    worst = torch.where(size > 0, slope / torch.where(size > 0, size, 1), 0).max().item()
+    worst = (slope / size.clamp_min(torch.finfo(size.dtype).tiny)).max().item()
     if worst > 1e3 * torch.finfo(u.dtype).eps:
         raise PhaseError(
             "the loss depends on the common phase of u and v, which is not determined by A: multiplying both by e^{iθ} changes it, "

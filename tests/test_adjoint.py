@@ -244,6 +244,24 @@ def test_every_solver_at_narrow_gaps_in_two_seeds(family):
             assert abs(triplet.u @ p) + abs(triplet.v @ q) <= ORTHOGONAL * (p.norm() + q.norm()), name
 
 
+@pytest.mark.parametrize("shape", [(3, 3), (5, 3), (3, 5), (2, 3, 3)], ids=str)
+def test_cg_sees_a_tie_by_the_size_of_the_solution(shape):
+    """One vector finds one copy, and the Ritz values do not tell of the other: what the solution must not exceed does."""
+    for gap, tie in ((1e-6, True), (1e-4, False)):
+        A = torch.zeros(shape)
+        A[..., range(3), range(3)] = torch.tensor([1, 1 - gap, 0.5])
+        u, v = torch.zeros(A.shape[:-1]), torch.zeros((*shape[:-2], shape[-1]))
+        u[..., 0] = v[..., 0] = 1
+        psi = v.roll(1, -1)
+        triplet = Triplet(torch.ones(shape[:-2]), u, v)
+        if tie:
+            with pytest.raises(ValueError, match="the solution is larger than a relative gap above .*, a tie up to rounding, allows"):
+                SOLVERS["cg"](A, triplet, 0 * u, psi)
+        else:
+            _, q = SOLVERS["cg"](A, triplet, 0 * u, psi)
+            assert q[..., 1].sub(1 / (2 * gap - gap**2)).abs().max() < 1e-2 / gap
+
+
 @pytest.mark.parametrize("shape", [(90, 60), (60, 90)], ids=str)
 def test_the_preconditioner_is_exact_on_the_span_of_the_ritz_vectors(shape):
     """M⁻¹ undoes I − AᵀA/σ² as seen from within the span, and leaves alone what is orthogonal to it (eq-preconditioner)."""

@@ -231,3 +231,16 @@ def test_a_basis_stays_orthonormal_whatever_is_left_of_a_vector(dtype):
     assert along == pytest.approx(3)
     rows = basis.rows()
     assert (rows.conj() @ rows.mT - torch.eye(8)).abs().max() <= 8 * eps
+
+
+@pytest.mark.parametrize(("good", "steps"), [(0, "1 step:"), (1, r"\d+ steps:"), (9, r"\d+ steps:")])
+def test_a_product_that_is_not_finite_is_named(good, steps):
+    """One that is so from the first product on, within the first look, or later."""
+    A, calls = matrices.gaussian(40, 30), []
+
+    def matvec(x):
+        calls.append(None)
+        return A @ x if len(calls) <= good else torch.full((40,), torch.nan, dtype=A.dtype)
+
+    with pytest.raises(ValueError, match=f"must be finite, found NaN or Inf within {steps}"):
+        golub_kahan(matvec, A.T.mv, torch.ones(30, dtype=A.dtype))

@@ -76,6 +76,10 @@ def _cg(
         if not iterate(matvec, rmatvec, precondition, s, v, stop, x, Ax, r, z, rz):
             raise not_dominant("cg", "σ²I − AᴴA has negative curvature off v")
         r = project(v, b - x + rmatvec(Ax) / s)
+    # at most 1/2gap as large as b; what is larger than a tie allows shows one to which the Ritz values, which see no copies, are blind
+    tie = 8 * torch.finfo(b.dtype).eps * (b.shape[-1] + phi.shape[-1]) ** 0.5
+    if (2 * tie * vector_norm(x, dim=-1) > vector_norm(b, dim=-1)).any():
+        raise not_dominant("cg", f"the solution is larger than a relative gap above {tie:.0e}, a tie up to rounding, allows")
     return x, Ax
 
 
