@@ -260,8 +260,8 @@ def _triplet(products: Products, how: _How, params: Any, v0: Array | None) -> tu
     else:
         start = v0 if v0 is not None else _noise(params.shape[-1], params.dtype)
         product, adjoint = (partial(x, params) for x in products)
-        image = product(start)
-        if image.size < start.size:  # the smaller side has the shorter basis
+        if jax.eval_shape(product, start).size < start.size:  # the smaller side has the shorter basis
+            image = product(start)
             image = jnp.where(image.any() | ~start.any(), image, _noise(image.size, image.dtype))
             sigma, v, u, known = _lanczos(adjoint, product, image, how)
         else:
@@ -425,9 +425,9 @@ def _lanczos(
 ) -> tuple[Array, Array, Array, _Known]:
     """(σ, u, v) and Ritz pairs by Lanczos' iteration on AᴴA with full orthogonalisation and thick restarts (Wu and Simon 2000).
 
-    With the rows of V as the basis, AᴴA Vᴴ = Vᴴ T + β v eᵀ (eq-tridiagonal). The dominant eigenpair (θ, y) of T gives v = Vᴴy
-    with residual ‖Aᴴu − σv‖ = β abs(y_k)/σ (eq-ritz-residual). When the basis is full, the Ritz vectors of the largest θ take
-    its place, each with the component β y_k along the next vector, and the iteration goes on from that.
+    Here the basis is the rows of V, so AᴴA Vᵀ = Vᵀ T + β v eᵀ (eq-tridiagonal). The dominant eigenpair (σ², y) of T gives Vᵀy
+    for v, with residual ‖Aᴴu − σv‖ = β abs(y_k)/σ. When the basis is full, its best Ritz vectors take its place, each with a
+    component β y_k along the next vector, and the iteration goes on from there (eq-thick-restart).
     """
     n, dtype = v0.size, v0.dtype
     k = min(n, _CYCLE, how.maxiter)
