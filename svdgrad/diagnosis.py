@@ -72,7 +72,7 @@ def diagnose(
     A = A.detach().to(torch.promote_types(A.dtype, torch.float32))
     sigma, u, v, *left = find(A, v0, index, forward, tol, maxiter)
     known = KNOWN[forward](*left)
-    gap = relative_gap(sigma, known.S, *A.shape).item()
+    gap = relative_gap(sigma, known.S, *A.shape)
     residual = torch.maximum(vector_norm(mv(A, v) - sigma * u), vector_norm(mv(A.mH, u) - sigma * v))
     residual = residual / torch.where(sigma > 0, sigma, 1)
     steps = int(known.steps) if isinstance(known, Ritz) else 0

@@ -55,6 +55,20 @@ class Ritz(NamedTuple):
     """‖Aᴴu − σv‖/σ at the last step"""
 
 
+def look_at_the_entries(A: Tensor) -> None:
+    """Raise an error for NaN and Inf."""
+    # one pass over A, where isfinite and all take several: both show in the extremes
+    entries = torch.view_as_real(A.conj() if A.is_conj() else A) if A.is_complex() else A
+    if A.numel() and not all(math.isfinite(x.item()) for x in entries.aminmax()):
+        bad = int((~torch.isfinite(A)).sum())
+        raise ValueError(f"A must be finite, found {bad} NaN or Inf among {A.numel()} entries: look upstream for the first of them")
+
+
+def tie(m: int, n: int, dtype: torch.dtype) -> float:
+    """8 ε √(m + n): singular values of an m×n matrix come out right to a few ε σ₁, and what is closer cannot be told apart."""
+    return float(8 * torch.finfo(dtype).eps * (m + n) ** 0.5)
+
+
 class ConvergenceError(ArithmeticError):
     """An iteration ran out of steps before its residual reached the tolerance."""
 
@@ -110,12 +124,10 @@ def _gram(A: Tensor) -> tuple[Triplet, Gram]:
     if G.numel() == 0:
         return Triplet(A.real.new_empty(A.shape[:-2]), A[..., 0], A[..., 0, :]), Gram(A.real[..., 0, :], G)
     # squares leave the range of float32 for entries beyond 1e±19: look once, and only then change the unit
-    lengths = G.diagonal(dim1=-2, dim2=-1).real
-    extremes = (lengths if A.ndim == 2 else lengths.amin(-1)).aminmax()
-    largest, smallest = (-x.item() for x in extremes)
-    if A.ndim == 2:
-        smallest = largest
+    longest = G.diagonal(dim1=-2, dim2=-1).real.amin(-1)
+    largest, smallest = (-x.item() for x in longest.aminmax())
     if not (1e-30 < smallest and largest < 1e30):
+        look_at_the_entries(A)
         unit = A.abs().amax((-2, -1))
         unit = torch.where(unit == 0, 1, unit)
         if (unit != 1).any():

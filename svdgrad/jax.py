@@ -24,7 +24,8 @@ Products = tuple[Callable[[Any, Array], Array], Callable[[Any, Array], Array]]
 FORWARDS = ("svd", "gram", "lanczos")
 ADJOINTS = ("spectral", "cg")
 
-_GRAM_UP_TO = 80  # min(m, n) up to which "auto" takes all eigenvectors of the Gram matrix
+# min(m, n) up to which "auto" takes all eigenvectors of the Gram matrix: on CPUs that is faster at 64×64, and slower at 96×96
+_GRAM_UP_TO = 80
 _CYCLE, _KEPT = 48, 16  # rows of the basis of Lanczos' iteration, and Ritz vectors that it goes on with when that is full
 _mm = partial(jnp.matmul, precision="highest")  # or a GPU rounds the factors to ten bits
 _dot = partial(jnp.vdot, precision="highest")
@@ -498,7 +499,7 @@ def _image(w: Array) -> tuple[Array, Array]:
     return sigma, jnp.where(sigma == 0, jnp.zeros_like(w).at[0].set(1), w / jnp.where(sigma == 0, 1, sigma))
 
 
-# y A, and not Aᵀ y, which XLA compiles on CPUs into a product that first transposes A: forty times as slow at 2048×2048
+# y A, and not Aᵀ y, which compiled by XLA takes many times as long on CPUs: the book's chapter In JAX times the two
 _DENSE: Products = (lambda A, x: _mm(A, x), lambda A, y: _mm(y.conj(), A).conj())
 
 

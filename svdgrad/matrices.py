@@ -126,8 +126,13 @@ def outer(x: Tensor, y: Tensor) -> Tensor:
 
 def project(u: Tensor, x: Tensor) -> Tensor:
     """(I − u uᴴ) x: the part of x orthogonal to the unit vector u."""
-    along: Tensor = torch.linalg.vecdot(u, x)
-    return x - u * along.unsqueeze(-1)
+    return torch.addcmul(x, u, torch.linalg.vecdot(u, x).unsqueeze(-1), value=-1)
+
+
+def size_of(phi: Tensor, psi: Tensor) -> Tensor:
+    """The largest modulus of an entry of (φ, ψ), shape (..., 1), to divide by: where all are zero, next to nothing."""
+    size: Tensor = torch.linalg.vector_norm(torch.cat([phi, psi], -1), torch.inf, -1, keepdim=True)
+    return size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
 # --- matrices to solve with ------------------------------------------------------------------------------------------

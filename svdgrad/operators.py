@@ -113,10 +113,8 @@ class _OperatorTriplet(torch.autograd.Function):
             look_at_the_gap(u.numel(), v.numel(), sigma, ctx.known.S)
             A = _Operator(ctx.matvec, pytree.tree_unflatten([_detached(x) for x in leaves], ctx.spec), v0)
             phi, psi = project(u, phi), project(v, psi)
-            size = torch.maximum(phi.abs().max(), psi.abs().max())
-            size = torch.where(size == 0, 1, size)
-            p, q = schur_cg(A.product, A.transposed, Triplet(sigma, u, v), phi / size, psi / size, ctx.known)
-            p, q = project(u, p) * size, project(v, q) * size
+            p, q = schur_cg(A.product, A.transposed, Triplet(sigma, u, v), phi, psi, ctx.known)
+            p, q = project(u, p), project(v, q)  # a loose u is not orthogonal to what comes out
         left = p if xi is None else xi * u + p
         with torch.enable_grad():
             f = (left * ctx.matvec(params, v.reshape(v0.shape)).reshape(-1)).sum()

@@ -4,7 +4,6 @@ Everything that can be wrong with an input is looked at here. triplet.py makes t
 shows them to torch.compile, operators.py and diagnosis.py use them as they are.
 """
 
-import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from .adjoint import LARGEST_ONLY, SOLVERS, assemble
-from .forward import FORWARDS, FullSVD, Gram, Ritz, Triplet
+from .forward import FORWARDS, FullSVD, Gram, Ritz, Triplet, look_at_the_entries, tie
 
 
 class TieError(ArithmeticError):
@@ -90,12 +89,9 @@ def full_precision(A: Tensor) -> AbstractContextManager[Any]:
 def find(
     A: Tensor, v0: Tensor | None, index: int, forward: str, tol: float | None = None, maxiter: int | None = None
 ) -> tuple[Tensor, ...]:
-    """(σ, u, v, *known). The entries are looked at here, and not before, since under vmap only here they can be."""
-    # one pass over A, where isfinite and all take several: NaN and Inf both show in the extremes
-    entries = torch.view_as_real(A) if A.is_complex() else A
-    if A.numel() and not all(math.isfinite(x.item()) for x in entries.aminmax()):
-        bad = int((~torch.isfinite(A)).sum())
-        raise ValueError(f"A must be finite, found {bad} NaN or Inf among {A.numel()} entries: look upstream for the first of them")
+    """(σ, u, v, *known). The entries are looked at from here, and not before, since under vmap only here they can be."""
+    if forward != "gram":  # which sees it in what it forms
+        look_at_the_entries(A)
     with full_precision(A):
         triplet, known = FORWARDS[forward](A, index, v0, tol, maxiter)
     return (*triplet, *known)
@@ -134,15 +130,21 @@ def gradient(triplet: Triplet, xi: Tensor | None, phi: Tensor, p: Tensor, q: Ten
     return assemble(triplet, xi, p, q)
 
 
-def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> Tensor:
-    """The distance from σ to the nearest other singular value, and to zero if m ≠ n, over σ₁; shape (...)."""
+def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> float:
+    """The distance from σ to the nearest other singular value, and to zero if m ≠ n, over σ₁; of a batch the smallest."""
+    if S.ndim == 1:
+        # one look at the device, and the rest by Python's numbers: each call on tensors would cost as much as all of this
+        value, values = sigma.item(), S.cpu().tolist()
+        distances = sorted(abs(x - value) for x in values)[1:2]  # the smallest is that of σ from itself
+        nearest = min([*distances, values[0], *[value] * (m != n)])
+        return nearest / values[0] if values[0] > 0 else 0.0
     distance = (S - sigma.unsqueeze(-1)).abs()
     largest = nearest = S[..., 0]
     if S.shape[-1] > 1:
-        nearest = torch.minimum(distance.kthvalue(2).values, largest)  # the smallest is that of σ from itself
+        nearest = torch.minimum(distance.kthvalue(2).values, largest)
     if m != n:
         nearest = torch.minimum(nearest, sigma)
-    return (nearest / largest).nan_to_num(0.0)  # 0/0 for a zero matrix
+    return (nearest / largest).nan_to_num(0.0).min().item()  # 0/0 for a zero matrix
 
 
 def expected_error(gap: float, dtype: torch.dtype) -> float:
@@ -154,16 +156,13 @@ def look_at_the_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
     """Raise a TieError or warn, once for a batch, by its smallest gap."""
     if sigma.numel() == 0:
         return  # an empty batch
-    gap = relative_gap(sigma.detach(), S, m, n).min().item()
-    eps = torch.finfo(S.dtype).eps
-    # LAPACK's singular values are right to a few ε σ₁: what is closer than this cannot be told apart
-    tie = 8 * eps * (m + n) ** 0.5
+    gap = relative_gap(sigma.detach(), S, m, n)
     if m == n and not (sigma > torch.finfo(S.dtype).tiny ** 0.4 * S[..., 0]).all():
         raise TieError(
             "σ is zero, where u and v have signs of their own and A v = σ u says nothing of u. Likely cause: a singular matrix and "
             "index −1. A loss of σ alone has a gradient here; otherwise differentiate the null vector as an eigenvector of AᴴA"
         )
-    if not gap > tie:
+    if not gap > tie(m, n, S.dtype):
         raise TieError(
             f"u and v have no derivative where σ is not simple; found a relative gap of {gap:.1e}, which is a tie up to rounding. "
             "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values. "

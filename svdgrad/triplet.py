@@ -124,7 +124,7 @@ def singular_triplet(
     function: Any = _SingularTriplet if torch._C._are_functorch_transforms_active() else _Untransformed
     with full_precision(X):  # not only what is calculated now: a forward mode differentiates it on the spot
         sigma, u, v, *_ = function.apply(X, v0, index, forward, adjoint, tol, maxiter)
-        if steps := _newton_steps_wanted():
+        if function is _SingularTriplet and (steps := _newton_steps_wanted()):
             sigma, u, v = _newton(X, sigma, u, v, v0, steps)
     return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
 

@@ -27,18 +27,31 @@ def test_auto_is_gram_while_the_smaller_side_is_small_and_lanczos_beyond(shape, 
     assert choose("auto", "auto", torch.empty(300, 300, dtype=torch.float16, device="meta"))[0] == "gram"
 
 
-def test_relative_gap_by_hand():
-    S = torch.tensor([[4.0, 3.0, 1.0], [2.0, 1.5, 0.5]])
-    expected = {0: ([0.25, 0.25], [0.25, 0.25]), 1: ([0.25, 0.25], [0.25, 0.25]), 2: ([0.5, 0.5], [0.25, 0.25])}
-    for index, (square, tall) in expected.items():
-        assert relative_gap(S[:, index], S, 3, 3).tolist() == square
-        assert relative_gap(S[:, index], S, 4, 3).tolist() == relative_gap(S[:, index], S, 3, 4).tolist() == tall
-    one = torch.tensor([2.0])
-    assert relative_gap(one[0], one, 1, 1) == relative_gap(one[0], one, 5, 1) == 1
+@pytest.mark.parametrize("batch", [False, True], ids=["one matrix", "a batch"])
+def test_relative_gap_by_hand(batch):
+    def gap(sigma, S, m, n):
+        sigma, S = torch.tensor(sigma), torch.tensor(S)
+        # one matrix goes by Python's numbers: a batch of it and of its double, with the same gap, by tensors
+        return relative_gap(torch.stack([sigma, 2 * sigma]), torch.stack([S, 2 * S]), m, n) if batch else relative_gap(sigma, S, m, n)
+
+    S = [4.0, 3.0, 1.0]
+    for sigma, square, tall in ((4.0, 0.25, 0.25), (3.0, 0.25, 0.25), (1.0, 0.5, 0.25)):
+        assert gap(sigma, S, 3, 3) == square
+        assert gap(sigma, S, 4, 3) == gap(sigma, S, 3, 4) == tall
+    assert gap(2.0, [2.0], 1, 1) == gap(2.0, [2.0], 5, 1) == 1
     for m, n in ((2, 2), (3, 2)):
-        assert relative_gap(torch.tensor(0.0), torch.zeros(2), m, n) == 0
+        assert gap(0.0, [0.0, 0.0], m, n) == 0
     # an approximate σ far above its Ritz values is never further than σ₁ from the next
-    assert relative_gap(torch.tensor(4.0), torch.tensor([1.0, 0.5]), 2, 2) == 1
+    assert gap(4.0, [1.0, 0.5], 2, 2) == 1
+
+
+def test_relative_gap_of_a_batch_is_its_smallest():
+    S = torch.tensor([[4.0, 3.0, 1.0], [2.0, 1.5, 0.5]])
+    for index, square, tall in ((0, 0.25, 0.25), (1, 0.25, 0.25), (2, 0.5, 0.25)):
+        assert relative_gap(S[:, index], S, 3, 3) == square
+        assert relative_gap(S[:, index], S, 4, 3) == tall
+    S = torch.tensor([[4.0, 1.0], [4.0, 3.0], [4.0, 2.0]])
+    assert relative_gap(S[:, 0], S, 2, 2) == 0.25
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (50, 14), (9000, 1000)], ids=str)

@@ -7,7 +7,9 @@ from families import FAMILIES, NAN_MATRICES, NARROW, Family, gapped, problem
 
 import svdgrad
 from svdgrad import adjoint, matrices
+from svdgrad.adjoint import SOLVERS
 from svdgrad.checks import relative_error
+from svdgrad.forward import FORWARDS
 
 ADJOINTS = ["auto", *adjoint.SOLVERS]
 
@@ -190,6 +192,45 @@ BAD = [
 def test_bad_input_gets_one_clear_error(A, how, error, message):
     with pytest.raises(error, match=message):
         svdgrad.singular_triplet(A, **how)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2, 3), (4, 3, 2), (2, 2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_no_entry_that_is_not_finite_goes_unseen(forward, dtype, shape):
+    bad = [float("nan"), float("inf"), -float("inf")]
+    for value in bad + [complex(0, x) for x in bad] * dtype.is_complex:
+        for at in range(torch.Size(shape).numel()):
+            A = torch.arange(1.0, 1 + torch.Size(shape).numel()).to(dtype)
+            A[at] = value
+            with pytest.raises(ValueError, match="must be finite, found 1 NaN or Inf among"):
+                svdgrad.singular_triplet(A.reshape(shape), forward=forward)
+            with pytest.raises(ValueError, match="must be finite, found 1 NaN or Inf among"):
+                svdgrad.singular_triplet(A.reshape(shape).mH, forward=forward)
+
+
+@pytest.mark.parametrize("adjoint", SOLVERS)
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (300, 250)], ids=str)
+def test_a_view_that_conjugates_lazily_is_the_matrix_it_stands_for(shape, forward, adjoint):
+    if shape[0] > 9 and adjoint not in ("cg", "spectral"):
+        pytest.skip("what multiplies in blocks, from 2¹⁶ entries on, is these two")
+    real, imag = matrices.gaussian(*shape, 1), matrices.gaussian(*shape, 2)
+    B = torch.complex(real, imag)
+    x, y = B[0], B[:, 0]
+
+    def loss(triplet):  # blind to the phase
+        _, u, v = triplet
+        return (torch.linalg.vecdot(x, u) * torch.linalg.vecdot(v, y)).real + triplet.sigma
+
+    for view in (B.mH, torch.complex(imag, real).mH.imag):  # the second is real, and negates lazily
+        x, y = (z.real if view.is_floating_point() else z for z in (B[0], B[:, 0]))
+        grads = []
+        for A in (view, view.clone(memory_format=torch.contiguous_format).resolve_conj().resolve_neg()):
+            A = A.detach().requires_grad_()
+            loss(svdgrad.singular_triplet(A, forward=forward, adjoint=adjoint)).backward()
+            grads.append(A.grad)
+        assert relative_error(*grads) <= 1e-11
 
 
 def test_a_singular_value_of_zero_has_a_gradient_for_itself_alone():

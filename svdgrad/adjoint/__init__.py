@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from ..forward import Triplet
-from ..matrices import outer, project
+from ..matrices import outer, project, size_of
 from . import block_inversion, bordered, direct, mixed, substitution
 from .deflated import deflated
 from .doubling import doubling
@@ -31,32 +30,36 @@ from .spectral import spectral
 Solver = Callable[..., tuple[Tensor, Tensor]]
 
 
-def _exact(name: str, formula: Solver) -> Solver:
-    """What every solver needs around its formula: project, make the problem free of units, solve, project, scale back.
+def _exact(formula: Solver) -> Solver:
+    """What a solver needs around its formula: project, make the problem free of units, solve, project, scale back.
 
     The system is linear in (φ, ψ) and unchanged, but for a factor, under A → cA.
     Solving for A/σ and for a right-hand side of size one keeps float32 from over- and underflowing in σ², and gives
     a cotangent of size 1e-30 the same relative accuracy as one of size 1.
-    "spectral" and "cg", the fast ones, take A as it is, and what the forward method knows; out of them p ⟂ u and q ⟂ v come by
-    themselves.
     """
 
     @wraps(formula)
     def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any = None) -> tuple[Tensor, Tensor]:
         sigma, u, v = triplet
         phi, psi = project(u, phi), project(v, psi)
-        if name == "spectral":  # it squares nothing
-            return formula(A, sigma, u, v, phi, psi, known)
-        size = vector_norm(torch.cat([phi, psi], -1), torch.inf, -1, keepdim=True)
-        size = size.clamp_min(torch.finfo(size.dtype).tiny)  # 0/tiny is 0
-        phi, psi = phi / size, psi / size
-        if name == "cg":  # divides what A multiplies, so that no copy of A is made
-            p, q = formula(A, sigma, u, v, phi, psi, known)
-            return p * size, q * size
-        unit = sigma[..., None]
-        p, q = formula(A / unit[..., None], torch.ones_like(sigma), u, v, phi, psi)
+        size, unit = size_of(phi, psi), sigma[..., None]
+        p, q = formula(A / unit[..., None], torch.ones_like(sigma), u, v, phi / size, psi / size)
         size = size / unit
         return project(u, p) * size, project(v, q) * size
+
+    return solver
+
+
+def _fast(formula: Solver) -> Solver:
+    """Around a formula that takes A as it is, without a copy, sees to units itself, and uses what the forward method knows.
+
+    Out of it p ⟂ u and q ⟂ v come by themselves.
+    """
+
+    @wraps(formula)
+    def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any = None) -> tuple[Tensor, Tensor]:
+        sigma, u, v = triplet
+        return formula(A, sigma, u, v, project(u, phi), project(v, psi), known)
 
     return solver
 
@@ -65,7 +68,7 @@ def assemble(triplet: Triplet, xi: Tensor | None, p: Tensor, q: Tensor) -> Tenso
     """∂L/∂A = (ξu + p)vᴴ + uqᴴ, the gradient of L from the cotangent ξ of σ and the adjoint vectors (eq-gradient)."""
     _, u, v = triplet
     if xi is not None:
-        p = p + xi.unsqueeze(-1) * u
+        p = torch.addcmul(p, xi.unsqueeze(-1), u)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return outer(p, v) + outer(u, q)
     # nothing is recorded, so into the first array: two more of m×n numbers would cost more than the arithmetic
@@ -85,22 +88,19 @@ def _as_written(formula: Solver) -> Solver:
 
 #: name -> solver(A, triplet, phi, psi) -> (p, q), every one exact
 SOLVERS: dict[str, Solver] = {
-    name: _exact(name, formula)
-    for name, formula in {
-        "direct": direct.direct,
-        "bordered": bordered.bordered,
-        "block-inversion": block_inversion.block_inversion,
-        "mixed": mixed.mixed,
-        "backward-substitution": substitution.backward_substitution,
-        "forward-substitution": substitution.forward_substitution,
-        "saddle": saddle,
-        "deflated": deflated,
-        "schur": schur,
-        "spectral": spectral,
-        "doubling": doubling,
-        "cg": cg,
-        "minres": minres,
-    }.items()
+    "direct": _exact(direct.direct),
+    "bordered": _exact(bordered.bordered),
+    "block-inversion": _exact(block_inversion.block_inversion),
+    "mixed": _exact(mixed.mixed),
+    "backward-substitution": _exact(substitution.backward_substitution),
+    "forward-substitution": _exact(substitution.forward_substitution),
+    "saddle": _exact(saddle),
+    "deflated": _exact(deflated),
+    "schur": _exact(schur),
+    "spectral": _fast(spectral),
+    "doubling": _exact(doubling),
+    "cg": _fast(cg),
+    "minres": _exact(minres),
 }
 
 #: name -> the notebook's attempt under that name, as it stands there

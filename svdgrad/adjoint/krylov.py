@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
-from ..forward import FullSVD, Gram, Ritz, Triplet
-from ..matrices import Map, mv, products, project
+from ..forward import FullSVD, Gram, Ritz, Triplet, tie
+from ..matrices import Map, mv, products, project, size_of
 from .schur import not_dominant
 
 #: steps between two looks at the residuals on a GPU, which a look makes wait; what has converged stands still meanwhile
@@ -31,13 +31,15 @@ def cg(
 def schur_cg(
     matvec: Map, rmatvec: Map, triplet: Triplet, phi: Tensor, psi: Tensor, ritz: Ritz | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``cg`` on the side of v for an operator: products with A and Aᴴ, φ ⟂ u and ψ ⟂ v of size one."""
+    """``cg`` on the side of v for an operator: products with A and Aᴴ, φ ⟂ u and ψ ⟂ v. Solves for vectors of size one."""
     sigma, _, v = triplet
     s = sigma.unsqueeze(-1)
     if v.shape[-1] == 1:  # nothing but zero is orthogonal to v, what the right-hand side holds is rounding
         return phi / s, torch.zeros_like(psi)
+    size = size_of(phi, psi)
+    phi, psi = phi / size, psi / size
     q, Aq = _cg(matvec, rmatvec, _preconditioner(s, ritz), s, v, phi, psi)
-    return (phi + Aq) / s, q / s
+    return (phi + Aq) / s * size, q / s * size
 
 
 def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
@@ -77,9 +79,9 @@ def _cg(
             raise not_dominant("cg", "σ²I − AᴴA has negative curvature off v")
         r = project(v, b - x + rmatvec(Ax) / s)
     # at most 1/2gap as large as b; what is larger than a tie allows shows one to which the Ritz values, which see no copies, are blind
-    tie = 8 * torch.finfo(b.dtype).eps * (b.shape[-1] + phi.shape[-1]) ** 0.5
-    if (2 * tie * vector_norm(x, dim=-1) > vector_norm(b, dim=-1)).any():
-        raise not_dominant("cg", f"the solution is larger than a relative gap above {tie:.0e}, a tie up to rounding, allows")
+    gap = tie(phi.shape[-1], psi.shape[-1], b.dtype)
+    if (2 * gap * vector_norm(x, dim=-1) > vector_norm(b, dim=-1)).any():
+        raise not_dominant("cg", f"the solution is larger than a relative gap above {gap:.0e}, a tie up to rounding, allows")
     return x, Ax
 
 

@@ -43,5 +43,6 @@ def spectral(
 
 def _in_one_basis(A: Tensor, s: Tensor, phi: Tensor, psi: Tensor, gram: Gram) -> tuple[Tensor, Tensor]:
     W, t = gram.W[..., 1:], gram.S[..., 1:] / s
-    q = mv(W, mv(W.mH, mv(A.mH, phi) / s + psi) / ((1 - t) * (1 + t))) / s
+    r = mv(W.mH, torch.addcdiv(psi, mv(A.mH, phi), s))
+    q = mv(W, r / ((1 - t) * (1 + t))) / s
     return (phi + mv(A, q)) / s, q
