@@ -189,10 +189,13 @@ def _jax_svd(A: Tensor, *rest: Tensor) -> Run:
     return _jax(triplet, A, *rest)
 
 
-def _ours_in_jax(A: Tensor, *rest: Tensor) -> Run:
-    import svdgrad.jax
+def ours_in_jax(forward: str) -> Peer:
+    def make(*asked: Tensor) -> Run:
+        import svdgrad.jax
 
-    return _jax(svdgrad.jax.singular_triplet, A, *rest)
+        return _jax(partial(svdgrad.jax.singular_triplet, forward=forward), *asked)
+
+    return Peer(make, "jax", "jax")
 
 
 def _matfree(method: str, A: Tensor, *rest: Tensor) -> Run:
@@ -248,7 +251,7 @@ PEERS: dict[str, Peer] = {
     "svdgrad gram": ours("gram", "auto"),
     "svdgrad lanczos": ours("lanczos", "auto"),
     "svdgrad doubling": ours("auto", "doubling"),
-    "svdgrad.jax": Peer(_ours_in_jax, "jax", "jax"),
+    "svdgrad.jax": ours_in_jax("auto"),
     "notebook: bordered lstsq": Peer(_notebook, most=1024),
     "torch.linalg.svd": _torch(_torch_svd),
     "torch.lobpcg": _torch(partial(_from_gram, _lobpcg), "tol=10 ε, at most 300 steps"),

@@ -28,7 +28,7 @@ from svdgrad import forward, matrices, records
 from svdgrad.adjoint import krylov
 from svdgrad.compare import loss_vectors, stopwatch
 
-from .peers import PEERS, Peer, _autograd, _torch_svd, ours
+from .peers import PEERS, Peer, _autograd, _torch_svd, ours, ours_in_jax
 from .problem import Problem, problem, truth
 
 CPU = torch.device("cpu")
@@ -184,6 +184,25 @@ def count_products(A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v0: Tensor |
         ahead = count()
         torch.autograd.grad(xi * sigma + phi @ u + psi @ v, A)
     return ahead, count() - ahead, v.detach()
+
+
+#: of svdgrad and svdgrad.jax: shapes on both sides of where "auto" changes from "gram" to "lanczos"
+AROUND = {"svdgrad": [(256, 256), (384, 384), (1536, 384), (6144, 384)], "svdgrad.jax": [(64, 64), (128, 128), (512, 128), (2048, 128)]}
+
+
+def auto(package: str, m: int, n: int, dtype: str, clock: Clock) -> Rows:
+    """"gram" beside "lanczos"; a note says which of the two "auto" stands for."""
+    import svdgrad.jax
+
+    A = problem(m, n).A.to(getattr(torch, dtype))
+    if package == "svdgrad":
+        make, chosen = partial(ours, adjoint="auto"), svdgrad.steps.choose("auto", "auto", A)[0]
+    else:
+        make, chosen = ours_in_jax, svdgrad.jax._choose(A.numpy(), 0, "auto", "auto", None, None).forward
+    rows = contest(m, n, dtype, {way: make(way) for way in ("gram", "lanczos")}, clock, judged=None)
+    for row in rows:
+        row |= {"package": package, "ratio": row["ms"] / rows[0]["ms"], "note": '"auto"' if row["name"] == chosen else ""}
+    return rows
 
 
 def floor(n: int, dtype: str, clock: Clock) -> dict[str, Any]:
@@ -349,7 +368,7 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
-SECTIONS = ["contest", "floor", "warm", "batch", "backward", "memory", "growth"]
+SECTIONS = ["contest", "auto", "floor", "warm", "batch", "backward", "memory", "growth"]
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -396,6 +415,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if "contest" in sections:
             _contests(sizes, options.dtype, peers, clock, keep)
         for dtype in options.dtype:
+            for package, shapes in AROUND.items() if "auto" in sections else ():
+                for m, n in shapes:
+                    rows = auto(package, m, n, dtype, clock)
+                    keep("auto", rows, f"\n{package}, {m}×{n}, {dtype}\n{table(rows)}")
             if "floor" in sections:
                 for n in (1024,) if quick else (1024, 2048, 4096):
                     if n < 4096 or dtype == "float32":

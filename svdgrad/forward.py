@@ -221,7 +221,7 @@ def golub_kahan(
     size = first.abs().max().item()
     if not math.isfinite(size):
         raise _not_finite(1)
-    if not 1e-6 < size < 1e6 and size not in (0.0, 1.0):  # fourth powers would leave the range of float32: change the unit
+    if not 1e-6 < size < 1e6 and size != 0:  # fourth powers would leave the range of float32: change the unit
         (sigma, u, v), known = golub_kahan(lambda x: matvec(x) / size, lambda y: rmatvec(y) / size, v0, tol, maxiter)
         return Triplet(sigma * size, u, v), known._replace(S=known.S * size)
     w = rmatvec(first)

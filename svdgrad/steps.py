@@ -28,22 +28,24 @@ class NearTieWarning(UserWarning):
     """A gradient through u or v has fewer than two digits, since σ is close to another singular value."""
 
 
-#: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, measured on CPUs in both
-#: precisions: at 512×256 they do, at 1024×512 no more (``make bench`` prints "svdgrad gram" beside "svdgrad lanczos")
-GRAM_UP_TO = 320
+#: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, and beyond it where A is
+#: so many times as long as wide: then most of their cost is the product AᴴA, which calculates at full speed while the products
+#: of an iteration wait for memory. Measured on CPUs in both precisions: ``python -m benchmarks.run --only auto`` prints the two
+GRAM_UP_TO, LONG = 320, 16
 
 
 def choose(forward: str, adjoint: str, A: Tensor, index: int = 0) -> tuple[str, str]:
     """What "auto" means for a matrix: the only place where that is decided.
 
-    The largest singular value is found from the Gram matrix of the smaller side while that is small, and always for a
-    batch and under torch.compile; by Lanczos where it is not. Any other is found by the full SVD, since a Gram matrix costs it digits.
+    The largest singular value is found from the Gram matrix of the smaller side while that is small or much the smaller, and
+    always for a batch and under torch.compile; by Lanczos where it is not. Any other is found by the full SVD, since a Gram
+    matrix costs it digits.
     """
-    k = min(A.shape[-2:])
+    k, long = sorted(A.shape[-2:])
     if forward == "auto":
         if index % k != 0:
             forward = "svd"
-        elif k <= GRAM_UP_TO or A.ndim > 2 or torch.compiler.is_compiling():
+        elif k <= GRAM_UP_TO or long >= LONG * k or A.ndim > 2 or torch.compiler.is_compiling():
             forward = "gram"
         else:
             forward = "lanczos"

@@ -45,8 +45,8 @@ def singular_triplet(
         Which triplet, in descending order of σ; −1 is the smallest.
     forward : str
         How the triplet is found: "svd" (the full SVD), "gram" (eigenvectors of AᴴA or AAᴴ, whichever is smaller; index 0),
-        "lanczos" (products with A; index 0), or "auto": "svd" for another index than 0, else "gram" while min(m, n) is
-        small (``svdgrad.steps.choose``), and "lanczos" where it is not.
+        "lanczos" (products with A; index 0), or "auto": "svd" for another index than 0, else "gram" while one side is
+        small or much the smaller (``svdgrad.steps.choose``), and "lanczos" where it is not.
     adjoint : str
         How the adjoint system is solved: a name in ``svdgrad.adjoint.SOLVERS``, or "auto": "spectral", in closed form, where
         the forward method knows all singular vectors, and "cg" after "lanczos".

@@ -7,7 +7,7 @@ from families import FAMILIES, NARROW, Family, gapped, problem
 
 from svdgrad import adjoint, matrices
 from svdgrad.adjoint import ATTEMPTS, LARGEST_ONLY, SOLVERS, assemble
-from svdgrad.adjoint.krylov import _preconditioner
+from svdgrad.adjoint.krylov import _preconditioner, schur_cg
 from svdgrad.checks import relative_error
 from svdgrad.compare import loss_vectors
 from svdgrad.forward import Triplet, lanczos, svd
@@ -277,3 +277,19 @@ def test_the_preconditioner_is_exact_on_the_span_of_the_ritz_vectors(shape):
     off = torch.linalg.qr(torch.cat([ritz.W, matrices.gaussian(60, 1)], 1))[0][:, -1]
     for other in (off, ritz.W[:, 0]):
         assert (precondition(other) - other).norm() < 1e-12
+
+
+def test_a_batch_takes_the_steps_of_its_slowest_and_no_more():
+    """One system on a CPU has a loop of its own; the other stops by the same rule."""
+    batch = torch.stack([matrices.gaussian(60, 40, seed) for seed in (0, 1)])
+    triplet, _ = svd(batch)
+    phi, psi = project(triplet.u, torch.ones_like(triplet.u)), project(triplet.v, torch.ones_like(triplet.v))
+
+    def products_of(which):
+        A, calls = batch[which], []
+        counting = lambda x: (calls.append(None), mv(A, x))[1]
+        schur_cg(counting, lambda y: mv(A.mH, y), Triplet(*(x[which] for x in triplet)), phi[which], psi[which])
+        return len(calls)
+
+    alone = [products_of(i) for i in (0, 1)]
+    assert abs(products_of(slice(None)) - max(alone)) <= 2 and abs(products_of(slice(0, 1)) - alone[0]) <= 2

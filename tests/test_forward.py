@@ -7,7 +7,7 @@ from families import FAMILIES
 
 import svdgrad
 from svdgrad import matrices
-from svdgrad.forward import Basis, golub_kahan, lanczos, _steps_to_go
+from svdgrad.forward import Basis, golub_kahan, gram, lanczos, _steps_to_go
 from svdgrad.matrices import mv
 
 DTYPES = [torch.float32, torch.float64]
@@ -143,6 +143,23 @@ def test_scale_changes_nothing_else(scale):
     bound = 50 * torch.finfo(A.dtype).eps
     assert abs(t_scaled.sigma / scale - t.sigma) <= bound
     assert (t_scaled.v - t.v).norm() <= bound / 0.3
+
+
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9)], ids=str)
+@pytest.mark.parametrize("scales", [(1e-25, 1, 1e25), (0, 1)], ids=str)
+def test_by_the_gram_matrix_each_of_a_batch_has_a_unit_of_its_own(scales, shape):
+    """Squares of the smallest and the largest leave the range of float32; of A = 0 any u will do, of the others only one."""
+    A = matrices.gaussian(*shape, dtype=torch.float32)
+    (sigma, u, v), known = gram(torch.stack([scale * A for scale in scales]))
+    one, of_one = gram(A)
+    factors = torch.tensor(scales)
+    torch.testing.assert_close(sigma, factors * one.sigma)
+    torch.testing.assert_close(known.S, factors.unsqueeze(-1) * of_one.S, rtol=1e-4, atol=0)
+    for i in range(len(scales)):
+        torch.testing.assert_close(u[i].norm(), torch.tensor(1.0))
+        if scales[i]:
+            torch.testing.assert_close(u[i], one.u)
+            torch.testing.assert_close(v[i], one.v)
 
 
 def test_v0_starts_it_and_fixes_the_sign():

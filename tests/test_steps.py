@@ -23,6 +23,9 @@ def test_auto_is_gram_while_the_smaller_side_is_small_and_lanczos_beyond(shape, 
             assert choose("auto", "auto", A, 1) == choose("auto", "auto", A, -1) == ("svd", "spectral")
         assert choose("auto", "auto", A.expand(3, *A.shape))[0] == "gram"
         assert choose("svd", "auto", A) == ("svd", "spectral") and choose("lanczos", "auto", A) == ("lanczos", "cg")
+    for long, forward in ((16 * 321 - 1, "lanczos"), (16 * 321, "gram")):  # much the smaller side
+        A = torch.empty([321 if side == 400 else long for side in shape], dtype=dtype, device="meta")
+        assert choose("auto", "auto", A)[0] == forward
     assert choose("auto", "auto", torch.empty(451, 451, dtype=torch.float16, device="meta"))[0] == "lanczos"
     assert choose("auto", "auto", torch.empty(300, 300, dtype=torch.float16, device="meta"))[0] == "gram"
 

@@ -56,7 +56,7 @@ TESTS = {
     "operators.py": ["test_operators", "doctest"],
     "diagnosis.py": ["test_operators", "doctest"],
     "steps.py": ["test_steps", "test_triplet", "test_operators", "test_properties", "test_transforms"],
-    "forward.py": ["test_forward", "test_triplet", "test_properties", "test_operators", "test_transforms"],
+    "forward.py": ["test_forward", "test_devices", "test_triplet", "test_properties", "test_operators", "test_transforms"],
     "compare.py": ["test_compare"],
     "records.py": ["test_compare"],
     "figures.py": ["test_figures"],

@@ -69,9 +69,9 @@ def assemble(triplet: Triplet, xi: Tensor | None, p: Tensor, q: Tensor) -> Tenso
     _, u, v = triplet
     if xi is not None:
         p = torch.addcmul(p, xi.unsqueeze(-1), u)
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active():  # which may map u and not p
         return outer(p, v) + outer(u, q)
-    # nothing is recorded, so into the first array: two more of m×n numbers would cost more than the arithmetic
+    # into the first array: two more of m×n numbers would cost more than the arithmetic
     return outer(p, v).addcmul_(u.unsqueeze(-1), q.conj().unsqueeze(-2))
 
 

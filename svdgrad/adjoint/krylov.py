@@ -47,7 +47,7 @@ def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
 
     Off v the exact inverse of I − AᴴA/σ² on the span of these Ritz vectors, and the identity off that.
     """
-    if ritz is None or ritz.W.shape[-1] == 1:
+    if ritz is None:
         return torch.clone
     W, theta = ritz.W[..., 1:], ritz.S[..., 1 : ritz.W.shape[-1]] / s
     weight = 1 / ((1 - theta) * (1 + theta)).clamp_min(torch.finfo(theta.dtype).eps) - 1
