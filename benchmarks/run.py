@@ -187,7 +187,7 @@ def count_products(A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v0: Tensor |
 
 
 #: of svdgrad and svdgrad.jax: shapes on both sides of where "auto" changes from "gram" to "lanczos"
-AROUND = {"svdgrad": [(256, 256), (384, 384), (1536, 384), (6144, 384)], "svdgrad.jax": [(64, 64), (128, 128), (512, 128), (2048, 128)]}
+AROUND = {"svdgrad": [(256, 256), (384, 384), (1536, 384), (6144, 384)], "svdgrad.jax": [(64, 64), (96, 96), (128, 128)]}
 
 
 def auto(package: str, m: int, n: int, dtype: str, clock: Clock) -> Rows:

@@ -24,9 +24,9 @@ Products = tuple[Callable[[Any, Array], Array], Callable[[Any, Array], Array]]
 FORWARDS = ("svd", "gram", "lanczos")
 ADJOINTS = ("spectral", "cg")
 
-# "auto" takes all eigenvectors of the Gram matrix up to this min(m, n), and where A is so many times as long as wide: there that
-# is faster on CPUs (``python -m benchmarks.run --only auto``)
-_GRAM_UP_TO, _LONG = 80, 16
+# "auto" takes all eigenvectors of the Gram matrix up to this min(m, n), since that is faster there on CPUs:
+# ``python -m benchmarks.run --only auto`` prints both
+_GRAM_UP_TO = 80
 _CYCLE, _KEPT = 48, 16  # rows of the basis of Lanczos' iteration, and Ritz vectors that it goes on with when that is full
 _mm = partial(jnp.matmul, precision="highest")  # or a GPU rounds the factors to ten bits
 _dot = partial(jnp.vdot, precision="highest")
@@ -85,8 +85,7 @@ def singular_triplet(
         Which triplet, in descending order of σ; −1 is the smallest. Static under jit, as all that follows but v0.
     forward : str
         "svd" (the full SVD), "gram" (eigenvectors of AᴴA or AAᴴ, whichever is smaller; index 0), "lanczos" (products with A;
-        index 0), or "auto": "svd" for another index than 0, else "gram" for a batch or where one side is small or much the
-        smaller, else "lanczos".
+        index 0), or "auto": "svd" for another index than 0, else "gram" for a batch or a small min(m, n), else "lanczos".
     adjoint : str
         How systems with K̂ are solved: "spectral" (from all singular vectors), "cg" (products with A, index 0), or "auto":
         "cg" after "lanczos", else "spectral".
@@ -520,9 +519,8 @@ def _choose(A: Array, index: int, forward: str, adjoint: str, tol: float | None,
         if name not in ("auto", *names):
             raise ValueError(f"unknown {what} {name!r}: the names are 'auto', {', '.join(map(repr, names))}")
     if forward == "auto":
-        k, long = sorted((m, n))
-        small = k <= _GRAM_UP_TO or long >= _LONG * k or A.ndim > 2
-        forward = "svd" if index % k != 0 else "gram" if small else "lanczos"
+        dominant, small = index % min(m, n) == 0, min(m, n) <= _GRAM_UP_TO or A.ndim > 2
+        forward = "svd" if not dominant else "gram" if small else "lanczos"
     adjoint = ("cg" if forward == "lanczos" else "spectral") if adjoint == "auto" else adjoint
     if forward == "lanczos" and adjoint == "spectral":
         raise ValueError("adjoint 'spectral' needs all singular vectors, which forward 'lanczos' does not have: use adjoint 'cg'")
