@@ -15,7 +15,7 @@ FAULTS = {
     "a flipped sign in the gradient": ("adjoint/__init__.py", "q.conj().unsqueeze(-2))", "-q.conj().unsqueeze(-2))"),
     "p for u": ("adjoint/__init__.py", "outer(p, v).addcmul_(u.unsqueeze(-1)", "outer(p, v).addcmul_(p.unsqueeze(-1)"),
     "A for its transpose": ("matrices.py", "torch.cat([-A.mH, scaled_identity(sigma, n, A)], -1)", "torch.cat([-A.reshape(n, m), scaled_identity(sigma, n, A)], -1)"),
-    "a projection dropped": ("adjoint/__init__.py", "phi, psi = project(u, phi), project(v, psi)", "psi = project(v, psi)"),
+    "a projection dropped": ("adjoint/__init__.py", "project(u, phi), project(v, psi), known)", "phi, project(v, psi), known)"),
     "the part outside range(A) forgotten": ("adjoint/spectral.py", "else mv(U, x - a) + phi", "else mv(U, x)"),
     "the cotangent of sigma forgotten": ("steps.py", "return assemble(triplet, xi, p, q)", "return assemble(triplet, None, p, q)"),
     "the sign of v0 ignored": ("forward.py", "    if v0 is None:\n        anchor", "    if True:\n        anchor"),
