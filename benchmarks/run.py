@@ -418,7 +418,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             for package, shapes in AROUND.items() if "auto" in sections else ():
                 for m, n in shapes:
                     rows = auto(package, m, n, dtype, clock)
-                    keep("auto", rows, f"\n{package}, {m}×{n}, {dtype}\n{table(rows)}")
+                    keep("auto", rows, f"\n{package}, {m}×{n}, {dtype}; ratio: to gram\n{table(rows)}")
             if "floor" in sections:
                 for n in (1024,) if quick else (1024, 2048, 4096):
                     if n < 4096 or dtype == "float32":

@@ -99,6 +99,14 @@ def test_a_record_can_be_read_back(tmp_path):
     assert set(made) & set(run.SECTIONS) == {"contest", "batch"}
 
 
+@pytest.mark.parametrize(("package", "size"), [("svdgrad", 400), ("svdgrad.jax", 100)])
+def test_the_section_on_auto_marks_the_method_that_auto_takes(package, size):
+    for n, chosen in ((20, "gram"), (size, "lanczos")):
+        rows = run.auto(package, n, n, "float64", run.Clock(quick=True))
+        assert [row["name"] for row in rows if row["note"] == '"auto"'] == [chosen]
+        assert rows[0]["ratio"] == 1 and all(row["ms"] > 0 for row in rows)
+
+
 def test_infinity_is_written_as_a_word(tmp_path):
     record = {"device": "cpu", "date": "2000-01-01", "contest": [{"error": math.inf, "points": [[64, 1.0]]}]}
     path = run.write(record, tmp_path)

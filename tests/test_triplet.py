@@ -230,7 +230,7 @@ def test_a_view_that_conjugates_lazily_is_the_matrix_it_stands_for(shape, forwar
             A = A.detach().requires_grad_()
             loss(svdgrad.singular_triplet(A, forward=forward, adjoint=adjoint)).backward()
             grads.append(A.grad)
-        assert relative_error(*grads) <= 1e-11
+        assert relative_error(*grads) <= 1e-11  # 50 ε σ₁/gap, for gaps from 1.2e-3 up
 
 
 def test_a_singular_value_of_zero_has_a_gradient_for_itself_alone():
