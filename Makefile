@@ -4,7 +4,10 @@ PYTHON ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test mutants notebooks bench clean
+.PHONY: help setup lint check book test slow mutants notebooks bench clean
+
+# two workers, a file to each, and one thread of arithmetic to a worker: more threads than cores only wait for each other
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -18,10 +21,23 @@ book: setup ## execute every notebook and render the book; any warning is an err
 	@$(BIN)/jupyter-book build -W --keep-going .
 	@echo "book: $(CURDIR)/_build/html/index.html"
 
-test: setup ## unit tests, doctests, notebooks against their stored outputs, the pages in a browser; ARGS="-k name"
+lint: setup ## the formatter, the linter and the type checker; `.venv/bin/ruff format` mends what the first finds
+	@$(BIN)/ruff format --check --quiet . || { echo "lint: run .venv/bin/ruff format"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/python -m mypy --no-error-summary
+
+check: lint ## a first answer within a minute, for people at work; ARGS="-k name"
+	@$(PYTEST) tests -m "not slow" -k "not (notebooks or site or compare or benchmarks or jax or planted or oracles)" -q $(ARGS)
+
+test: lint ## unit tests, doctests, notebooks against their stored outputs, the pages in a browser; ARGS="-k name"
 	@tools/browser.sh
-	@echo "test: pytest --nbval $(ARGS)"
-	@$(BIN)/python -m pytest --nbval $(ARGS)
+	@echo "test: pytest --nbval, without what is marked slow (make slow) $(ARGS)"
+	@$(PYTEST) --nbval -m "not slow" $(ARGS)
+
+slow: setup ## the tests marked slow, which make test leaves out; ARGS="-k name"
+	@tools/browser.sh
+	@echo "slow: pytest -m slow $(ARGS)"
+	@$(PYTEST) -m slow $(ARGS)
 
 mutants: setup ## plant small faults in the package, list those that no test notices; ARGS="adjoint/schur.py --sample 30"
 	@$(BIN)/python -c "import cosmic_ray" 2>/dev/null || $(BIN)/python -m pip install --quiet cosmic-ray==8.7.0

@@ -1,6 +1,8 @@
-"""Peak memory of one value and gradient, in a process of its own: ``python -m benchmarks.memory svdgrad 4096 4096 float32``.
+"""Peak memory of one value and gradient, in a process of its own: ``python -m benchmarks.memory svdgrad 4096 4096
+float32``.
 
-The peak of the resident memory is reset after A is there (Linux only), so that neither the libraries nor the making of A count.
+The peak of the resident memory is reset after A is there (Linux only), so that neither the libraries nor the making of
+A count.
 """
 
 import ctypes

@@ -1,8 +1,9 @@
-"""The contestants. Each is given A, the cotangents ξ, φ, ψ and a sign, and gives back f(A) = ξσ + φ·u + ψ·v and its gradient.
+"""The contestants. Each is given A, the cotangents ξ, φ, ψ and a sign, and gives back f(A) = ξσ + φ·u + ψ·v and its
+gradient.
 
-``PEERS[name].make(A, xi, phi, psi, v)`` does what need not be timed (conversion, compilation) and returns a function of no
-arguments, which computes (value, gradient) anew at each call. One that has no backward returns None for the gradient.
-A contestant that answers wrong stays in: its error stands beside its time.
+``PEERS[name].make(A, xi, phi, psi, v)`` does what need not be timed (conversion, compilation) and returns a function of
+no arguments, which computes (value, gradient) anew at each call. One that has no backward returns None for the
+gradient. A contestant that answers wrong stays in: its error stands beside its time.
 """
 
 import importlib.util
@@ -108,7 +109,9 @@ def _power(A: Tensor, steps: int = 100) -> Any:
 
 
 def _notebook(A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v: Tensor) -> Run:
-    """The triplet read off the SVD, the bordered system by least squares, as in the notebook that the book grew from."""
+    """The triplet read off the SVD, the bordered system by least squares, as in the notebook that the book grew
+    from.
+    """
 
     def run() -> Answer:
         sigma, ui, vi = _torch_svd(A)
@@ -123,7 +126,8 @@ def _notebook(A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v: Tensor) -> Run
 def _xitorch(method: str, A: Tensor, *rest: Tensor) -> Run:
     import xitorch.linalg
 
-    # where the largest entry of the residual of AᵀA falls below ten ε times the mean eigenvalue; by default an absolute 1e-6
+    # where the largest entry of the residual of AᵀA falls below ten ε times the mean eigenvalue; by default an absolute
+    # 1e-6
     tol = (10 * torch.finfo(A.dtype).eps * A.square().sum() / min(A.shape)).item()
     options = {"method": method, "min_eps": tol} if method == "davidson" else {"method": method}
 

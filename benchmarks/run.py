@@ -1,8 +1,9 @@
 """svdgrad beside its peers: ``make bench``, or ``python -m benchmarks.run``; ``--quick`` for a first look.
 
-Within a table the contestants take turns, round by round, so that what disturbs the machine disturbs them all. A quick one
-runs twice in its turn, and the second run counts: its threads are awake by then, as in a loop, and those of others asleep.
-A time is the median after a first run, with its quartiles; a contestant whose first run is long is timed by that alone.
+Within a table the contestants take turns, round by round, so that what disturbs the machine disturbs them all. A quick
+one runs twice in its turn, and the second run counts: its threads are awake by then, as in a loop, and those of others
+asleep. A time is the median after a first run, with its quartiles; a contestant whose first run is long is timed by
+that alone.
 """
 
 import argparse
@@ -71,7 +72,9 @@ class Clock:
             self.past[name, dtype] = work, seconds
 
 
-def take_turns(runs: dict[str, Callable[[], Any]], rounds: int, budget: float) -> tuple[dict[str, Any], dict[str, list[float]]]:
+def take_turns(
+    runs: dict[str, Callable[[], Any]], rounds: int, budget: float
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """The first answer of each, or the exception that it raised, and its times in milliseconds, alternating."""
     answers: dict[str, Any] = {}
     first: dict[str, float] = {}
@@ -125,7 +128,11 @@ def contest(m: int, n: int, dtype: str, peers: dict[str, Peer], clock: Clock, ju
         row |= spread(times[name])
         clock.remember(name, dtype, m, n, seconds_of(row))
         if right is not None:
-            row |= {"error": error(answer, right.value, right.gradient), "bound": asked.bound(kind), "judge": right.judge}
+            row |= {
+                "error": error(answer, right.value, right.gradient),
+                "bound": asked.bound(kind),
+                "judge": right.judge,
+            }
     base = rows.get("svdgrad", {}).get("ms")
     for row in rows.values():
         row["ratio"] = row["ms"] / base if row["ms"] and base else None
@@ -154,14 +161,17 @@ def table(rows: Rows) -> str:
             lines.append(f"  {r['name']:<26}{'—':>10}  {r['note']}")
             continue
         quartiles = f"{r['lower']:.2f}–{r['upper']:.2f}"
-        ratio, wrong = ("" if x is None else form.format(x) for x, form in ((r["ratio"], "{:.2f}"), (r["error"], "{:.1e}")))
+        ratio, wrong = (
+            "" if x is None else form.format(x) for x, form in ((r["ratio"], "{:.2f}"), (r["error"], "{:.1e}"))
+        )
         flag = " > bound" if r.get("bound") and r["error"] is not None and r["error"] > r["bound"] else ""
         line = f"  {r['name']:<26}{r['ms']:>10.2f}{quartiles:>20}{r['runs']:>5}{ratio:>8}{wrong:>9}{flag}  {r['note']}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 
 
-# --- products ----------------------------------------------------------------------------------------------------------
+# --- products
+# ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -176,7 +186,9 @@ def counted() -> Iterator[Callable[[], int]]:
         yield lambda: len(calls)
 
 
-def count_products(A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v0: Tensor | None = None) -> tuple[int, int, Tensor]:
+def count_products(
+    A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v0: Tensor | None = None
+) -> tuple[int, int, Tensor]:
     """Products with A forward, products backward, and v."""
     A = A.detach().clone().requires_grad_()
     with counted() as count:
@@ -187,11 +199,14 @@ def count_products(A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v0: Tensor |
 
 
 #: of svdgrad and svdgrad.jax: shapes on both sides of where "auto" changes from "gram" to "lanczos"
-AROUND = {"svdgrad": [(256, 256), (384, 384), (1536, 384), (6144, 384)], "svdgrad.jax": [(64, 64), (96, 96), (128, 128)]}
+AROUND = {
+    "svdgrad": [(256, 256), (384, 384), (1536, 384), (6144, 384)],
+    "svdgrad.jax": [(64, 64), (96, 96), (128, 128)],
+}
 
 
 def auto(package: str, m: int, n: int, dtype: str, clock: Clock) -> Rows:
-    """"gram" beside "lanczos"; a note says which of the two "auto" stands for."""
+    """ "gram" beside "lanczos"; a note says which of the two "auto" stands for."""
     import svdgrad.jax
 
     A = problem(m, n).A.to(getattr(torch, dtype))
@@ -201,7 +216,11 @@ def auto(package: str, m: int, n: int, dtype: str, clock: Clock) -> Rows:
         make, chosen = ours_in_jax, svdgrad.jax._choose(A.numpy(), 0, "auto", "auto", None, None).forward
     rows = contest(m, n, dtype, {way: make(way) for way in ("gram", "lanczos")}, clock, judged=None)
     for row in rows:
-        row |= {"package": package, "ratio": row["ms"] / rows[0]["ms"], "note": '"auto"' if row["name"] == chosen else ""}
+        row |= {
+            "package": package,
+            "ratio": row["ms"] / rows[0]["ms"],
+            "note": '"auto"' if row["name"] == chosen else "",
+        }
     return rows
 
 
@@ -247,7 +266,8 @@ def floor(n: int, dtype: str, clock: Clock) -> dict[str, Any]:
 def warm_start(n: int, dtype: str) -> Rows:
     """Products before and after A moved by 1% of itself in noise, cold and from the v of before.
 
-    Of a Gaussian matrix, whose gap is small, and of one whose σ₁ was doubled; with the default tolerance, and a loose one.
+    Of a Gaussian matrix, whose gap is small, and of one whose σ₁ was doubled; with the default tolerance, and a loose
+    one.
     """
     kind = getattr(torch, dtype)
     A, xi, phi, psi, v, *_ = problem(n, n)
@@ -269,7 +289,8 @@ def warm_start(n: int, dtype: str) -> Rows:
     return rows
 
 
-# --- batches, the backward pass, memory, growth ------------------------------------------------------------------------
+# --- batches, the backward pass, memory, growth
+# ------------------------------------------------------------------------
 
 
 def batch(dtype: str, clock: Clock, size: int = 1024, n: int = 32) -> Rows:
@@ -339,7 +360,8 @@ def growth(sizes: Iterable[int], dtype: str, peers: dict[str, Peer], clock: Cloc
     return rows
 
 
-# --- the command -------------------------------------------------------------------------------------------------------
+# --- the command
+# -------------------------------------------------------------------------------------------------------
 
 
 def write(record: dict[str, Any], folder: Path) -> Path:
@@ -397,7 +419,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "code": records.code(),
         "versions": records.versions() | {peer.module: _version(peer) for peer in PEERS.values() if "==" in peer.needs},
         "matrix": "standard normal, seed 0, rounded to float32",
-        "times": f"milliseconds: median and quartiles of up to {clock.rounds} turns after a first run, or of that alone",
+        "times": f"milliseconds: median and quartiles of up to {clock.rounds} turns after a first run, or of that "
+        "alone",
     }
     print(f"value and gradient of ξσ + φ·u + ψ·v at a Gaussian matrix, on {record['hardware']}")
     print("ratio: times as slow as svdgrad; error: against the truth, and whether beyond 50 ε σ₁/gap")
@@ -447,7 +470,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             rows = growth(lengths, "float32", peers, clock, record.get("contest", []))
             slopes = ("—" if row["slope"] is None else f"{row['slope']:.2f}" for row in rows)
             keep("growth", rows, "\n".join(f"  {row['name']:<26} {slope}" for row, slope in zip(rows, slopes)))
-    print(f"\n{record['seconds']:.0f} s in all" + (f"; written to {write(record, options.record)}" if options.record else ""))
+    print(
+        f"\n{record['seconds']:.0f} s in all"
+        + (f"; written to {write(record, options.record)}" if options.record else "")
+    )
     return record
 
 

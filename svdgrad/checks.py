@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def check(claim: str, error: float, below: float, eq: str | tuple[str, ...] | None = None, what: str = "error") -> None:
     """Assert that ``0 <= error < below`` and print the claim with its bound.
 
-    ``what`` says what kind of number it is, if not an error. ``eq`` names the label, or labels, of the numbered equations that the error is a test of; a test of the project
-    lists the equations that no check names.
+    ``what`` says what kind of number it is, if not an error. ``eq`` names the label, or labels, of the numbered
+    equations that the error is a test of; a test of the project lists the equations that no check names.
 
     >>> check("two is the square root of four", abs(2 - 4**0.5), below=1e-15)
     two is the square root of four: error below 1e-15
@@ -49,7 +49,8 @@ def grade(answer: Any, truth: Any, below: float = 1e-8) -> None:
 
 
 def relative_error(found: Any, truth: Any) -> float:
-    """‖found − truth‖ / ‖truth‖ in the Frobenius norm, in float64 on the CPU, for tensors and arrays alike; 0/0 counts as 0.
+    """‖found − truth‖ / ‖truth‖ in the Frobenius norm, in float64 on the CPU, for tensors and arrays alike; 0/0 counts
+    as 0.
 
     >>> import numpy as np
     >>> relative_error(np.array([1.0, 1.0]), np.array([1.0, 0.0]))

@@ -1,8 +1,8 @@
 """Every attempt and every solver against every witness, as a table: ``python -m svdgrad.compare --device auto``.
 
-With ``--record FOLDER`` the same at four sizes, in a file that the book reads. At every size the judge is the gradient in
-extended precision: it takes a few dozen products with A in forty digits and one float64 factorisation, so it reaches 4096×4096
-in two minutes and three gigabytes on one core of a CPU.
+With ``--record FOLDER`` the same at four sizes, in a file that the book reads. At every size the judge is the gradient
+in extended precision: it takes a few dozen products with A in forty digits and one float64 factorisation, so it reaches
+4096×4096 in two minutes and three gigabytes on one core of a CPU.
 """
 
 import argparse
@@ -57,7 +57,9 @@ def device(wanted: str = "auto") -> torch.device:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if torch.device(wanted).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device here: PyTorch finds none; use --device cpu, or install a CUDA build of PyTorch")
+        raise ValueError(
+            "no CUDA device here: PyTorch finds none; use --device cpu, or install a CUDA build of PyTorch"
+        )
     return torch.device(wanted)
 
 
@@ -75,9 +77,9 @@ def compare(
     """Every attempt, every solver and every witness, judged by the extended-precision gradient.
 
     Shape: A (m, n), on the device and in the dtype to compare in. A random loss is used, see ``loss_vectors``.
-    A way is not run, and its row says why, if it would not fit in the memory that is free, or if a run is foretold, from
-    ``past`` rows of smaller matrices, to take more than ``budget`` seconds; nor is ``differences``, with its 2mn SVDs, if
-    not wanted.
+    A way is not run, and its row says why, if it would not fit in the memory that is free, or if a run is foretold,
+    from ``past`` rows of smaller matrices, to take more than ``budget`` seconds; nor is ``differences``, with its 2mn
+    SVDs, if not wanted.
     """
     from .oracles import ORACLES, jax_device
 
@@ -89,7 +91,9 @@ def compare(
     cpu, dtype = torch.device("cpu"), str(A.dtype).removeprefix("torch.")
     rows = []
 
-    def add(kind: str, name: str, run: Callable[[], Any], judge: Callable[[Any], dict[str, Any]], where: torch.device) -> None:
+    def add(
+        kind: str, name: str, run: Callable[[], Any], judge: Callable[[Any], dict[str, Any]], where: torch.device
+    ) -> None:
         row = Row(kind, name, m, n, where.type, dtype, kappa=_kappa(kind, name, triplet, known.S, m, n))
         unwanted = "" if differences or name != "differences" else f"it takes {2 * m * n} SVDs"
         if note := unwanted or too_much(row, A, budget, past):
@@ -102,7 +106,7 @@ def compare(
             row = row._replace(**timing._asdict(), **judge(answer))
         except (torch.OutOfMemoryError, MemoryError):
             row = row._replace(note="not run: out of memory")
-        except (RuntimeError, ArithmeticError, ValueError) as problem:  # as are PyTorch's LinAlgError, and the errors of JAX
+        except (RuntimeError, ArithmeticError, ValueError) as problem:  # PyTorch's LinAlgError and JAX's are among them
             kind_of = type(problem).__name__.lstrip("_")
             row = row._replace(error=math.inf, note=f"{kind_of}: {problem}".splitlines()[0])
         rows.append(row)
@@ -120,7 +124,13 @@ def compare(
         if name != "extended":
             on_card = {"torch": True, "newton": True, "jax": jax_device(A).platform != "cpu"}.get(name, False)
             run = partial(oracle, A, xi, phi, psi, triplet.v)
-            add("witness", name, run, lambda G: {"error": _finite(relative_error(G, truth))}, A.device if on_card else cpu)
+            add(
+                "witness",
+                name,
+                run,
+                lambda G: {"error": _finite(relative_error(G, truth))},
+                A.device if on_card else cpu,
+            )
     return rows
 
 
@@ -165,8 +175,8 @@ class Timing(NamedTuple):
 def measure(run: Callable[[], Any], device: torch.device, repeat: int, patience: float = 10.0) -> tuple[Any, Timing]:
     """The answer of ``run``, and what it costs: the median and the quartiles of ``repeat`` runs after one to warm up.
 
-    No further run begins after ``patience`` seconds; where ``repeat`` is 1, or the first run takes that long, it is the only
-    one. The peak of the memory is that of the first run.
+    No further run begins after ``patience`` seconds; where ``repeat`` is 1, or the first run takes that long, it is the
+    only one. The peak of the memory is that of the first run.
     """
     cuda, peak = device.type == "cuda", math.nan
     if cuda:
@@ -184,7 +194,9 @@ def measure(run: Callable[[], Any], device: torch.device, repeat: int, patience:
 
 
 def stopwatch(run: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """The answer and the milliseconds of one run: between two events of a CUDA device, else by the clock of the host."""
+    """The answer and the milliseconds of one run: between two events of a CUDA device, else by the clock of the
+    host.
+    """
     if device.type == "cuda":
         with torch.cuda.device(device):
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -199,7 +211,9 @@ def stopwatch(run: Callable[[], Any], device: torch.device) -> tuple[Any, float]
 
 
 def too_much(row: Row, A: Tensor, budget: float, past: Iterable[Row]) -> str:
-    """Why a way should not be run on A: more memory than is free, or more seconds than the budget. Empty if it may run."""
+    """Why a way should not be run on A: more memory than is free, or more seconds than the budget. Empty if it may
+    run.
+    """
     needed, free = memory(row.kind, row.name, row.m, row.n) * A.element_size(), free_memory(A.device)
     if needed > free:
         return f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
@@ -209,7 +223,9 @@ def too_much(row: Row, A: Tensor, budget: float, past: Iterable[Row]) -> str:
 
 
 def memory(kind: str, name: str, m: int, n: int) -> int:
-    """About how many numbers a way holds: six times the largest matrix that it forms, for its pieces and factors too."""
+    """About how many numbers a way holds: six times the largest matrix that it forms, for its pieces and factors
+    too.
+    """
     formed = {"newton": "saddle", "cg": "A", "minres": "A"}.get(name, FACTORS.get((kind, name), "A"))
     larger = max(m, n)
     of_k = dict.fromkeys(("K", "bordered", "saddle", "deflated"), (m + n) ** 2)
@@ -219,7 +235,9 @@ def memory(kind: str, name: str, m: int, n: int) -> int:
 
 
 def judge_memory(m: int, n: int) -> int:
-    """About how many bytes of the host the extended-precision gradient needs: A and its products in forty digits, and J."""
+    """About how many bytes of the host the extended-precision gradient needs: A and its products in forty digits, and
+    J.
+    """
     return 150 * m * n + 16 * (m + n + 2) ** 2
 
 
@@ -240,7 +258,8 @@ def free_memory(device: torch.device) -> float:
 
 
 def foretold(row: Row, past: Iterable[Row]) -> float:
-    """Seconds of one run, from the largest matrix on which the way has been timed, as mn(m + n) grows; 0 if there is none.
+    """Seconds of one run, from the largest matrix on which the way has been timed, as mn(m + n) grows; 0 if there is
+    none.
 
     Matrices as small as 64×32 do not count: there a time is that of calling libraries, and grows slower.
     """
@@ -262,7 +281,9 @@ def table(rows: list[Row]) -> str:
     lines = [f"{'':<8} {'way':<22} {'device':<6} {'dtype':<8} {'error':>8} {'residual':>8} {'κ':>8} {'ms':>8}"]
     for r in rows:
         numbers = "".join(f" {short(x):>8}" for x in (r.error, r.residual, r.kappa))
-        lines.append(f"{r.kind:<8} {r.name:<22} {r.device:<6} {r.dtype:<8}{numbers} {milliseconds(r):>8}  {r.note}".rstrip())
+        lines.append(
+            f"{r.kind:<8} {r.name:<22} {r.device:<6} {r.dtype:<8}{numbers} {milliseconds(r):>8}  {r.note}".rstrip()
+        )
     return "\n".join(lines)
 
 
@@ -272,24 +293,38 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", nargs="+", default=["float32", "float64"], choices=["float32", "float64"])
     sizes = " ".join("{}×{}".format(*shape) for shape in SHAPES)
     parser.add_argument(
-        "--shape", nargs=2, type=int, action="append", metavar=("M", "N"),
+        "--shape",
+        nargs=2,
+        type=int,
+        action="append",
+        metavar=("M", "N"),
         help=f"of a Gaussian matrix, may be given more than once; 64×32 unless given, {sizes} for a record",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the Gaussian matrix")
-    parser.add_argument("--record", type=Path, metavar="FOLDER", help="also write the rows to a JSON file in this folder")
+    parser.add_argument(
+        "--record", type=Path, metavar="FOLDER", help="also write the rows to a JSON file in this folder"
+    )
     parser.add_argument("--repeat", type=int, help="timed runs of each way; 5 unless given, 50 for a record")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds that one run of a way may take, 60 unless given")
+    parser.add_argument(
+        "--budget", type=float, default=60.0, help="seconds that one run of a way may take, 60 unless given"
+    )
     options = parser.parse_args(arguments)
     try:
         from . import oracles  # noqa: F401
     except ModuleNotFoundError as missing:
-        parser.error(f"the witnesses need {missing.name}, which is not installed: pip install 'svdgrad[oracles]' brings it")
+        parser.error(
+            f"the witnesses need {missing.name}, which is not installed: pip install 'svdgrad[oracles]' brings it"
+        )
     try:
         where = device(options.device)
     except ValueError as problem:
         parser.error(str(problem))
     repeat = options.repeat or (50 if options.record else 5)
-    by = "CUDA events; of a witness with its answer copied to the host" if where.type == "cuda" else "the clock of the host"
+    by = (
+        "CUDA events; of a witness with its answer copied to the host"
+        if where.type == "cuda"
+        else "the clock of the host"
+    )
     about = {
         "matrix": f"standard normal entries, seed {options.seed}",
         "judge": "forty-digit gradient (svdgrad.oracles.extended), at every size",

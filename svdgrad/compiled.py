@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from .forward import KNOWN, Triplet
-from .steps import find, gradient
-from .steps import solve as solve_adjoint
+from .steps import find_triplet, gradient, solve_adjoint
 
 
 @torch.library.custom_op("svdgrad::triplet", mutates_args=())
 def triplet(A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str) -> list[Tensor]:
     """[σ, u, v, *known]."""
     if forward == "lanczos":
-        raise ValueError("under torch.compile the forward method is 'svd' or 'gram', found 'lanczos': call it outside the compiled region")
-    return [x.clone(memory_format=torch.contiguous_format) for x in find(A, v0, index, forward)]
+        raise ValueError(
+            "under torch.compile the forward method is 'svd' or 'gram', found 'lanczos': call it outside the compiled "
+            "region"
+        )
+    return [x.clone(memory_format=torch.contiguous_format) for x in find_triplet(A, v0, index, forward)]
 
 
 @triplet.register_fake
@@ -27,13 +29,25 @@ def _(A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str) -> l
     *batch, m, n = A.shape
     k = min(m, n)
     S = A.real.new_empty((*batch, k))
-    known = [S, A.new_empty((*batch, k, k))] if forward == "gram" else [A.new_empty((*batch, m, k)), S, A.new_empty((*batch, k, n))]
+    known = (
+        [S, A.new_empty((*batch, k, k))]
+        if forward == "gram"
+        else [A.new_empty((*batch, m, k)), S, A.new_empty((*batch, k, n))]
+    )
     return [S.new_empty(batch), A.new_empty((*batch, m)), A.new_empty((*batch, n)), *known]
 
 
 @torch.library.custom_op("svdgrad::solve", mutates_args=())
 def solve(
-    A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, adjoint: str, forward: str, known: list[Tensor]
+    A: Tensor,
+    sigma: Tensor,
+    u: Tensor,
+    v: Tensor,
+    phi: Tensor,
+    psi: Tensor,
+    adjoint: str,
+    forward: str,
+    known: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """(p, q)."""
     p, q = solve_adjoint(A, sigma, u, v, phi, psi, adjoint, "loss", KNOWN[forward](*known))
@@ -42,7 +56,15 @@ def solve(
 
 @solve.register_fake
 def _(
-    A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, adjoint: str, forward: str, known: list[Tensor]
+    A: Tensor,
+    sigma: Tensor,
+    u: Tensor,
+    v: Tensor,
+    phi: Tensor,
+    psi: Tensor,
+    adjoint: str,
+    forward: str,
+    known: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(u), torch.empty_like(v)
 

@@ -8,7 +8,7 @@ from torch.linalg import vector_norm
 
 from .forward import KNOWN, Ritz
 from .matrices import mv
-from .steps import expected_error, find, relative_gap, validate
+from .steps import expected_error, find_triplet, relative_gap, validate
 
 
 class Diagnosis(NamedTuple):
@@ -36,7 +36,9 @@ class Diagnosis(NamedTuple):
     """the solver that would be used"""
 
     def __str__(self) -> str:
-        lines = ((name, f"{value:.3g}" if isinstance(value, float) else str(value)) for name, value in self._asdict().items())
+        lines = (
+            (name, f"{value:.3g}" if isinstance(value, float) else str(value)) for name, value in self._asdict().items()
+        )
         return "\n".join(f"{name:<16} {value}" for name, value in lines)
 
 
@@ -49,10 +51,11 @@ def diagnose(
     maxiter: int | None = None,
     v0: Tensor | None = None,
 ) -> Diagnosis:
-    """Gap, condition number and expected error of the gradient at one matrix A (m, n), and cost and residual of its triplet.
+    """Gap, condition number and expected error of the gradient at one matrix A (m, n), and cost and residual of its
+    triplet.
 
-    Arguments and errors are those of ``singular_triplet``. With "lanczos" the gap is estimated from the iteration's second
-    Ritz value, which lies at or below σ₂: the estimate is never too small. Cost: that of the forward method.
+    Arguments and errors are those of ``singular_triplet``. With "lanczos" the gap is estimated from the iteration's
+    second Ritz value, which lies at or below σ₂: the estimate is never too small. Cost: that of the forward method.
 
     >>> print(diagnose(torch.diag(torch.tensor([3.0, 2.0], dtype=torch.float64))))
     sigma            3
@@ -68,9 +71,11 @@ def diagnose(
     """
     forward, adjoint = validate(A, index, forward, adjoint, v0)
     if A.ndim != 2:
-        raise ValueError(f"diagnose looks at one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
+        raise ValueError(
+            f"diagnose looks at one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch"
+        )
     A = A.detach().to(torch.promote_types(A.dtype, torch.float32))
-    sigma, u, v, *left = find(A, v0, index, forward, tol, maxiter)
+    sigma, u, v, *left = find_triplet(A, v0, index, forward, tol, maxiter)
     known = KNOWN[forward](*left)
     gap = relative_gap(sigma, known.S, *A.shape)
     residual = torch.maximum(vector_norm(mv(A, v) - sigma * u), vector_norm(mv(A.mH, u) - sigma * v))

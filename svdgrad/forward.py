@@ -34,17 +34,20 @@ class FullSVD(NamedTuple):
 
 
 class Gram(NamedTuple):
-    """The eigenvectors ``W (..., k, k)`` of AᴴA, or of AAᴴ if that is smaller, and the singular values ``S (..., k)``, descending."""
+    """The eigenvectors ``W (..., k, k)`` of AᴴA, or of AAᴴ if that is smaller, and the singular values ``S (..., k)``,
+    descending.
+    """
 
     S: Tensor
     W: Tensor
 
 
 class Ritz(NamedTuple):
-    """What an iteration knows of the other triplets: k approximate singular values, descending, their vectors, and its cost.
+    """What an iteration knows of the other triplets: k approximate singular values, descending, their vectors, and its
+    cost.
 
-    ``S (k,)`` lie at or below the true ones; ``W (d, l)`` are orthonormal, right singular vectors or, for a wide matrix, left,
-    of the first l of them only.
+    ``S (k,)`` lie at or below the true ones; ``W (d, l)`` are orthonormal, right singular vectors or, for a wide
+    matrix, left, of the first l of them only.
     """
 
     S: Tensor
@@ -55,17 +58,21 @@ class Ritz(NamedTuple):
     """‖Aᴴu − σv‖/σ at the last step"""
 
 
-def look_at_the_entries(A: Tensor) -> None:
+def check_entries(A: Tensor) -> None:
     """Raise an error for NaN and Inf."""
     # one pass over A, where isfinite and all take several: both show in the extremes
     entries = torch.view_as_real(A.conj() if A.is_conj() else A) if A.is_complex() else A
     if A.numel() and not all(math.isfinite(x.item()) for x in entries.aminmax()):
         bad = int((~torch.isfinite(A)).sum())
-        raise ValueError(f"A must be finite, found {bad} NaN or Inf among {A.numel()} entries: look upstream for the first of them")
+        raise ValueError(
+            f"A must be finite, found {bad} NaN or Inf among {A.numel()} entries: look upstream for the first of them"
+        )
 
 
 def tie(m: int, n: int, dtype: torch.dtype) -> float:
-    """8 ε √(m + n): singular values of an m×n matrix come out right to a few ε σ₁, and what is closer cannot be told apart."""
+    """8 ε √(m + n): singular values of an m×n matrix come out right to a few ε σ₁, and what is closer cannot be told
+    apart.
+    """
     return float(8 * torch.finfo(dtype).eps * (m + n) ** 0.5)
 
 
@@ -87,10 +94,12 @@ def svd(
 
 
 def fix_sign(u: Tensor, v: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Of the pairs (u, v)·c with c of modulus one, the one whose largest entry of v is positive, or with v0ᴴv > 0 if v0 is given.
+    """Of the pairs (u, v)·c with c of modulus one, the one whose largest entry of v is positive, or with v0ᴴv > 0 if v0
+    is given.
 
     Both vectors are multiplied by the same number, so A v = σ u stays true (eq-phase).
-    Without ``v0`` the choice jumps where the two largest entries of v tie in modulus; with ``v0`` it jumps where v0 ⟂ v.
+    Without ``v0`` the choice jumps where the two largest entries of v tie in modulus; with ``v0`` it jumps where v0 ⟂
+    v.
     """
     if v0 is None:
         anchor = v.gather(-1, v.abs().argmax(-1, keepdim=True))
@@ -127,7 +136,7 @@ def _gram(A: Tensor) -> tuple[Triplet, Gram]:
     longest = G.diagonal(dim1=-2, dim2=-1).real.amin(-1)
     largest, smallest = (-x.item() for x in longest.aminmax())
     if not (1e-30 < smallest and largest < 1e30):
-        look_at_the_entries(A)
+        check_entries(A)
         unit = A.abs().amax((-2, -1))
         unit = torch.where(unit == 0, 1, unit)
         if (unit != 1).any():
@@ -151,8 +160,9 @@ def lanczos(
 ) -> tuple[Triplet, Ritz]:
     """The dominant triplet by Golub and Kahan's bidiagonalisation: two products with A a step. A batch is a loop.
 
-    Starts from ``v0``, or from seeded normal numbers, so that the same A gives the same answer. A wide matrix is transposed.
-    Takes up to min(m, n) steps unless told otherwise; then the space is exhausted, and the answer is there in any case.
+    Starts from ``v0``, or from seeded normal numbers, so that the same A gives the same answer. A wide matrix is
+    transposed. Takes up to min(m, n) steps unless told otherwise; then the space is exhausted, and the answer is there
+    in any case.
     """
     maxiter = min(A.shape[-2:]) if maxiter is None else maxiter
     if A.ndim > 2:
@@ -198,12 +208,13 @@ def golub_kahan(
 ) -> tuple[Triplet, Ritz]:
     """The dominant triplet of the operator with products ``matvec`` (A x) and ``rmatvec`` (Aᴴ y), both on flat vectors.
 
-    A V = U B and Aᴴ U = V Bᵀ + β v eᵀ with B upper bidiagonal (eq-bidiagonal), one column more each step. Of that V alone is
-    formed, with the tridiagonal T = BᵀB of AᴴA V = V T + αβ v eᵀ, α the last entry of B (eq-tridiagonal). The dominant eigenpair
-    (θ², y) of the small T gives v = V y and u = A v/σ, with residual ‖Aᴴu − σv‖ = αβ abs(y_k)/θ (eq-ritz-residual). Stops where
-    that is at most ``tol`` σ, by default ten times the unit roundoff. V is kept orthonormal, since without that copies of σ appear.
-    Cost: two products a step, and one; memory: the basis V. Raises ConvergenceError after ``maxiter`` steps, and
-    ValueError where a product is not finite, or not linear, as far as the first two show.
+    A V = U B and Aᴴ U = V Bᵀ + β v eᵀ with B upper bidiagonal (eq-bidiagonal), one column more each step. Of that V
+    alone is formed, with the tridiagonal T = BᵀB of AᴴA V = V T + αβ v eᵀ, α the last entry of B (eq-tridiagonal). The
+    dominant eigenpair (θ², y) of the small T gives v = V y and u = A v/σ, with residual ‖Aᴴu − σv‖ = αβ abs(y_k)/θ
+    (eq-ritz-residual). Stops where that is at most ``tol`` σ, by default ten times the unit roundoff. V is kept
+    orthonormal, since without that copies of σ appear. Cost: two products a step, and one; memory: the basis V. Raises
+    ConvergenceError after ``maxiter`` steps, and ValueError where a product is not finite, or not linear, as far as the
+    first two show.
     """
     eps = torch.finfo(v0.dtype).eps
     tol = 10 * eps if tol is None else tol
@@ -225,7 +236,7 @@ def golub_kahan(
         (sigma, u, v), known = golub_kahan(lambda x: matvec(x) / size, lambda y: rmatvec(y) / size, v0, tol, maxiter)
         return Triplet(sigma * size, u, v), known._replace(S=known.S * size)
     w = rmatvec(first)
-    _look_at_the_adjoint(v0, first, w, eps)
+    _check_adjoint(v0, first, w, eps)
     V = Basis(v0)
     alphas: list[float | Tensor] = []
     betas: list[float | Tensor] = []
@@ -260,19 +271,21 @@ def golub_kahan(
                 return Triplet(S[0].clone(), u, v), Ritz(S, W, torch.tensor(step), torch.tensor(residual))
             look = step + _steps_to_go(history, step, residual, tol)
     raise ConvergenceError(
-        f"Lanczos bidiagonalisation reached a residual of {residual:.1e} σ in {most} steps, where {tol:.1e} σ was wanted. "
-        "Likely causes: σ₂ is close to σ₁, or v0 is nearly orthogonal to v. Raise maxiter, loosen tol, or start from another v0"
+        f"Lanczos bidiagonalisation reached a residual of {residual:.1e} σ in {most} steps, where {tol:.1e} σ was "
+        "wanted. Likely causes: σ₂ is close to σ₁, or v0 is nearly orthogonal to v. Raise maxiter, loosen tol, or "
+        "start from another v0"
     )
 
 
 def _not_finite(steps: int) -> ValueError:
     return ValueError(
-        f"the products must be finite, found NaN or Inf within {steps} step{'s' * (steps > 1)}: look into matvec, and the adjoint, "
+        f"the products must be finite, found NaN or Inf within {steps} step{'s' * (steps > 1)}: look into matvec, and "
+        f"the adjoint, "
         "for an overflow or a division by zero"
     )
 
 
-def _look_at_the_adjoint(v: Tensor, Av: Tensor, AAv: Tensor, eps: float) -> None:
+def _check_adjoint(v: Tensor, Av: Tensor, AAv: Tensor, eps: float) -> None:
     """‖Av‖² = ⟨Aᴴ(Av), v⟩ for every linear A and its adjoint; the first products tell, at no further cost."""
     square, back = vector_norm(Av).item() ** 2, vecdot(AAv, v).item()
     if not abs(square - back) <= eps**0.5 * max(square, vector_norm(AAv).item()):
@@ -293,7 +306,7 @@ def _steps_to_go(history: list[tuple[int, float]], step: int, residual: float, t
     return max(2, min(most, math.ceil(math.log(residual / tol) / rate)))
 
 
-def _numbers(xs: list[float | Tensor]) -> Tensor:
+def _numbers(xs: list[Any]) -> Tensor:
     """In float64 on the CPU, whatever they were; from a GPU in one piece."""
     if isinstance(xs[0], Tensor):
         return torch.stack(xs).double().cpu()
@@ -321,17 +334,19 @@ class Basis:
         return self.array[self.size - 1]
 
     def extend(self, w: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """Append w without its components along the rows, at length one; (its component along the last row, that length).
+        """Append w without its components along the rows, at length one; (its component along the last row, that
+        length).
 
-        In exact arithmetic AᴴA v has components along the last two rows only. They are taken off first, so that what is left of
-        the others is taken off a vector of its own size. Where that is small, it is rounding for the most part, and needs a
-        second round. On a GPU it always gets one, since to look at the length would make the GPU wait, and the two stay there;
-        on a CPU they are Python's numbers, with which the calls that follow cost half.
+        In exact arithmetic AᴴA v has components along the last two rows only. They are taken off first, so that what is
+        left of the others is taken off a vector of its own size. Where that is small, it is rounding for the most part,
+        and needs a second round. On a GPU it always gets one, since to look at the length would make the GPU wait, and
+        the two stay there; on a CPU they are Python's numbers, with which the calls that follow cost half.
         """
         rows = self.rows()
         w, along = _off(rows[-2:], w)
         w, _ = _off(rows, w)
-        alpha, length = along[-1].real, vector_norm(w)
+        alpha: Any = along[-1].real
+        length: Any = vector_norm(w)
         if w.is_cpu:
             alpha, length = alpha.item(), length.item()
         if not w.is_cpu or length < 0.1 * abs(alpha):
@@ -351,7 +366,11 @@ def _off(rows: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 #: name -> method(A, index, v0, tol, maxiter) -> (Triplet, what an adjoint solver may reuse)
-FORWARDS: dict[str, Callable[..., tuple[Triplet, FullSVD | Gram | Ritz]]] = {"svd": svd, "gram": gram, "lanczos": lanczos}
+FORWARDS: dict[str, Callable[..., tuple[Triplet, FullSVD | Gram | Ritz]]] = {
+    "svd": svd,
+    "gram": gram,
+    "lanczos": lanczos,
+}
 
 #: name -> what it leaves behind
 KNOWN: dict[str, Callable[..., FullSVD | Gram | Ritz]] = {"svd": FullSVD, "gram": Gram, "lanczos": Ritz}

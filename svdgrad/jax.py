@@ -2,10 +2,10 @@
 
     (params, dparams) ──▶ [dA v; dAᴴu] ──▶ K̂ [du; dv] = [dA v − dσ u; dAᴴu − dσ v] ──▶ (dσ, du, dv)
 
-One rule says how the triplet moves with the matrix. It is linear in dA, and K̂ is Hermitian, so JAX gets reverse mode by
-transposing the rule; it is written through the triplet itself, so that higher derivatives come out by themselves. The
-formulas are those of triplet.py, the code is not: nothing here is imported from the rest of the package, and each of the
-two can witness for the other.
+One rule says how the triplet moves with the matrix. It is linear in dA, and K̂ is Hermitian, so JAX gets reverse mode
+by transposing the rule; it is written through the triplet itself, so that higher derivatives come out by themselves.
+The formulas are those of triplet.py, the code is not: nothing here is imported from the rest of the package, and each
+of the two can witness for the other.
 """
 
 from collections.abc import Callable
@@ -27,13 +27,18 @@ ADJOINTS = ("spectral", "cg")
 # "auto" takes all eigenvectors of the Gram matrix up to this min(m, n), since that is faster there on CPUs:
 # ``python -m benchmarks.run --only auto`` prints both
 _GRAM_UP_TO = 80
-_CYCLE, _KEPT = 48, 16  # rows of the basis of Lanczos' iteration, and Ritz vectors that it goes on with when that is full
+_CYCLE, _KEPT = (
+    48,
+    16,
+)  # rows of the basis of Lanczos' iteration, and Ritz vectors that it goes on with when that is full
 _mm = partial(jnp.matmul, precision="highest")  # or a GPU rounds the factors to ten bits
 _dot = partial(jnp.vdot, precision="highest")
 
 
 class Triplet(NamedTuple):
-    """A singular triplet, A v = σ u and Aᴴ u = σ v with ‖u‖ = ‖v‖ = 1: ``sigma (...)``, ``u (..., m)``, ``v (..., n)``."""
+    """A singular triplet, A v = σ u and Aᴴ u = σ v with ‖u‖ = ‖v‖ = 1: ``sigma (...)``, ``u (..., m)``, ``v (...,
+    n)``.
+    """
 
     sigma: Array
     u: Array
@@ -75,7 +80,8 @@ def singular_triplet(
 
         K̂ [du; dv] = [dA v − dσ u; dAᴴu − dσ v],   K̂ = [σI + s uuᴴ, −A; −Aᴴ, σI + s vvᴴ],   s = σ₁.
 
-    The rule can be jitted, mapped, transposed and differentiated again: ``jit``, ``vmap``, ``jvp``, ``grad``, ``hessian``.
+    The rule can be jitted, mapped, transposed and differentiated again: ``jit``, ``vmap``, ``jvp``, ``grad``,
+    ``hessian``.
 
     Parameters
     ----------
@@ -84,17 +90,19 @@ def singular_triplet(
     index : int
         Which triplet, in descending order of σ; −1 is the smallest. Static under jit, as all that follows but v0.
     forward : str
-        "svd" (the full SVD), "gram" (eigenvectors of AᴴA or AAᴴ, whichever is smaller; index 0), "lanczos" (products with A;
-        index 0), or "auto": "svd" for another index than 0, else "gram" for a batch or a small min(m, n), else "lanczos".
+        "svd" (the full SVD), "gram" (eigenvectors of AᴴA or AAᴴ, whichever is smaller; index 0), "lanczos" (products
+        with A; index 0), or "auto": "svd" for another index than 0, else "gram" for a batch or a small min(m, n), else
+        "lanczos".
     adjoint : str
-        How systems with K̂ are solved: "spectral" (from all singular vectors), "cg" (products with A, index 0), or "auto":
+        How systems with K̂ are solved: "spectral" (from all singular vectors), "cg" (products with A, index 0), or
+        "auto":
         "cg" after "lanczos", else "spectral".
     tol, maxiter : float, int, optional
-        For "lanczos": it stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and gives up after maxiter
-        steps (default: 1000). So does "cg", which solves to the unit roundoff.
+        For "lanczos": it stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and gives up after
+        maxiter steps (default: 1000). So does "cg", which solves to the unit roundoff.
     v0 : array, optional
-        Shape (n,) or (..., n), fixes the sign, or phase: v0ᴴv > 0. Without it the entry of v that is largest in modulus is
-        positive. "lanczos" also starts from it.
+        Shape (n,) or (..., n), fixes the sign, or phase: v0ᴴv > 0. Without it the entry of v that is largest in modulus
+        is positive. "lanczos" also starts from it.
 
     Returns
     -------
@@ -111,17 +119,17 @@ def singular_triplet(
 
     Notes
     -----
-    What depends on values cannot raise under jit, so it gives NaN, in jit and out of it. NaN is the derivative of u and v
-    where σ equals another singular value up to rounding (or zero, if m ≠ n or A is complex); that of σ is finite there.
-    NaN is the triplet where A holds NaN or Inf, or "lanczos" ran out of steps, and a derivative where "cg" did.
+    What depends on values cannot raise under jit, so it gives NaN, in jit and out of it. NaN is the derivative of u and
+    v where σ equals another singular value up to rounding (or zero, if m ≠ n or A is complex); that of σ is finite
+    there. NaN is the triplet where A holds NaN or Inf, or "lanczos" ran out of steps, and a derivative where "cg" did.
     ``jax.debug_nans(True)`` finds the place.
 
     For complex A, JAX's gradient is the conjugate of PyTorch's. The derivative is that of the triplet in the phase
     described at v0.
 
-    Cost: forward one symmetric eigendecomposition of size min(m, n) ("gram"), or two products with A a step ("lanczos"); for
-    each tangent or cotangent four products with a vector ("spectral"), or two products with A a step ("cg").
-    Source: the book, chapter *In JAX* (eq-tangent-deflated).
+    Cost: forward one symmetric eigendecomposition of size min(m, n) ("gram"), or two products with A a step
+    ("lanczos"); for each tangent or cotangent four products with a vector ("spectral"), or two products with A a step
+    ("cg"). Source: the book, chapter *In JAX* (eq-tangent-deflated).
 
     Examples
     --------
@@ -161,8 +169,9 @@ def operator_triplet(
 ) -> Triplet:
     """The dominant triplet (σ, u, v) of x ↦ matvec(params, x), differentiable in ``params`` as that of a matrix is.
 
-    In the rule of ``singular_triplet`` dA v is the derivative of matvec(params, v) along dparams, and Aᴴ is the transpose of
-    matvec, both by JAX. So, with p, q from the adjoint system, the cotangent of the parameters θ is the gradient with respect to θ of
+    In the rule of ``singular_triplet`` dA v is the derivative of matvec(params, v) along dparams, and Aᴴ is the
+    transpose of matvec, both by JAX. So, with p, q from the adjoint system, the cotangent of the parameters θ is the
+    gradient with respect to θ of
 
         ⟨ξu + p, A(θ) v⟩ + ⟨u, A(θ) q⟩,   with u, v, p, q held fixed.
 
@@ -187,13 +196,13 @@ def operator_triplet(
     TypeError
         v0 has fewer than 32 bits or is not floating point; the result of matvec has another dtype than v0.
     ValueError
-        matvec is not linear: JAX cannot transpose it, or it does not send zero to zero. The latter gives a triplet of NaN
-        under jit, as v0 = 0 does and an iteration that ran out of steps; maxiter is less than 1.
+        matvec is not linear: JAX cannot transpose it, or it does not send zero to zero. The latter gives a triplet of
+        NaN under jit, as v0 = 0 does and an iteration that ran out of steps; maxiter is less than 1.
 
     Notes
     -----
-    Cost: two products a step forward, two a step of conjugate gradients for each tangent or cotangent. Memory: a basis of
-    48 vectors; when it is full, the 16 best Ritz vectors go on. Source: the book (eq-operator-gradient).
+    Cost: two products a step forward, two a step of conjugate gradients for each tangent or cotangent. Memory: a basis
+    of 48 vectors; when it is full, the 16 best Ritz vectors go on. Source: the book (eq-operator-gradient).
 
     Examples
     --------
@@ -208,11 +217,15 @@ def operator_triplet(
         raise TypeError(f"v0 must be floating point of 32 bits or more, found {v0.dtype}")
     zero = matvec(params, jnp.zeros_like(v0))
     if zero.dtype != v0.dtype:
-        raise TypeError(f"matvec must return the dtype of v0, found {zero.dtype} for {v0.dtype}: convert v0 or the parameters")
+        raise TypeError(
+            f"matvec must return the dtype of v0, found {zero.dtype} for {v0.dtype}: convert v0 or the parameters"
+        )
     affine = (lax.stop_gradient(zero) != 0).any()
     try:
         if affine:
-            raise ValueError("matvec must be linear in x, found matvec(params, 0) ≠ 0: likely cause: a bias; leave it out")
+            raise ValueError(
+                "matvec must be linear in x, found matvec(params, 0) ≠ 0: likely cause: a bias; leave it out"
+            )
     except jax.errors.TracerBoolConversionError:
         v0 = jnp.where(affine, jnp.nan, v0)
     # what matvec takes from elsewhere may be traced too: it becomes a parameter
@@ -365,7 +378,13 @@ def _spectral(
 
 
 def _in_one_basis(
-    product: Callable[[Array], Array], adjoint: Callable[[Array], Array], sigma: Array, W: Array, weight: Array, phi: Array, psi: Array
+    product: Callable[[Array], Array],
+    adjoint: Callable[[Array], Array],
+    sigma: Array,
+    W: Array,
+    weight: Array,
+    phi: Array,
+    psi: Array,
 ) -> tuple[Array, Array]:
     q = _mm(W, weight * _mm(adjoint(phi) / sigma + psi, W.conj()))
     return (phi + product(q)) / sigma, q
@@ -425,11 +444,12 @@ def _gram(A: Array) -> tuple[Array, Array, Array, _Known]:
 def _lanczos(
     product: Callable[[Array], Array], adjoint: Callable[[Array], Array], v0: Array, how: _How
 ) -> tuple[Array, Array, Array, _Known]:
-    """(σ, u, v) and Ritz pairs by Lanczos' iteration on AᴴA with full orthogonalisation and thick restarts (Wu and Simon 2000).
+    """(σ, u, v) and Ritz pairs by Lanczos' iteration on AᴴA with full orthogonalisation and thick restarts (Wu and
+    Simon 2000).
 
-    Here the basis is the rows of V, so AᴴA Vᵀ = Vᵀ T + β v eᵀ (eq-tridiagonal). The dominant eigenpair (σ², y) of T gives Vᵀy
-    for v, with residual ‖Aᴴu − σv‖ = β abs(y_k)/σ. When the basis is full, its best Ritz vectors take its place, each with a
-    component β y_k along the next vector, and the iteration goes on from there (eq-thick-restart).
+    Here the basis is the rows of V, so AᴴA Vᵀ = Vᵀ T + β v eᵀ (eq-tridiagonal). The dominant eigenpair (σ², y) of T
+    gives Vᵀy for v, with residual ‖Aᴴu − σv‖ = β abs(y_k)/σ. When the basis is full, its best Ritz vectors take its
+    place, each with a component β y_k along the next vector, and the iteration goes on from there (eq-thick-restart).
     """
     n, dtype = v0.size, v0.dtype
     k = min(n, _CYCLE, how.maxiter)
@@ -483,7 +503,8 @@ def _lanczos(
 
 def _noise(n: int, dtype: Any) -> Array:
     """Seeded normal numbers of length about one."""
-    return jax.random.normal(jax.random.key(0), (n,), dtype) / n**0.5
+    noise: Array = jax.random.normal(jax.random.key(0), (n,), dtype) / n**0.5
+    return noise
 
 
 def _unit(x: Array) -> Array:
@@ -507,14 +528,22 @@ _DENSE: Products = (lambda A, x: _mm(A, x), lambda A, y: _mm(y.conj(), A).conj()
 def _choose(A: Array, index: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None) -> _How:
     """What "auto" means, after a look at everything that is known without the entries."""
     if not jnp.issubdtype(A.dtype, jnp.inexact):
-        raise TypeError(f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.astype(float)")
+        raise TypeError(
+            f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.astype(float)"
+        )
     if A.ndim < 2:
-        raise ValueError(f"A must be a matrix (..., m, n), found shape {A.shape}: make a vector a matrix with A[:, None]")
+        raise ValueError(
+            f"A must be a matrix (..., m, n), found shape {A.shape}: make a vector a matrix with A[:, None]"
+        )
     m, n = A.shape[-2:]
     if min(m, n) == 0:
-        raise ValueError(f"A must have at least one row and one column, found shape {A.shape}: an empty side has no triplet")
+        raise ValueError(
+            f"A must have at least one row and one column, found shape {A.shape}: an empty side has no triplet"
+        )
     if not -min(m, n) <= index < min(m, n):
-        raise ValueError(f"index must be from {-min(m, n)} to {min(m, n) - 1} for a matrix of shape {m}×{n}, found {index}")
+        raise ValueError(
+            f"index must be from {-min(m, n)} to {min(m, n) - 1} for a matrix of shape {m}×{n}, found {index}"
+        )
     for what, name, names in (("forward", forward, FORWARDS), ("adjoint", adjoint, ADJOINTS)):
         if name not in ("auto", *names):
             raise ValueError(f"unknown {what} {name!r}: the names are 'auto', {', '.join(map(repr, names))}")
@@ -523,7 +552,9 @@ def _choose(A: Array, index: int, forward: str, adjoint: str, tol: float | None,
         forward = "svd" if not dominant else "gram" if small else "lanczos"
     adjoint = ("cg" if forward == "lanczos" else "spectral") if adjoint == "auto" else adjoint
     if forward == "lanczos" and adjoint == "spectral":
-        raise ValueError("adjoint 'spectral' needs all singular vectors, which forward 'lanczos' does not have: use adjoint 'cg'")
+        raise ValueError(
+            "adjoint 'spectral' needs all singular vectors, which forward 'lanczos' does not have: use adjoint 'cg'"
+        )
     if index % min(m, n) != 0 and (forward, adjoint) != ("svd", "spectral"):
         name = "adjoint 'cg'" if forward == "svd" else f"forward {forward!r}"
         others = "use forward 'svd' and adjoint 'spectral'"

@@ -70,8 +70,9 @@ def mv(A: Tensor, x: Tensor) -> Tensor:
 def products(A: Tensor) -> tuple[Map, Map]:
     """x ↦ A x and y ↦ Aᴴ y for an iteration, which calls them again and again.
 
-    A product with a vector is as fast as A is read from memory. On some processors PyTorch reads A with one thread; a batch of
-    products of a row with a matrix it deals out to all. So one large matrix on a CPU is a batch of as many blocks of rows.
+    A product with a vector is as fast as A is read from memory. On some processors PyTorch reads A with one thread; a
+    batch of products of a row with a matrix it deals out to all. So one large matrix on a CPU is a batch of as many
+    blocks of rows.
     """
     if A.is_complex():
         forth, transposed = _real_products(A.conj() if A.is_conj() else A)
@@ -210,7 +211,9 @@ def notebook_stack(A: Tensor, sigma: Tensor) -> Tensor:
 
 
 def indefinite_factors(A: Tensor, sigma: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(Q₁, Q₂, R, M) with [σI; Aᴴ] = [Q₁; Q₂] R and M = Q₁ᴴQ₁ − Q₂ᴴQ₂ + ttᴴ, t = Ru/‖Ru‖ (eq-ils-qr, eq-ils-deflated)."""
+    """(Q₁, Q₂, R, M) with [σI; Aᴴ] = [Q₁; Q₂] R and M = Q₁ᴴQ₁ − Q₂ᴴQ₂ + ttᴴ, t = Ru/‖Ru‖ (eq-ils-qr,
+    eq-ils-deflated).
+    """
     m = A.shape[-2]
     Q, R = torch.linalg.qr(stack(A, sigma))
     Q1, Q2 = Q[..., :m, :], Q[..., m:, :]
@@ -242,8 +245,9 @@ MATRICES = {
 def predicted_singular_values(name: str, S: Tensor, m: int, n: int, index: int = 0, beta: float = 1.0) -> Tensor:
     """The singular values, in descending order, of one of the book's matrices, from those of A alone.
 
-    Parameters: ``name`` is one of ``MATRICES``; ``S (min(m, n),)`` holds the singular values of the m×n matrix A, ``index``
-    says which of them is σ, ``beta`` is the border weight. Source: the chapter on condition numbers (eq-closed-forms).
+    Parameters: ``name`` is one of ``MATRICES``; ``S (min(m, n),)`` holds the singular values of the m×n matrix A,
+    ``index`` says which of them is σ, ``beta`` is the border weight. Source: the chapter on condition numbers
+    (eq-closed-forms).
 
     >>> predicted_singular_values("K", torch.tensor([3.0, 1.0]), 2, 2)
     tensor([6., 4., 2., 0.])

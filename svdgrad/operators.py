@@ -11,8 +11,7 @@ from .adjoint import assemble
 from .adjoint.krylov import schur_cg
 from .forward import KNOWN, Triplet, fix_sign, golub_kahan
 from .matrices import project
-from .steps import find, look_at_the_gap, solve, validate
-
+from .steps import check_gap, find_triplet, solve_adjoint, validate
 
 MatVec = Callable[[Any, Tensor], Tensor]
 
@@ -30,7 +29,8 @@ def operator_triplet(
 
         ⟨ξu + p, A(θ) v⟩ + ⟨u, A(θ) q⟩,   with u, v, p, q held fixed,
 
-    so A needs neither be formed nor transposed by hand: Aᵀ y is the derivative of ⟨y, matvec(params, x)⟩ with respect to x.
+    so A needs neither be formed nor transposed by hand: Aᵀ y is the derivative of ⟨y, matvec(params, x)⟩ with respect
+    to x.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def operator_triplet(
     v0 : Tensor
         The vector to start from, real, of any shape; it also fixes the sign, ⟨v0, v⟩ > 0.
     tol, maxiter : float, int, optional
-        The iteration stops where ‖Aᵀu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and gives up after maxiter steps
-        (default: 1000).
+        The iteration stops where ‖Aᵀu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and gives up after maxiter
+        steps (default: 1000).
 
     Returns
     -------
@@ -104,13 +104,15 @@ class _OperatorTriplet(torch.autograd.Function):
                 "form the matrix and use singular_triplet, which is differentiable any number of times"
             )
         sigma, u, v, v0, *tensors = ctx.saved_tensors
-        leaves = [other if x is None else x.detach().requires_grad_(x.requires_grad) for x, other in zip(tensors, ctx.others)]
+        leaves = [
+            other if x is None else x.detach().requires_grad_(x.requires_grad) for x, other in zip(tensors, ctx.others)
+        ]
         params = pytree.tree_unflatten(leaves, ctx.spec)
         p, q = torch.zeros_like(u), torch.zeros_like(v)
         if phi is not None or psi is not None:
             phi = torch.zeros_like(u) if phi is None else phi.reshape(-1)
             psi = torch.zeros_like(v) if psi is None else psi.reshape(-1)
-            look_at_the_gap(u.numel(), v.numel(), sigma, ctx.known.S)
+            check_gap(u.numel(), v.numel(), sigma, ctx.known.S)
             A = _Operator(ctx.matvec, pytree.tree_unflatten([_detached(x) for x in leaves], ctx.spec), v0)
             phi, psi = project(u, phi), project(v, psi)
             p, q = schur_cg(A.product, A.transposed, Triplet(sigma, u, v), phi, psi, ctx.known)
@@ -133,9 +135,14 @@ class _Operator:
         with torch.enable_grad():
             self.y = matvec(params, self.x)
         if not torch.isfinite(self.y).all():
-            raise ValueError("matvec(params, 0) must be 0, found NaN or Inf: likely cause: they are in params; look upstream for the first")
+            raise ValueError(
+                "matvec(params, 0) must be 0, found NaN or Inf: likely cause: they are in params; look upstream for "
+                "the first"
+            )
         if self.y.detach().any():
-            raise ValueError("matvec must be linear in x, found matvec(params, 0) ≠ 0: likely cause: a bias; leave it out")
+            raise ValueError(
+                "matvec must be linear in x, found matvec(params, 0) ≠ 0: likely cause: a bias; leave it out"
+            )
         self.shape = self.y.shape
 
     def product(self, x: Tensor) -> Tensor:
@@ -195,10 +202,10 @@ def rank_two_gradient(
     if A.ndim != 2 or A.is_complex():
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
     A = A.detach().to(torch.promote_types(A.dtype, torch.float32))
-    sigma, u, v, *known = find(A, v0, index, forward, tol, maxiter)
+    sigma, u, v, *known = find_triplet(A, v0, index, forward, tol, maxiter)
     leaves = Triplet(*(x.detach().requires_grad_() for x in (sigma, u, v)))
     value = loss(leaves)
     bars = torch.autograd.grad(value, leaves, allow_unused=True)
     xi, phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in zip(leaves, bars))
-    p, q = solve(A, sigma, u, v, phi, psi, adjoint, "loss", KNOWN[forward](*known))
+    p, q = solve_adjoint(A, sigma, u, v, phi, psi, adjoint, "loss", KNOWN[forward](*known))
     return value.detach(), RankTwo(u, v, p, q, xi)

@@ -1,10 +1,10 @@
 """Independent witnesses for the gradient of f(A) = ξσ + φ·u + ψ·v.
 
-None of them uses the code that it judges: not its adjoint, not its forward pass, not its matrices. (PyTorch's autograd is
-PyTorch's own, and so is the SVD routine that it shares with ``svdgrad.forward.svd``; the others have not even that.)
-Each takes a float array or tensor ``A (m, n)``, the numbers ``xi``, ``phi (m,)``, ``psi (n,)``, and returns the gradient
-as a float64 array (m, n). Since f changes with the sign of (u, v), each takes ``v (n,)`` too: the sign in which the right
-singular vector is meant. Each serves any simple triplet by its ``index``.
+None of them uses the code that it judges: not its adjoint, not its forward pass, not its matrices. (PyTorch's autograd
+is PyTorch's own, and so is the SVD routine that it shares with ``svdgrad.forward.svd``; the others have not even that.)
+Each takes a float array or tensor ``A (m, n)``, the numbers ``xi``, ``phi (m,)``, ``psi (n,)``, and returns the
+gradient as a float64 array (m, n). Since f changes with the sign of (u, v), each takes ``v (n,)`` too: the sign in
+which the right singular vector is meant. Each serves any simple triplet by its ``index``.
 """
 
 import importlib.util
@@ -29,7 +29,9 @@ Array = Any
 
 
 def value(A: Array, xi: Array, phi: Array, psi: Array, v: Array, index: int = 0) -> Array:
-    """f(A) = ξσ + φ·u + ψ·v in float64 by NumPy's SVD, in the sign in which v·vᵢ > 0; a batch of A gives a batch of values."""
+    """f(A) = ξσ + φ·u + ψ·v in float64 by NumPy's SVD, in the sign in which v·vᵢ > 0; a batch of A gives a batch of
+    values.
+    """
     A, phi, psi, v = (_float64(x) for x in (A, phi, psi, v))
     U, S, Vh = np.linalg.svd(A, full_matrices=False)
     ui, vi = U[..., :, index], Vh[..., index, :]
@@ -37,10 +39,10 @@ def value(A: Array, xi: Array, phi: Array, psi: Array, v: Array, index: int = 0)
     return float(xi) * S[..., index] + sign * (ui @ phi + vi @ psi)
 
 
-def directional(
-    A: Array, xi: Array, phi: Array, psi: Array, v: Array, E: Array, step: float, index: int = 0
-) -> float:
-    """The central difference (f(A + hE) − f(A − hE))/2h along E, which a gradient G answers with ⟨G, E⟩ (eq-directional)."""
+def directional(A: Array, xi: Array, phi: Array, psi: Array, v: Array, E: Array, step: float, index: int = 0) -> float:
+    """The central difference (f(A + hE) − f(A − hE))/2h along E, which a gradient G answers with ⟨G, E⟩
+    (eq-directional).
+    """
     A, E = _float64(A), _float64(E)
     right, left = value(np.stack([A + step * E, A - step * E]), xi, phi, psi, v, index)
     slope: float = (right - left) / (2 * step)
@@ -122,10 +124,11 @@ def jax_device(A: Array) -> Any:
 
 
 def newton_step(A: Any, sigma: Any, u: Any, v: Any) -> tuple[Any, Any, Any]:
-    """One step of Newton's method for F(u, v, σ, τ) = 0 (eq-newton-system) from (u, v, σ, σ), in PyTorch: returns (σ, u, v).
+    """One step of Newton's method for F(u, v, σ, τ) = 0 (eq-newton-system) from (u, v, σ, σ), in PyTorch: returns (σ,
+    u, v).
 
-    Differentiate it with A as the variable and the triplet as constants: where the triplet is exact, F = 0, so the derivative
-    of the step is −J⁻¹ ∂F/∂A, that of the triplet itself (eq-one-step).
+    Differentiate it with A as the variable and the triplet as constants: where the triplet is exact, F = 0, so the
+    derivative of the step is −J⁻¹ ∂F/∂A, that of the triplet itself (eq-one-step).
     """
     import torch
 
@@ -145,22 +148,22 @@ def newton(A: Array, xi: Array, phi: Array, psi: Array, v: Array, index: int = 0
     U, S, Vh = np.linalg.svd(_float64(A), full_matrices=False)
     sign = np.sign(Vh[index] @ _float64(v))
     A = torch.as_tensor(A).detach().clone().requires_grad_()
-    xi, phi, psi, sigma, ui, vi = (torch.as_tensor(x).to(A) for x in (xi, phi, psi, S[index], sign * U[:, index], sign * Vh[index]))
+    xi, phi, psi, sigma, ui, vi = (
+        torch.as_tensor(x).to(A) for x in (xi, phi, psi, S[index], sign * U[:, index], sign * Vh[index])
+    )
     scale = sigma.clone()  # the constraints ‖u‖ = ‖v‖ = 1 have no units, so A must have none
     ratio, u, v = newton_step(A / scale, sigma / scale, ui, vi)
     (xi * scale * ratio + phi @ u + psi @ v).backward()
     return _float64(A.grad)
 
 
-def extended(
-    A: Array, xi: Array, phi: Array, psi: Array, v: Array, index: int = 0, digits: int = 40
-) -> np.ndarray:
+def extended(A: Array, xi: Array, phi: Array, psi: Array, v: Array, index: int = 0, digits: int = 40) -> np.ndarray:
     """The gradient to float64's last digit, from a triplet and an adjoint computed with ``digits`` decimal digits.
 
     Newton's method on F(u, v, σ, τ) = (σu − Av, τv − Aᵀu, (‖u‖² − 1)/2, (‖v‖² − 1)/2) = 0, with F in extended precision
-    (python-flint's ball arithmetic) and one float64 factorisation of its Jacobian J; then J [p; q; ·; ·] = [φ; ψ; 0; 0] by
-    iterative refinement in the same way. Nothing is believed but the two residuals, which are computed with all digits.
-    Raises ArithmeticError where σ is so near to another singular value that the iteration does not converge.
+    (python-flint's ball arithmetic) and one float64 factorisation of its Jacobian J; then J [p; q; ·; ·] = [φ; ψ; 0; 0]
+    by iterative refinement in the same way. Nothing is believed but the two residuals, which are computed with all
+    digits. Raises ArithmeticError where σ is so near to another singular value that the iteration does not converge.
     """
     import flint
 
@@ -175,7 +178,9 @@ def extended(
         sign = np.sign(Vh[index] @ v)
         x = _column([*(sign * U[:, index]), *(sign * Vh[index]), S[index], S[index]])
         with warnings.catch_warnings(action="ignore", category=LinAlgWarning):
-            factors = lu_factor(_jacobian(A / scale, x), overwrite_a=True)  # an exact tie is reported below, with its reason
+            factors = lu_factor(
+                _jacobian(A / scale, x), overwrite_a=True
+            )  # an exact tie is reported below, with its reason
 
         def split(x: Any) -> tuple[Any, Any, Any, Any]:
             rows = [x[i, 0] for i in range(m + n + 2)]

@@ -1,4 +1,6 @@
-"""What another machine measured, in a file: the rows of the contest, the hardware, the versions, the code that made them."""
+"""What another machine measured, in a file: the rows of the contest, the hardware, the versions, the code that made
+them.
+"""
 
 import hashlib
 import importlib.metadata
@@ -17,7 +19,9 @@ import torch
 
 
 class Row(NamedTuple):
-    """One line of the contest: a way to the gradient, on what, where, and how well it did. NaN stands for "does not apply"."""
+    """One line of the contest: a way to the gradient, on what, where, and how well it did. NaN stands for "does not
+    apply".
+    """
 
     kind: str
     """"attempt", "solver" or "witness" """
@@ -50,7 +54,9 @@ class Row(NamedTuple):
 
 
 def code() -> dict[str, str]:
-    """The version of the code at hand: ``svdgrad.__version__``, and 12 digits of the SHA-256 of all its source files."""
+    """The version of the code at hand: ``svdgrad.__version__``, and 12 digits of the SHA-256 of all its source
+    files.
+    """
     from . import __version__
 
     root = Path(__file__).parent
@@ -86,7 +92,11 @@ def _cpu_name() -> str:
 
 def versions() -> dict[str, str | None]:
     """Of everything that a number in a record may depend on; None for what is not here."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda, "driver": _driver()}
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+    }
     for name in ("torch", "jax", "jaxlib", "numpy", "scipy", "python-flint"):
         try:
             found[name] = importlib.metadata.version(name)
@@ -101,7 +111,11 @@ def _driver() -> str | None:
         return None
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split("\n")[0].strip()
+        return (
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+            .stdout.split("\n")[0]
+            .strip()
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -126,7 +140,9 @@ def write_record(rows: Iterable[Row], where: torch.device, folder: Path, about: 
 
 
 def read_records(folder: Path, device_type: str) -> list[dict[str, Any]]:
-    """The newest record of each card, or CPU, of a kind, ``rows`` as ``Row``; the newest first. No folder, no records."""
+    """The newest record of each card, or CPU, of a kind, ``rows`` as ``Row``; the newest first. No folder, no
+    records.
+    """
     newest: dict[str, dict[str, Any]] = {}
     for path in sorted(Path(folder).glob(f"{device_type}-*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -149,7 +165,9 @@ def _read(value: Any) -> Any:
 
 def headline(record: dict[str, Any]) -> str:
     """What a column of a table says of the record it comes from, whether made by the code at hand or not."""
-    software = [f"{name} {version}" for name in ("torch", "cuda", "driver") if (version := record["versions"].get(name))]
+    software = [
+        f"{name} {version}" for name in ("torch", "cuda", "driver") if (version := record["versions"].get(name))
+    ]
     software += sorted({f"jax on {row.device}" for row in record["rows"] if row.name == "jax"})
     line = f"{record['hardware']}, recorded {record['date']} ({', '.join(software)})"
     if is_stale(record):

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from .adjoint import LARGEST_ONLY, SOLVERS, assemble
-from .forward import FORWARDS, FullSVD, Gram, Ritz, Triplet, look_at_the_entries, tie
+from .forward import FORWARDS, FullSVD, Gram, Ritz, Triplet, check_entries, tie
 
 
 class TieError(ArithmeticError):
-    """A gradient through u or v was asked for, and σ equals another singular value (or zero, if m ≠ n) up to rounding."""
+    """A gradient through u or v was asked for, and σ equals another singular value (or zero, if m ≠ n) up to
+    rounding.
+    """
 
 
 class PhaseError(ValueError):
@@ -28,18 +30,19 @@ class NearTieWarning(UserWarning):
     """A gradient through u or v has fewer than two digits, since σ is close to another singular value."""
 
 
-#: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, and beyond it where A is
-#: so many times as long as wide: then most of their cost is the product AᴴA, which calculates at full speed while the products
-#: of an iteration wait for memory. Measured on CPUs in both precisions: ``python -m benchmarks.run --only auto`` prints the two
+#: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, and beyond it
+#: where A is so many times as long as wide: then most of their cost is the product AᴴA, which calculates at full speed
+#: while the products of an iteration wait for memory. Measured on CPUs in both precisions: ``python -m benchmarks.run
+#: --only auto`` prints the two
 GRAM_UP_TO, LONG = 320, 16
 
 
 def choose(forward: str, adjoint: str, A: Tensor, index: int = 0) -> tuple[str, str]:
     """What "auto" means for a matrix: the only place where that is decided.
 
-    The largest singular value is found from the Gram matrix of the smaller side while that is small or much the smaller, and
-    always for a batch and under torch.compile; by Lanczos where it is not. Any other is found by the full SVD, since a Gram
-    matrix costs it digits.
+    The largest singular value is found from the Gram matrix of the smaller side while that is small or much the
+    smaller, and always for a batch and under torch.compile; by Lanczos where it is not. Any other is found by the full
+    SVD, since a Gram matrix costs it digits.
     """
     k, long = sorted(A.shape[-2:])
     if forward == "auto":
@@ -62,23 +65,33 @@ def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | Non
     if not (A.is_floating_point() or A.is_complex()):
         raise TypeError(f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.double()")
     if A.ndim < 2:
-        raise ValueError(f"A must be a matrix (..., m, n), found shape {tuple(A.shape)}: make a vector a matrix with A[:, None]")
+        raise ValueError(
+            f"A must be a matrix (..., m, n), found shape {tuple(A.shape)}: make a vector a matrix with A[:, None]"
+        )
     m, n = A.shape[-2:]
     if min(m, n) == 0:
-        raise ValueError(f"A must have at least one row and one column, found shape {tuple(A.shape)}: an empty side has no triplet")
+        raise ValueError(
+            f"A must have at least one row and one column, found shape {tuple(A.shape)}: an empty side has no triplet"
+        )
     if not -min(m, n) <= index < min(m, n):
-        raise ValueError(f"index must be from {-min(m, n)} to {min(m, n) - 1} for a matrix of shape {m}×{n}, found {index}")
+        raise ValueError(
+            f"index must be from {-min(m, n)} to {min(m, n) - 1} for a matrix of shape {m}×{n}, found {index}"
+        )
     for what, name, names in (("forward", forward, FORWARDS), ("adjoint", adjoint, SOLVERS)):
         if name != "auto" and name not in names:
             raise ValueError(f"unknown {what} {name!r}: the names are 'auto', {', '.join(map(repr, names))}")
     forward, adjoint = choose(forward, adjoint, A, index)
     if forward in ("gram", "lanczos") and index % min(m, n) != 0:
-        raise ValueError(f"forward {forward!r} finds the largest singular value, found index {index}: use forward 'svd'")
+        raise ValueError(
+            f"forward {forward!r} finds the largest singular value, found index {index}: use forward 'svd'"
+        )
     if v0 is not None and v0.shape[-1:] != (n,):
         raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {tuple(v0.shape)}")
     if adjoint in LARGEST_ONLY and index % min(m, n) != 0:
         others = ", ".join(repr(name) for name in SOLVERS if name not in LARGEST_ONLY)
-        raise ValueError(f"adjoint {adjoint!r} needs index 0, the largest singular value, found {index}: for others use {others}")
+        raise ValueError(
+            f"adjoint {adjoint!r} needs index 0, the largest singular value, found {index}: for others use {others}"
+        )
     return forward, adjoint
 
 
@@ -88,18 +101,20 @@ def full_precision(A: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-def find(
+def find_triplet(
     A: Tensor, v0: Tensor | None, index: int, forward: str, tol: float | None = None, maxiter: int | None = None
 ) -> tuple[Tensor, ...]:
-    """(σ, u, v, *known). The entries are looked at from here, and not before, since under vmap only here they can be."""
+    """(σ, u, v, *known). The entries are looked at from here, and not before, since under vmap only here they can
+    be.
+    """
     if forward != "gram":  # which sees it in what it forms
-        look_at_the_entries(A)
+        check_entries(A)
     with full_precision(A):
         triplet, known = FORWARDS[forward](A, index, v0, tol, maxiter)
     return (*triplet, *known)
 
 
-def solve(
+def solve_adjoint(
     A: Tensor,
     sigma: Tensor,
     u: Tensor,
@@ -110,14 +125,16 @@ def solve(
     role: str,
     known: FullSVD | Gram | Ritz,
 ) -> tuple[Tensor, Tensor]:
-    """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not use."""
+    """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not
+    use.
+    """
     if role == "loss" and not (phi.any() or psi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)
     m, n = A.shape[-2:]
     if role != "again":
-        look_at_the_gap(m, n, sigma, known.S)
+        check_gap(m, n, sigma, known.S)
     if role == "loss" and A.is_complex():
-        look_at_the_phase(u, v, phi, psi)
+        check_phase(u, v, phi, psi)
     with full_precision(A):
         return SOLVERS[adjoint](A, Triplet(sigma, u, v), phi, psi, known)
 
@@ -133,9 +150,12 @@ def gradient(triplet: Triplet, xi: Tensor | None, phi: Tensor, p: Tensor, q: Ten
 
 
 def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> float:
-    """The distance from σ to the nearest other singular value, and to zero if m ≠ n, over σ₁; of a batch the smallest."""
+    """The distance from σ to the nearest other singular value, and to zero if m ≠ n, over σ₁; of a batch the
+    smallest.
+    """
     if S.ndim == 1:
-        # one look at the device, and the rest by Python's numbers: each call on tensors would cost as much as all of this
+        # one look at the device, and the rest by Python's numbers: each call on tensors would cost as much as all of
+        # this
         value, values = sigma.item(), S.cpu().tolist()
         distances = sorted(abs(x - value) for x in values)[1:2]  # the smallest is that of σ from itself
         nearest = min([*distances, values[0], *[value] * (m != n)])
@@ -150,43 +170,53 @@ def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> float:
 
 
 def expected_error(gap: float, dtype: torch.dtype) -> float:
-    """The relative error to expect of the gradient of a loss of u or v, 4 ε/gap: within a factor of 30 of what is measured."""
+    """The relative error to expect of the gradient of a loss of u or v, 4 ε/gap: within a factor of 30 of what is
+    measured.
+    """
     return 4 * torch.finfo(dtype).eps / gap
 
 
-def look_at_the_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
+def check_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
     """Raise a TieError or warn, once for a batch, by its smallest gap."""
     if sigma.numel() == 0:
         return  # an empty batch
     gap = relative_gap(sigma.detach(), S, m, n)
     if m == n and not (sigma > torch.finfo(S.dtype).tiny ** 0.4 * S[..., 0]).all():
         raise TieError(
-            "σ is zero, where u and v have signs of their own and A v = σ u says nothing of u. Likely cause: a singular matrix and "
-            "index −1. A loss of σ alone has a gradient here; otherwise differentiate the null vector as an eigenvector of AᴴA"
+            "σ is zero, where u and v have signs of their own and A v = σ u says nothing of u. Likely cause: a "
+            "singular matrix and "
+            "index −1. A loss of σ alone has a gradient here; otherwise differentiate the null vector as an "
+            "eigenvector of AᴴA"
         )
     if not gap > tie(m, n, S.dtype):
         raise TieError(
-            f"u and v have no derivative where σ is not simple; found a relative gap of {gap:.1e}, which is a tie up to rounding. "
+            f"u and v have no derivative where σ is not simple; found a relative gap of {gap:.1e}, which is a tie up "
+            f"to rounding. "
             "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values. "
             "A loss of σ alone has a gradient here; otherwise perturb A, or use the subspace of the tied values"
         )
     if (expected := expected_error(gap, S.dtype)) > 1e-2:
         warnings.warn(
-            f"σ is close to another singular value: relative gap {gap:.1e}, so a relative error of about {expected:.0e} is to be "
+            f"σ is close to another singular value: relative gap {gap:.1e}, so a relative error of about "
+            f"{expected:.0e} is to be "
             f"expected in the gradient with {str(S.dtype).removeprefix('torch.')}, by any method",
             NearTieWarning,
             stacklevel=3,
         )
 
 
-def look_at_the_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
-    """Raise a PhaseError for a loss that changes with the common phase of u and v: f(e^{iθ}u, e^{iθ}v) ≠ f(u, v) (eq-phase-blind)."""
+def check_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
+    """Raise a PhaseError for a loss that changes with the common phase of u and v: f(e^{iθ}u, e^{iθ}v) ≠ f(u, v)
+    (eq-phase-blind).
+    """
     slope = (vecdot(u, phi) + vecdot(v, psi)).imag.abs()
     size = torch.linalg.vector_norm(phi, dim=-1) + torch.linalg.vector_norm(psi, dim=-1)
     worst = (slope / size.clamp_min(torch.finfo(size.dtype).tiny)).max().item()
     if worst > 1e3 * torch.finfo(u.dtype).eps:
         raise PhaseError(
-            "the loss depends on the common phase of u and v, which is not determined by A: multiplying both by e^{iθ} changes it, "
-            f"at a relative rate of {worst:.1e}. Likely cause: a real part, an imaginary part or a single entry of a complex vector. "
+            "the loss depends on the common phase of u and v, which is not determined by A: multiplying both by "
+            "e^{iθ} changes it, "
+            f"at a relative rate of {worst:.1e}. Likely cause: a real part, an imaginary part or a single entry of a "
+            f"complex vector. "
             "Use moduli, inner products with the phase taken out, or products such as u vᴴ"
         )

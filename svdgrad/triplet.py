@@ -2,8 +2,8 @@
 
     A ──forward──▶ Triplet(sigma, u, v) ──loss──▶ (xi, phi, psi) ──adjoint solver──▶ (p, q) ──▶ ∂L/∂A = (ξu + p)vᴴ + uqᴴ
 
-A method of ``svdgrad.forward`` finds the triplet, a solver of ``svdgrad.adjoint`` finds (p, q), on plain tensors and with
-all that is to be looked at, in steps.py; this file ties the two steps into one ``torch.autograd.Function``.
+A method of ``svdgrad.forward`` finds the triplet, a solver of ``svdgrad.adjoint`` finds (p, q), on plain tensors and
+with all that is to be looked at, in steps.py; this file ties the two steps into one ``torch.autograd.Function``.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch.linalg import vecdot
 from .adjoint.saddle import refined
 from .forward import KNOWN, Triplet
 from .matrices import mv, outer, saddle
-from .steps import find, full_precision, gradient, look_at_the_gap, look_at_the_phase, solve, validate
+from .steps import check_gap, check_phase, find_triplet, full_precision, gradient, solve_adjoint, validate
 
 
 def singular_triplet(
@@ -44,23 +44,25 @@ def singular_triplet(
     index : int
         Which triplet, in descending order of σ; −1 is the smallest.
     forward : str
-        How the triplet is found: "svd" (the full SVD), "gram" (eigenvectors of AᴴA or AAᴴ, whichever is smaller; index 0),
+        How the triplet is found: "svd" (the full SVD), "gram" (eigenvectors of AᴴA or AAᴴ, whichever is smaller; index
+        0),
         "lanczos" (products with A; index 0), or "auto": "svd" for another index than 0, else "gram" while one side is
         small or much the smaller (``svdgrad.steps.choose``), and "lanczos" where it is not.
     adjoint : str
-        How the adjoint system is solved: a name in ``svdgrad.adjoint.SOLVERS``, or "auto": "spectral", in closed form, where
-        the forward method knows all singular vectors, and "cg" after "lanczos".
+        How the adjoint system is solved: a name in ``svdgrad.adjoint.SOLVERS``, or "auto": "spectral", in closed form,
+        where the forward method knows all singular vectors, and "cg" after "lanczos".
     tol, maxiter : float, int, optional
         For "lanczos": it stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and raises a
         ConvergenceError after maxiter steps (default: min(m, n), where it ends for certain).
     v0 : Tensor, optional
-        Shape (n,) or (..., n), fixes the sign, or phase: of all pairs c(u, v) with c of modulus one, that with v0ᴴv > 0 is
-        returned (eq-phase).
-        Without it the entry of v that is largest in modulus is positive. "lanczos" also starts from it. A constant to all
-        derivatives.
+        Shape (n,) or (..., n), fixes the sign, or phase: of all pairs c(u, v) with c of modulus one, that with v0ᴴv > 0
+        is returned (eq-phase).
+        Without it the entry of v that is largest in modulus is positive. "lanczos" also starts from it. A constant to
+        all derivatives.
     refine : bool
-        Polish the triplet by a Newton step before the adjoint is solved, with one factorisation for both: the error of a
-        loose forward pass then enters the gradient squared. One dense system of size m + n + 2. Not under torch.compile.
+        Polish the triplet by a Newton step before the adjoint is solved, with one factorisation for both: the error of
+        a loose forward pass then enters the gradient squared. One dense system of size m + n + 2. Not under
+        torch.compile.
 
     Returns
     -------
@@ -72,15 +74,16 @@ def singular_triplet(
     TypeError
         A is not a floating point tensor.
     ValueError
-        A is not a matrix, has an empty side, or holds NaN or Inf; index is out of range; an unknown name; an index other
-        than 0 with a solver that serves the largest singular value only.
+        A is not a matrix, has an empty side, or holds NaN or Inf; index is out of range; an unknown name; an index
+        other than 0 with a solver that serves the largest singular value only.
     TieError
         In backward, if the loss depends on u or v and σ equals another singular value up to rounding: then u and v are
         not functions of A. The value, and the gradient of a loss of σ alone, are always given.
 
     PhaseError
         In backward, if A is complex and the loss changes with the common phase of u and v, which A does not determine
-        (eq-phase-blind). Forward mode keeps to the phase described at v0 instead, and so does what is nested in two of them.
+        (eq-phase-blind). Forward mode keeps to the phase described at v0 instead, and so does what is nested in two of
+        them.
     ConvergenceError
         "lanczos" ran out of steps; the message names the residual that was reached.
     NotImplementedError
@@ -89,8 +92,8 @@ def singular_triplet(
     Warns
     -----
     NearTieWarning
-        In backward, if the loss depends on u or v and σ is so close to another singular value that fewer than two digits
-        of the gradient can be right. It names the gap and the error to expect.
+        In backward, if the loss depends on u or v and σ is so close to another singular value that fewer than two
+        digits of the gradient can be right. It names the gap and the error to expect.
 
     Notes
     -----
@@ -118,7 +121,9 @@ def singular_triplet(
         from .compiled import triplet
 
         if refine:
-            raise ValueError("refine=True is not supported under torch.compile: call singular_triplet outside the compiled region")
+            raise ValueError(
+                "refine=True is not supported under torch.compile: call singular_triplet outside the compiled region"
+            )
         sigma, u, v, *_ = triplet(X, v0, index, forward, adjoint)
         return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
     function: Any = _SingularTriplet if torch._C._are_functorch_transforms_active() else _Untransformed
@@ -152,7 +157,7 @@ class _SingularTriplet(torch.autograd.Function):
     def forward(
         A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None
     ) -> tuple[Tensor, ...]:
-        return find(A, v0, index, forward, tol, maxiter)
+        return find_triplet(A, v0, index, forward, tol, maxiter)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -164,27 +169,32 @@ class _SingularTriplet(torch.autograd.Function):
         ctx.save_for_forward(A, *output)
 
     @staticmethod
-    def backward(ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
         A, sigma, u, v, *known = ctx.saved_tensors
         if phi is None and psi is None:
             # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
             return (None if xi is None else outer(xi.unsqueeze(-1) * u, v),) + (None,) * 6
         if any(torch._C._functorch.is_legacy_batchedtensor(x) for x in (phi, psi) if x is not None):
             raise NotImplementedError(
-                "is_grads_batched=True (also torch.autograd.functional with vectorize=True) maps the backward pass in a way that "
-                "no number can be looked at, and the gap has to be: use torch.func.jacrev, or torch.func.vmap over torch.func.vjp"
+                "is_grads_batched=True (also torch.autograd.functional with vectorize=True) maps the backward pass in "
+                "a way that "
+                "no number can be looked at, and the gap has to be: use torch.func.jacrev, or torch.func.vmap over "
+                "torch.func.vjp"
             )
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
         triplet = Triplet(sigma, u, v)
         if ctx.adjoint == "refined" and (phi.any() or psi.any()):
             m, n = A.shape[-2:]
-            look_at_the_gap(m, n, sigma, KNOWN[ctx.forward](*known).S)
+            check_gap(m, n, sigma, KNOWN[ctx.forward](*known).S)
             if A.is_complex():
-                look_at_the_phase(u, v, phi, psi)
+                check_phase(u, v, phi, psi)
             triplet, p, q = refined(A, triplet, phi, psi)
         else:
-            # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
+            # a function of its own only where the solve may itself be differentiated: each costs as much as a small
+            # solve
             step = _AdjointSolve.apply if torch.is_grad_enabled() else _AdjointSolve.forward
             p, q = step(A, sigma, u, v, phi, psi, ctx.adjoint, "loss", ctx.forward, *known)
         return (gradient(triplet, xi, phi, p, q),) + (None,) * 6
@@ -197,7 +207,8 @@ class _SingularTriplet(torch.autograd.Function):
         dsigma = vecdot(u, dA_v)
         du, dv = _AdjointSolve.apply(A, sigma, u, v, dA_v, dA_u, adjoint, "tangent", ctx.forward, *known)
         if A.is_complex():
-            # turn the common phase so that the anchor of the sign rule stays real, then u relative to v (eq-relative-phase)
+            # turn the common phase so that the anchor of the sign rule stays real, then u relative to v
+            # (eq-relative-phase)
             turn = -1j * _anchor(dv, v, ctx.v0).imag / _anchor(v, v, ctx.v0).real
             dv = dv + turn * v
             du = du + (turn + 1j * (dsigma.imag / sigma).unsqueeze(-1)) * u
@@ -225,7 +236,8 @@ class _SingularTriplet(torch.autograd.Function):
 class _Untransformed(torch.autograd.Function):
     """The same for plain PyTorch, where torch.func is not at work.
 
-    A function whose context is set up apart from forward, as torch.func wants, costs 40 µs more: at 64×32 a tenth of all.
+    A function whose context is set up apart from forward, as torch.func wants, costs 40 µs more: at 64×32 a tenth of
+    all.
     """
 
     @staticmethod
@@ -241,10 +253,11 @@ class _Untransformed(torch.autograd.Function):
 class _AdjointSolve(torch.autograd.Function):
     """(A, σ, u, v, φ, ψ) → (p, q), differentiable by the same solve, so that second derivatives need nothing new.
 
-    The pair (p, q) belongs to the square bordered system J [p; q; λ; μ] = [φ; ψ; 0; 0], J = [K, W; Wᴴ, 0], with λ = uᴴφ and
-    μ = vᴴψ. A cotangent (p̄, q̄) is pulled back by J [y; z; α; γ] = [p̄; q̄; 0; 0], the same system; then φ̄ = y, ψ̄ = z, and
-    what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ. A tangent is pushed forward by J dx = dc − dJ x.
-    ``role`` says what (φ, ψ) is: "loss", "tangent", or "again" for the derivative of a solve; it decides what is looked at.
+    The pair (p, q) belongs to the square bordered system J [p; q; λ; μ] = [φ; ψ; 0; 0], J = [K, W; Wᴴ, 0], with λ = uᴴφ
+    and μ = vᴴψ. A cotangent (p̄, q̄) is pulled back by J [y; z; α; γ] = [p̄; q̄; 0; 0], the same system; then φ̄ = y,
+    ψ̄ = z, and what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ. A tangent is pushed forward by J dx = dc − dJ x.
+    ``role`` says what (φ, ψ) is: "loss", "tangent", or "again" for the derivative of a solve; it decides what is looked
+    at.
     """
 
     @staticmethod
@@ -260,7 +273,7 @@ class _AdjointSolve(torch.autograd.Function):
         forward: str,
         *known: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        return solve(A, sigma, u, v, phi, psi, adjoint, role, KNOWN[forward](*known))
+        return solve_adjoint(A, sigma, u, v, phi, psi, adjoint, role, KNOWN[forward](*known))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -340,10 +353,11 @@ class _AdjointSolve(torch.autograd.Function):
 
 
 def _newton_steps_wanted() -> int:
-    """None, unless torch.func's forward modes (jvp, jacfwd) are nested: then k with 2ᵏ > d, for d derivatives under way.
+    """None, unless torch.func's forward modes (jvp, jacfwd) are nested: then k with 2ᵏ > d, for d derivatives under
+    way.
 
-    PyTorch drops the outer tangent inside the jvp of an autograd.Function, in silence: of what comes out only the value is
-    sure to be right. k Newton steps from a right value are right to the order 2ᵏ − 1 (chapter *One Newton step*).
+    PyTorch drops the outer tangent inside the jvp of an autograd.Function, in silence: of what comes out only the value
+    is sure to be right. k Newton steps from a right value are right to the order 2ᵏ − 1 (chapter *One Newton step*).
     """
     from torch._functorch.pyfunctorch import TransformType, retrieve_all_functorch_interpreters
 
@@ -354,10 +368,13 @@ def _newton_steps_wanted() -> int:
 
 
 def _newton(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, v0: Tensor | None, steps: int) -> Triplet:
-    """So many Newton steps; for complex A then the common phase of the sign rule, which no equation of the triplet fixes."""
+    """So many Newton steps; for complex A then the common phase of the sign rule, which no equation of the triplet
+    fixes.
+    """
     start = v
     if A.is_complex():
-        # a step forgets where it came from: to backward only rounding would come back, and pass for a loss that sees the phase
+        # a step forgets where it came from: to backward only rounding would come back, and pass for a loss that sees
+        # the phase
         sigma, u, v = (x.detach() for x in (sigma, u, v))
     for _ in range(steps):
         sigma, u, v = _newton_step(A, sigma, u, v)
@@ -372,10 +389,11 @@ def _newton(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, v0: Tensor | None, s
 def _newton_step(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Triplet:
     """One Newton step for the triplet, of differentiable operations (eq-newton-system, with the border weight σ).
 
-    J [du; dv; λ; μ] = −F says A(v + dv) = σ(u + du + λu) and Aᴴ(u + du) = σ(v + dv + μv), with Re uᴴdu = Re vᴴdv = 0 for
-    vectors of length one; its last two rows ask for Im uᴴdu = Im vᴴdv = 0 as well. So if A is complex it is λ and μ = λ̄ that
-    hold what the phase of u relative to v has to move by, i Im λ (eq-relative-phase), and Re λ is what is left for σ:
-    σ ← σ(1 + Re λ), u ← (1 + i Im λ)(u + du), v ← v + dv, with the mean of λ and μ̄ in place of λ. The error is squared.
+    J [du; dv; λ; μ] = −F says A(v + dv) = σ(u + du + λu) and Aᴴ(u + du) = σ(v + dv + μv), with Re uᴴdu = Re vᴴdv = 0
+    for vectors of length one; its last two rows ask for Im uᴴdu = Im vᴴdv = 0 as well. So if A is complex it is λ and μ
+    = λ̄ that hold what the phase of u relative to v has to move by, i Im λ (eq-relative-phase), and Re λ is what is
+    left for σ: σ ← σ(1 + Re λ), u ← (1 + i Im λ)(u + du), v ← v + dv, with the mean of λ and μ̄ in place of λ. The
+    error is squared.
     """
     m = A.shape[-2]
     J = saddle(A, sigma, u, v, beta=sigma)
@@ -401,5 +419,6 @@ def _anchor(x: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
 def _to_front(size: int, tensors: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, ...]:
     """Each tensor with the dimension that vmap maps in front; a tensor without one is expanded, None stays None."""
     return tuple(
-        x if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, dims)
+        x if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(tensors, dims)
     )

@@ -1,8 +1,8 @@
 """A card that is not there: tensors that claim to be on another device and hold real numbers.
 
-PyTorch's own stand-ins compute no numbers, so no loop that looks at a residual can run on them, and least squares cannot at
-all. These run everything, to the same bits as the CPU, and keep a log of what crosses between the card and the host. They
-claim the device ``meta``, the only one that a CPU build of PyTorch lets a tensor claim without a driver.
+PyTorch's own stand-ins compute no numbers, so no loop that looks at a residual can run on them, and least squares
+cannot at all. These run everything, to the same bits as the CPU, and keep a log of what crosses between the card and
+the host. They claim the device ``meta``, the only one that a CPU build of PyTorch lets a tensor claim without a driver.
 """
 
 from collections import Counter

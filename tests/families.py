@@ -1,4 +1,6 @@
-"""Matrices with prescribed singular values, and the bound that theory gives for each: shared by the tests of every solver."""
+"""Matrices with prescribed singular values, and the bound that theory gives for each: shared by the tests of every
+solver.
+"""
 
 from typing import NamedTuple
 
@@ -39,8 +41,15 @@ SHAPES = {"tall": (24, 10), "wide": (10, 24), "square": (14, 14)}
 
 FAMILIES = {
     **{shape: Family(m, n, 7 * gapped(min(m, n), 0.3)) for shape, (m, n) in SHAPES.items()},
-    **{f"{shape}, gap {gap:g}": Family(m, n, gapped(min(m, n), gap)) for shape, (m, n) in SHAPES.items() for gap in (1e-1, 1e-3)},
-    **{f"{shape}, rank-deficient": Family(m, n, np.r_[3, 2, 1, np.zeros(min(m, n) - 3)]) for shape, (m, n) in SHAPES.items()},
+    **{
+        f"{shape}, gap {gap:g}": Family(m, n, gapped(min(m, n), gap))
+        for shape, (m, n) in SHAPES.items()
+        for gap in (1e-1, 1e-3)
+    },
+    **{
+        f"{shape}, rank-deficient": Family(m, n, np.r_[3, 2, 1, np.zeros(min(m, n) - 3)])
+        for shape, (m, n) in SHAPES.items()
+    },
     "repeated tail": Family(12, 9, np.r_[3, np.ones(6), 0.5, 0.5]),
     "clustered tail": Family(9, 12, np.r_[3, 1 + 1e-9 * np.arange(8)[::-1]]),
     "one row": Family(1, 8, np.array([2.0])),
@@ -51,11 +60,17 @@ FAMILIES = {
 }
 
 #: gaps that float32 cannot resolve
-NARROW = {f"{shape}, gap {gap:g}": Family(m, n, gapped(min(m, n), gap)) for shape, (m, n) in SHAPES.items() for gap in (1e-5, 1e-7)}
+NARROW = {
+    f"{shape}, gap {gap:g}": Family(m, n, gapped(min(m, n), gap))
+    for shape, (m, n) in SHAPES.items()
+    for gap in (1e-5, 1e-7)
+}
 
 #: σ = 1 simple, everything else as bad as it gets: the matrices for which autograd through the SVD answers NaN
 NAN_MATRICES = {
-    "a 3×3 block inside an 8×6 matrix of zeros": np.pad(np.random.default_rng(3).standard_normal((3, 3)), ((0, 5), (0, 3))),
+    "a 3×3 block inside an 8×6 matrix of zeros": np.pad(
+        np.random.default_rng(3).standard_normal((3, 3)), ((0, 5), (0, 3))
+    ),
     "diag(3, 1, 1)": np.diag([3.0, 1.0, 1.0]),
     "diag(3, 1, 1) padded to 4×3": np.pad(np.diag([3.0, 1.0, 1.0]), ((0, 1), (0, 0))),
     "I + e₁e₁ᵀ": np.eye(4) + np.outer(np.eye(4)[0], np.eye(4)[0]),

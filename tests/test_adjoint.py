@@ -23,13 +23,21 @@ def solved(A, index=0):
 
 
 def test_the_names_are_those_of_the_book():
-    assert list(ATTEMPTS) == ["direct", "bordered", "block-inversion", "mixed", "backward-substitution", "forward-substitution"]
+    assert list(ATTEMPTS) == [
+        "direct",
+        "bordered",
+        "block-inversion",
+        "mixed",
+        "backward-substitution",
+        "forward-substitution",
+    ]
     assert set(SOLVERS) == {*ATTEMPTS, "saddle", "deflated", "schur", "spectral", "doubling", "cg", "minres"}
     for way in (*SOLVERS.values(), *ATTEMPTS.values()):
         assert way.__doc__, "help() of a wrapped formula is that of the formula"
 
 
-#: what a last projection leaves of u in p: a few roundings, whatever the gap; the null vector itself is right to ε/gap only
+#: what a last projection leaves of u in p: a few roundings, whatever the gap; the null vector itself is right to ε/gap
+#: only
 ORTHOGONAL = 4 * torch.finfo(torch.float64).eps
 
 
@@ -51,7 +59,9 @@ def test_the_adjoint_system_is_solved(family, seed, name):
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)], ids=str)
 def test_the_adjoint_system_of_complex_matrices_is_solved(shape, name):
-    A = torch.stack([torch.complex(matrices.gaussian(*shape, seed), matrices.gaussian(*shape, seed + 9)) for seed in (0, 1)])
+    A = torch.stack(
+        [torch.complex(matrices.gaussian(*shape, seed), matrices.gaussian(*shape, seed + 9)) for seed in (0, 1)]
+    )
     triplet, known = svd(A)
     sigma, u, v = triplet
     phi, psi = (torch.complex(*torch.from_numpy(np.random.default_rng(k).standard_normal((2, 2, k)))) for k in shape)
@@ -90,14 +100,17 @@ def test_the_formula_has_units_of_its_own(family, name):
 def test_a_solver_for_the_largest_value_refuses_another(name):
     A = Family(7, 5, gapped(5, 0.3)).matrix()
     triplet, _, phi, psi, _ = solved(A, index=2)
-    with pytest.raises(ValueError, match="needs σ to be the largest singular value.*use 'saddle', 'spectral' or 'minres'"):
+    with pytest.raises(
+        ValueError, match="needs σ to be the largest singular value.*use 'saddle', 'spectral' or 'minres'"
+    ):
         SOLVERS[name](A, triplet, phi, psi)
 
 
 @pytest.mark.parametrize("name", ["cg", "minres"])
 @pytest.mark.parametrize("shape", [(78, 48), (48, 48)], ids=str)
 def test_an_iteration_much_longer_than_the_system_is_large(shape, name):
-    """On Strakoš' spectrum rounding delays both methods by hundreds of steps, and what they keep of the residual may stray.
+    """On Strakoš' spectrum rounding delays both methods by hundreds of steps, and what they keep of the residual may
+    stray.
 
     A backward stable solver leaves a true residual of a few ε (‖K‖‖x‖ + ‖c‖); MINRES unrefined leaves 1e4 ε of it.
     """
@@ -148,7 +161,9 @@ def test_cancelled_digits(name):
 
 
 def test_a_border_without_units():
-    """Right at size one; at other sizes p and q lose their digits. (ξ is left out: its part of the gradient needs no border.)"""
+    """Right at size one; at other sizes p and q lose their digits. (ξ is left out: its part of the gradient needs no
+    border.)
+    """
     for A in GAUSSIANS:
         for scale, (least, most) in {1.0: (0, 1e-12), 1e9: (1e-9, 10), 1e-9: (1e-9, 10)}.items():
             triplet, _, phi, psi, _ = solved(scale * A)
@@ -171,7 +186,9 @@ def test_mixed_solves_another_equation():
 @pytest.mark.parametrize("name", ["mixed", "backward-substitution", "forward-substitution"])
 @pytest.mark.parametrize("shape", [(12, 7), (7, 12), (9, 9)], ids=str)
 def test_the_equations_that_an_attempt_does_solve(shape, name):
-    """Term by term, with the normal matrices of the notebook's stacks and pseudoinverses of A; so they are what they were."""
+    """Term by term, with the normal matrices of the notebook's stacks and pseudoinverses of A; so they are what they
+    were.
+    """
     A = matrices.gaussian(*shape, seed=3)
     triplet, _, phi, psi, _ = solved(A)
     sigma, u, v = triplet
@@ -246,7 +263,9 @@ def test_every_solver_at_narrow_gaps_in_two_seeds(family):
 
 @pytest.mark.parametrize("shape", [(3, 3), (5, 3), (3, 5), (2, 3, 3)], ids=str)
 def test_cg_sees_a_tie_by_the_size_of_the_solution(shape):
-    """One vector finds one copy, and the Ritz values do not tell of the other: what the solution must not exceed does."""
+    """One vector finds one copy, and the Ritz values do not tell of the other: what the solution must not exceed
+    does.
+    """
     for gap, tie in ((1e-6, True), (1e-4, False)):
         A = torch.zeros(shape)
         A[..., range(3), range(3)] = torch.tensor([1, 1 - gap, 0.5])
@@ -255,7 +274,9 @@ def test_cg_sees_a_tie_by_the_size_of_the_solution(shape):
         psi = v.roll(1, -1)
         triplet = Triplet(torch.ones(shape[:-2]), u, v)
         if tie:
-            with pytest.raises(ValueError, match="the solution is larger than a relative gap above .*, a tie up to rounding, allows"):
+            with pytest.raises(
+                ValueError, match="the solution is larger than a relative gap above .*, a tie up to rounding, allows"
+            ):
                 SOLVERS["cg"](A, triplet, 0 * u, psi)
         else:
             _, q = SOLVERS["cg"](A, triplet, 0 * u, psi)
@@ -264,7 +285,9 @@ def test_cg_sees_a_tie_by_the_size_of_the_solution(shape):
 
 @pytest.mark.parametrize("shape", [(90, 60), (60, 90)], ids=str)
 def test_the_preconditioner_is_exact_on_the_span_of_the_ritz_vectors(shape):
-    """M⁻¹ undoes I − AᵀA/σ² as seen from within the span, and leaves alone what is orthogonal to it (eq-preconditioner)."""
+    """M⁻¹ undoes I − AᵀA/σ² as seen from within the span, and leaves alone what is orthogonal to it
+    (eq-preconditioner).
+    """
     A = matrices.gaussian(*shape)
     triplet, ritz = lanczos(A)
     tall = A if shape[0] > shape[1] else A.mT

@@ -127,7 +127,10 @@ def test_the_memory_of_a_way_is_six_times_the_matrix_it_forms(m, n):
     sizes = {"K": 20 * 20, "stack": 20 * 12, "P": 12 * 12, "A": 12 * 8}
     forms = {
         "K": {"attempt": "direct bordered", "solver": "direct bordered saddle deflated", "witness": "newton"},
-        "stack": {"attempt": "mixed backward-substitution forward-substitution", "solver": "mixed forward-substitution"},
+        "stack": {
+            "attempt": "mixed backward-substitution forward-substitution",
+            "solver": "mixed forward-substitution",
+        },
         "P": {"attempt": "block-inversion", "solver": "block-inversion backward-substitution"},
         "A": {"solver": "spectral cg minres", "witness": "torch jax"},
     }
@@ -177,7 +180,9 @@ def test_a_judge_that_would_not_fit_is_said(capsys, monkeypatch, tmp_path):
 
 def test_the_command_prints_a_small_table_and_writes_nothing(capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr(compare, "compare", lambda A, repeat, differences, **options: asked.append((A.shape, repeat, differences)) or [])
+    monkeypatch.setattr(
+        compare, "compare", lambda A, repeat, differences, **options: asked.append((A.shape, repeat, differences)) or []
+    )
     monkeypatch.setattr(compare, "write_record", None)
     compare.main(["--device", "cpu"])
     assert asked == [((64, 32), 5, True)] * 2
@@ -193,7 +198,9 @@ def test_differences_are_asked_for_up_to_64_by_64(capsys, monkeypatch):
 
 def test_the_command_records_four_sizes(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(compare, "compare", lambda A, repeat, *more, **options: asked.append((*A.shape, A.dtype, repeat)) or [])
+    monkeypatch.setattr(
+        compare, "compare", lambda A, repeat, *more, **options: asked.append((*A.shape, A.dtype, repeat)) or []
+    )
     monkeypatch.setattr(compare, "free_memory", lambda device: math.inf)
     compare.main(["--device", "cpu", "--record", str(tmp_path)])
     sizes = [(64, 32), (512, 256), (2048, 1024), (4096, 4096)]
@@ -228,7 +235,11 @@ def test_a_record_holds_every_row_and_what_made_it(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("cpuinfo", "threads", "name"),
     [
-        ("processor\t: 0\nmodel name\t: Model 3: fast\nprocessor\t: 1\nmodel name\t: other\n", 1, "Model 3: fast, 1 thread"),
+        (
+            "processor\t: 0\nmodel name\t: Model 3: fast\nprocessor\t: 1\nmodel name\t: other\n",
+            1,
+            "Model 3: fast, 1 thread",
+        ),
         ("processor\t: 0\n", 4, "riscv64 CPU, 4 threads"),  # a system that does not tell the model
         (None, 4, "riscv64 CPU, 4 threads"),  # one without that file
     ],
@@ -267,14 +278,26 @@ def plant(folder, name, error=1.5e-14, **changed):
     """A record as another machine would have made it, with one solver and its time of 0.25 ms."""
     found = row("schur", 64, 32, 0.25, error=error)._asdict() | {"kappa": "infinite", "residual": None, "lower": None}
     versions = {"torch": "9.9", "cuda": "99.1", "driver": "999.5"}
-    record = {"hardware": name, "date": "2026-11-24", "code": records.code(), "versions": versions, "rows": [found], **changed}
+    record = {
+        "hardware": name,
+        "date": "2026-11-24",
+        "code": records.code(),
+        "versions": versions,
+        "rows": [found],
+        **changed,
+    }
     folder.mkdir(exist_ok=True)
     (folder / f"cuda-{name}-{record['date']}.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def test_of_each_card_the_newest_record_is_found(tmp_path):
     assert records.read_records(tmp_path / "none", "cuda") == []
-    for name, date in (("card-1", "2026-03-01"), ("card-1", "2026-11-01"), ("card-1", "2026-07-01"), ("card-2", "2026-12-01")):
+    for name, date in (
+        ("card-1", "2026-03-01"),
+        ("card-1", "2026-11-01"),
+        ("card-1", "2026-07-01"),
+        ("card-2", "2026-12-01"),
+    ):
         plant(tmp_path, name, date=date)
     found = records.read_records(tmp_path, "cuda")
     assert [(r["hardware"], r["date"]) for r in found] == [("card-2", "2026-12-01"), ("card-1", "2026-11-01")]
@@ -316,8 +339,10 @@ def test_the_version_of_the_code_changes_with_every_source_file(monkeypatch, tmp
 
 def test_columns_stand_side_by_side():
     text = records.side_by_side(
-        {"the CPU here": [row("schur", 64, 32, 0.5, error=1e-15), row("cg", 64, 32, 2.0, error=2e-15)],
-         "a card": [row("schur", 64, 32, 0.25, error=3e-15)]}
+        {
+            "the CPU here": [row("schur", 64, 32, 0.5, error=1e-15), row("cg", 64, 32, 2.0, error=2e-15)],
+            "a card": [row("schur", 64, 32, 0.25, error=3e-15)],
+        }
     )
     assert text.splitlines()[:2] == ["A: the CPU here", "B: a card"]
     assert text.splitlines()[-2].split() == ["solver", "schur", "1.0e-15", "0.50", "3.0e-15", "0.25"]
@@ -345,7 +370,9 @@ def test_a_missing_device_is_said(capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: this test runs where there is one")
 def test_the_contest_on_cuda_is_recorded(tmp_path):
     assert compare.device("auto").type == "cuda"
-    compare.main(["--device", "cuda", "--dtype", "float64", "--shape", "12", "8", "--repeat", "5", "--record", str(tmp_path)])
+    compare.main(
+        ["--device", "cuda", "--dtype", "float64", "--shape", "12", "8", "--repeat", "5", "--record", str(tmp_path)]
+    )
     (record,) = records.read_records(tmp_path, "cuda")
     assert record["hardware"] == torch.cuda.get_device_name() and record["versions"]["cuda"] == torch.version.cuda
     for found in record["rows"]:

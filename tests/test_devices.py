@@ -1,7 +1,8 @@
 """Device discipline, shown without a GPU: nothing of the host slips in, and nothing waits for the host inside a step.
 
-Three kinds of test. On PyTorch's meta device, which knows shapes and devices and no numbers; on a card that is not there
-(``card.py``), which has numbers and counts what crosses to the host; and, marked ``cuda``, on a GPU where there is one.
+Three kinds of test. On PyTorch's meta device, which knows shapes and devices and no numbers; on a card that is not
+there (``card.py``), which has numbers and counts what crosses to the host; and, marked ``cuda``, on a GPU where there
+is one.
 """
 
 from types import SimpleNamespace
@@ -15,14 +16,23 @@ from families import FAMILIES, problem
 import svdgrad
 from svdgrad import matrices, oracles
 from svdgrad.adjoint import ATTEMPTS, SOLVERS, assemble
-from svdgrad.adjoint.krylov import LOOK
+from svdgrad.adjoint.krylov import CHECK_EVERY
 from svdgrad.checks import relative_error
 from svdgrad.compare import loss_vectors
 from svdgrad.forward import FORWARDS, Triplet, svd
 from svdgrad.steps import relative_gap
 
-WAYS = {("attempt", name): way for name, way in ATTEMPTS.items()} | {("solver", name): way for name, way in SOLVERS.items()}
-SHAPES = {"tall": (24, 10), "wide": (10, 24), "square": (14, 14), "one column": (8, 1), "one row": (1, 8), "one entry": (1, 1)}
+WAYS = {("attempt", name): way for name, way in ATTEMPTS.items()} | {
+    ("solver", name): way for name, way in SOLVERS.items()
+}
+SHAPES = {
+    "tall": (24, 10),
+    "wide": (10, 24),
+    "square": (14, 14),
+    "one column": (8, 1),
+    "one row": (1, 8),
+    "one entry": (1, 1),
+}
 DTYPES = [torch.float32, torch.float64]
 WAY = [pytest.param(way, id="-".join(name)) for name, way in WAYS.items()]
 
@@ -73,7 +83,9 @@ def every_run_on_meta():
 
 @pytest.mark.parametrize("run", [pytest.param(run, id=name) for name, run in every_run_on_meta()])
 def test_on_the_meta_device_all_stays_there(run):
-    """PyTorch raises an error where a tensor of the host meets one of the device; only what is listed may stop a run."""
+    """PyTorch raises an error where a tensor of the host meets one of the device; only what is listed may stop a
+    run.
+    """
     result, stopped_by = on_meta(run)
     assert stopped_by or all(x.device.type == "meta" for x in result)
 
@@ -137,9 +149,9 @@ def test_on_the_card_a_batch_stays_there(name):
 
 
 #: of what iterates: steps between two looks, numbers read at a look, numbers read besides; of the rest: none at all
-LOOKS = {
-    ("solver", "cg"): (LOOK, 1, 6),  # three runs of the iteration, each with a first look and a last
-    ("solver", "minres"): (LOOK, 1, 3),
+CHECKS = {
+    ("solver", "cg"): (CHECK_EVERY, 1, 6),  # three runs of the iteration, each with a first look and a last
+    ("solver", "minres"): (CHECK_EVERY, 1, 3),
     ("solver", "doubling"): (1, 1, 0),  # a step squares a matrix, beside which a look is nothing
     ("forward", "lanczos"): (5, 3, 4),
 }
@@ -147,17 +159,17 @@ LOOKS = {
 
 @pytest.mark.parametrize("shape", [(200, 150), (150, 200)], ids=str)
 @pytest.mark.parametrize("kind, name", [*WAYS, *(("forward", name) for name in FORWARDS)])
-def test_the_host_reads_a_number_only_at_a_look(kind, name, shape):
+def test_the_host_reads_a_number_only_at_a_check(kind, name, shape):
     given = arguments(*shape)
     with Card() as card, torch.no_grad():
         A, triplet, phi, psi = card.put(given)
         FORWARDS[name](A) if kind == "forward" else WAYS[kind, name](A, Triplet(*triplet), phi, psi)
     read = card.to_host.total()
-    if (kind, name) in LOOKS:
-        every, at_a_look, besides = LOOKS[kind, name]
+    if (kind, name) in CHECKS:
+        every, at_a_check, besides = CHECKS[kind, name]
         steps = card.products[150, 150] if name == "doubling" else card.products[150, 200] / 2
         assert steps > 5
-        assert read <= at_a_look * steps / every + besides, (card.to_host, steps)
+        assert read <= at_a_check * steps / every + besides, (card.to_host, steps)
     else:
         assert read <= (2 if kind == "forward" else 0), card.to_host  # a forward method may look once at what it found
     # what is sent is at most a number, or a vector to start from, and not again in every step
@@ -178,7 +190,9 @@ def test_the_whole_map_and_its_gradient_stay_on_the_card(method, shape, monkeypa
     with Card() as card:
         found = gradient(card.put(A))
     if method == "svd":
-        assert card.to_host.total() <= 9  # extremes of A (twice) and of its Gram matrix; is there a cotangent, a gap, a σ beyond zero
+        assert (
+            card.to_host.total() <= 9
+        )  # extremes of A (twice) and of its Gram matrix; is there a cotangent, a gap, a σ beyond zero
     S = torch.linalg.svdvals(A.detach())
     bound = 50 * torch.finfo(A.dtype).eps / relative_gap(S[0], S, *A.shape)
     assert isinstance(found, OnCard) and relative_error(found.numbers, gradient(A)) <= bound
@@ -190,7 +204,7 @@ def test_cg_stops_a_matrix_that_is_refused_at_the_next_look():
     with Card() as card, torch.no_grad(), pytest.raises(ValueError, match="negative curvature"):
         A, triplet, phi, psi = card.put((A, smaller, phi, psi))
         SOLVERS["cg"](A, Triplet(*triplet), phi, psi)
-    assert card.products[150, 200] / 2 <= 2 * LOOK
+    assert card.products[150, 200] / 2 <= 2 * CHECK_EVERY
 
 
 @pytest.mark.parametrize(
@@ -281,7 +295,9 @@ cuda = [
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(dtype, id=str(dtype), marks=cuda) for dtype in DTYPES])
-@pytest.mark.parametrize("family", ["tall", "wide", "square", "tall, gap 0.1", "square, rank-deficient", "repeated tail"])
+@pytest.mark.parametrize(
+    "family", ["tall", "wide", "square", "tall, gap 0.1", "square, rank-deficient", "repeated tail"]
+)
 class TestCUDA:
     """On a GPU, against the extended-precision gradient, within the same bounds as on the CPU."""
 

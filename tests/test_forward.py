@@ -7,7 +7,7 @@ from families import FAMILIES
 
 import svdgrad
 from svdgrad import matrices
-from svdgrad.forward import Basis, golub_kahan, gram, lanczos, _steps_to_go
+from svdgrad.forward import Basis, _steps_to_go, golub_kahan, gram, lanczos
 from svdgrad.matrices import mv
 
 DTYPES = [torch.float32, torch.float64]
@@ -148,7 +148,9 @@ def test_scale_changes_nothing_else(scale):
 @pytest.mark.parametrize("shape", [(9, 6), (6, 9)], ids=str)
 @pytest.mark.parametrize("scales", [(1e-25, 1, 1e25), (0, 1)], ids=str)
 def test_by_the_gram_matrix_each_of_a_batch_has_a_unit_of_its_own(scales, shape):
-    """Squares of the smallest and the largest leave the range of float32; of A = 0 any u will do, of the others only one."""
+    """Squares of the smallest and the largest leave the range of float32; of A = 0 any u will do, of the others only
+    one.
+    """
     A = matrices.gaussian(*shape, dtype=torch.float32)
     (sigma, u, v), known = gram(torch.stack([scale * A for scale in scales]))
     one, of_one = gram(A)
@@ -204,7 +206,9 @@ def test_no_convergence_says_how_far_it_came_and_what_to_try():
 
 @pytest.mark.parametrize("forward", ["gram", "lanczos"])
 def test_another_index_is_refused(forward):
-    with pytest.raises(ValueError, match=f"forward '{forward}' finds the largest singular value, found index 1: use forward 'svd'"):
+    with pytest.raises(
+        ValueError, match=f"forward '{forward}' finds the largest singular value, found index 1: use forward 'svd'"
+    ):
         svdgrad.singular_triplet(torch.eye(3), index=1, forward=forward)
 
 
@@ -238,9 +242,13 @@ def test_a_basis_doubles_its_room():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 def test_a_basis_stays_orthonormal_whatever_is_left_of_a_vector(dtype):
-    """Of the last vector all but 1e-10 lies along the rows, the first of them too, which a three-term recurrence forgets."""
+    """Of the last vector all but 1e-10 lies along the rows, the first of them too, which a three-term recurrence
+    forgets.
+    """
     eps = torch.finfo(torch.float64).eps
-    Q = torch.linalg.qr(matrices.gaussian(50, 8).to(dtype) + (1j * matrices.gaussian(50, 8, seed=1) if dtype.is_complex else 0))[0]
+    Q = torch.linalg.qr(
+        matrices.gaussian(50, 8).to(dtype) + (1j * matrices.gaussian(50, 8, seed=1) if dtype.is_complex else 0)
+    )[0]
     basis = Basis(Q[:, 0].clone())
     for i in range(1, 7):
         along, length = basis.extend(5 * Q[:, i - 1] + 2 * Q[:, i])

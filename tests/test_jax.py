@@ -55,12 +55,20 @@ def normal(*shape, complex_=False, seed=0):
     return x + 1j * rng.standard_normal(shape) if complex_ else x
 
 
-# --- against extended precision ----------------------------------------------------------------------------------------
+# --- against extended precision
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("dtype", "way"),
-    [(np.float32, "svd"), (np.float64, "svd"), (np.float32, "cg"), (np.float32, "gram"), (np.float64, "gram"), (np.float64, "lanczos")],
+    [
+        (np.float32, "svd"),
+        (np.float64, "svd"),
+        (np.float32, "cg"),
+        (np.float32, "gram"),
+        (np.float64, "gram"),
+        (np.float64, "lanczos"),
+    ],
     ids=lambda x: getattr(x, "__name__", x),
 )
 @pytest.mark.parametrize("family", FAMILIES)
@@ -120,13 +128,16 @@ def test_entries_and_cotangents_of_any_size_in_single_precision(scale, way):
     xi, phi, psi, v, _ = problem(A)
     scaled = A * scale
     truth = problem(scaled)[-1]
-    assert relative_error(gradient(*arrays(np.float32, scaled, xi, phi, psi, v), **WAYS[way]), truth) <= family.bound(torch.float32)
+    assert relative_error(gradient(*arrays(np.float32, scaled, xi, phi, psi, v), **WAYS[way]), truth) <= family.bound(
+        torch.float32
+    )
     G = gradient(*arrays(np.float32, A, xi * scale, phi * scale, psi * scale, v), **WAYS[way])
     truth = svdgrad.oracles.extended(A, xi * scale, phi * scale, psi * scale, v)
     assert relative_error(G, truth) <= family.bound(torch.float32)
 
 
-# --- every derivative --------------------------------------------------------------------------------------------------
+# --- every derivative
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -152,7 +163,9 @@ def test_first_and_second_derivatives_in_both_modes(x64, shape, index, complex_,
     """For complex A too every entry of u and v is looked at: the phase is fixed, so each is a function of A."""
     A = jnp.asarray(normal(*shape, complex_=complex_))
     order = 1 if way == "lanczos" else 2  # a minute to compile, and the Hessian of an operator goes the same way
-    check_grads(jax.jit(partial(sj.singular_triplet, index=index, **WAYS[way])), (A,), order=order, modes=("fwd", "rev"))
+    check_grads(
+        jax.jit(partial(sj.singular_triplet, index=index, **WAYS[way])), (A,), order=order, modes=("fwd", "rev")
+    )
 
 
 def test_derivatives_with_a_given_phase(x64):
@@ -187,7 +200,8 @@ def test_forward_and_reverse_and_their_mixtures_agree(x64):
         np.testing.assert_allclose(H, H.transpose(2, 3, 0, 1), rtol=1e-11, atol=1e-12)
 
 
-# --- the PyTorch side as a witness -------------------------------------------------------------------------------------
+# --- the PyTorch side as a witness
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
@@ -207,7 +221,9 @@ def test_the_two_sides_agree(x64, shape, complex_):
             w = (a.conj() @ u) * (b.conj() @ v).conj()
             return sigma**2 + w.real + jnp.abs(w) ** 2
 
-        for ours, theirs in zip(sj.singular_triplet(jnp.asarray(A), index), svdgrad.singular_triplet(torch.from_numpy(A), index)):
+        for ours, theirs in zip(
+            sj.singular_triplet(jnp.asarray(A), index), svdgrad.singular_triplet(torch.from_numpy(A), index)
+        ):
             np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-13)  # signs and phases too
         X = torch.from_numpy(A).requires_grad_()
         torch_loss(X).backward()
@@ -218,25 +234,34 @@ def test_the_two_sides_agree(x64, shape, complex_):
 def test_the_two_sides_agree_on_the_hessian(x64):
     A, w = normal(5, 3), normal(5, seed=1)
     theirs = torch.autograd.functional.hessian(
-        lambda A: (t := svdgrad.singular_triplet(A, index=1)).sigma ** 2 + torch.from_numpy(w) @ t.u, torch.from_numpy(A)
+        lambda A: (t := svdgrad.singular_triplet(A, index=1)).sigma ** 2 + torch.from_numpy(w) @ t.u,
+        torch.from_numpy(A),
     )
     ours = jax.hessian(lambda A: (t := sj.singular_triplet(A, index=1)).sigma ** 2 + w @ t.u)(jnp.asarray(A))
     assert relative_error(ours, theirs) < 1e-11
 
 
-# --- transforms and batches --------------------------------------------------------------------------------------------
+# --- transforms and batches
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_batch_is_its_matrices_one_by_one(x64, way):
-    A = np.stack([Family(8, 5, gapped(5, gap)).matrix(seed=seed).numpy() for seed, gap in enumerate((0.5, 0.3, 0.2, 0.1, 0.4, 0.25))])
+    A = np.stack(
+        [
+            Family(8, 5, gapped(5, gap)).matrix(seed=seed).numpy()
+            for seed, gap in enumerate((0.5, 0.3, 0.2, 0.1, 0.4, 0.25))
+        ]
+    )
     A = jnp.asarray(A.reshape(2, 3, 8, 5))
     weights = [jnp.asarray(normal(*shape, seed=k)) for k, shape in enumerate(((2, 3), (2, 3, 8), (2, 3, 5), (2, 3, 5)))]
     together = gradient(A, *weights, **WAYS[way])
     mapped = jax.vmap(jax.vmap(partial(gradient, **WAYS[way])))(A, *weights)
     np.testing.assert_allclose(mapped, together, rtol=1e-12, atol=1e-12)
     for i in [(0, 0), (1, 2)]:
-        np.testing.assert_allclose(gradient(A[i], *(w[i] for w in weights), **WAYS[way]), together[i], rtol=1e-11, atol=1e-12)
+        np.testing.assert_allclose(
+            gradient(A[i], *(w[i] for w in weights), **WAYS[way]), together[i], rtol=1e-11, atol=1e-12
+        )
 
 
 def test_one_v0_serves_a_batch(x64):
@@ -273,12 +298,20 @@ def test_half_precision_is_computed_in_single(dtype):
     assert jax.grad(lambda A: sj.singular_triplet(A).u[0])(A).dtype == dtype
 
 
-# --- ties --------------------------------------------------------------------------------------------------------------
+# --- ties
+# --------------------------------------------------------------------------------------------------------------
 
-TIES = {"identity": np.eye(3), "zero": np.zeros((3, 3)), "zero, tall": np.zeros((4, 2)), "two and a half": np.diag([2.0, 2.0, 0.5])}
+TIES = {
+    "identity": np.eye(3),
+    "zero": np.zeros((3, 3)),
+    "zero, tall": np.zeros((4, 2)),
+    "two and a half": np.diag([2.0, 2.0, 0.5]),
+}
 
 
-@pytest.mark.parametrize(("way", "jit"), [("svd", False), ("svd", True), ("cg", True), ("gram", True), ("lanczos", True)])
+@pytest.mark.parametrize(
+    ("way", "jit"), [("svd", False), ("svd", True), ("cg", True), ("gram", True), ("lanczos", True)]
+)
 @pytest.mark.parametrize("tie", TIES)
 def test_at_a_tie_the_vectors_have_no_gradient_and_sigma_has(tie, jit, way):
     A = jnp.asarray(TIES[tie], jnp.float32)
@@ -293,7 +326,9 @@ def test_at_a_tie_the_vectors_have_no_gradient_and_sigma_has(tie, jit, way):
     _, pull = jax.vjp(partial(sj.singular_triplet, **WAYS[way]), A)
     (G,) = pull(sj.Triplet(jnp.ones_like(triplet.sigma), 0 * triplet.u, 0 * triplet.v))  # zeros that are numbers
     np.testing.assert_allclose(G, jnp.outer(triplet.u, triplet.v), atol=1e-6)
-    _, (dsigma, du, _) = jax.jvp(partial(sj.singular_triplet, **WAYS[way]), (A,), (jnp.asarray(normal(*A.shape), jnp.float32),))
+    _, (dsigma, du, _) = jax.jvp(
+        partial(sj.singular_triplet, **WAYS[way]), (A,), (jnp.asarray(normal(*A.shape), jnp.float32),)
+    )
     assert jnp.isfinite(dsigma) and jnp.isnan(du).any()
 
 
@@ -334,7 +369,8 @@ def test_debug_nans_finds_a_tie():
             jax.grad(lambda A: sj.singular_triplet(A).u[0])(jnp.eye(3)).block_until_ready()
 
 
-# --- inputs ------------------------------------------------------------------------------------------------------------
+# --- inputs
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["svd", "gram", "lanczos"])
@@ -350,12 +386,42 @@ def test_nan_or_inf_in_gives_nan_out(bad, way):
         (TypeError, "must be floating point, found int32", np.eye(3, dtype=np.int32), {}),
         (ValueError, r"must be a matrix \(..., m, n\), found shape \(3,\)", np.ones(3, np.float32), {}),
         (ValueError, "at least one row and one column", np.ones((0, 3), np.float32), {}),
-        (ValueError, "index must be from -2 to 1 for a matrix of shape 3×2, found 2", np.ones((3, 2), np.float32), {"index": 2}),
-        (ValueError, "unknown forward 'qr': the names are 'auto', 'svd', 'gram', 'lanczos'", np.eye(3, dtype=np.float32), {"forward": "qr"}),
-        (ValueError, "unknown adjoint 'lu': the names are 'auto', 'spectral', 'cg'", np.eye(3, dtype=np.float32), {"adjoint": "lu"}),
-        (ValueError, "'spectral' needs all singular vectors", np.eye(3, dtype=np.float32), {"forward": "lanczos", "adjoint": "spectral"}),
-        (ValueError, "forward 'lanczos' needs index 0", np.eye(3, dtype=np.float32), {"forward": "lanczos", "index": 1}),
-        (ValueError, "forward 'gram' needs index 0", np.eye(3, dtype=np.float32), {"forward": "gram", "adjoint": "cg", "index": 2}),
+        (
+            ValueError,
+            "index must be from -2 to 1 for a matrix of shape 3×2, found 2",
+            np.ones((3, 2), np.float32),
+            {"index": 2},
+        ),
+        (
+            ValueError,
+            "unknown forward 'qr': the names are 'auto', 'svd', 'gram', 'lanczos'",
+            np.eye(3, dtype=np.float32),
+            {"forward": "qr"},
+        ),
+        (
+            ValueError,
+            "unknown adjoint 'lu': the names are 'auto', 'spectral', 'cg'",
+            np.eye(3, dtype=np.float32),
+            {"adjoint": "lu"},
+        ),
+        (
+            ValueError,
+            "'spectral' needs all singular vectors",
+            np.eye(3, dtype=np.float32),
+            {"forward": "lanczos", "adjoint": "spectral"},
+        ),
+        (
+            ValueError,
+            "forward 'lanczos' needs index 0",
+            np.eye(3, dtype=np.float32),
+            {"forward": "lanczos", "index": 1},
+        ),
+        (
+            ValueError,
+            "forward 'gram' needs index 0",
+            np.eye(3, dtype=np.float32),
+            {"forward": "gram", "adjoint": "cg", "index": 2},
+        ),
         (ValueError, "adjoint 'cg' needs index 0", np.eye(3, dtype=np.float32), {"adjoint": "cg", "index": -1}),
         (ValueError, "v0 must have 3 entries", np.eye(3, dtype=np.float32), {"v0": np.ones(2, np.float32)}),
         (ValueError, "maxiter must be at least 1", np.eye(3, dtype=np.float32), {"forward": "lanczos", "maxiter": 0}),
@@ -363,7 +429,12 @@ def test_nan_or_inf_in_gives_nan_out(bad, way):
     ids=lambda x: x[:24] if isinstance(x, str) else "",
 )
 def test_what_is_wrong_is_named(error, message, A, how):
-    for call in (sj.singular_triplet, jax.jit(lambda A, **how: sj.singular_triplet(A, **how), static_argnames=("forward", "adjoint", "index", "maxiter"))):
+    for call in (
+        sj.singular_triplet,
+        jax.jit(
+            lambda A, **how: sj.singular_triplet(A, **how), static_argnames=("forward", "adjoint", "index", "maxiter")
+        ),
+    ):
         with pytest.raises(error, match=message):
             call(A, **how)
 
@@ -399,7 +470,9 @@ def test_a_second_ritz_value_of_zero_does_not_touch_u():
 
 
 def test_auto_is_what_the_size_asks_for():
-    """A batch and a small matrix by the Gram matrix, a large one by products, another index than the first by the SVD."""
+    """A batch and a small matrix by the Gram matrix, a large one by products, another index than the first by the
+    SVD.
+    """
 
     def primitives(shape, **how):
         return str(jax.make_jaxpr(lambda A: sj.singular_triplet(A, **how))(jax.ShapeDtypeStruct(shape, jnp.float32)))
@@ -431,7 +504,9 @@ def test_lanczos_on_a_matrix_of_low_rank(x64, rank):
 
 
 def test_lanczos_stops_at_the_residual_that_tol_names(x64):
-    """Two steps leave a residual r = ‖Aᴴu − σv‖/σ: enough for a tol a little larger, too few for one a little smaller."""
+    """Two steps leave a residual r = ‖Aᴴu − σv‖/σ: enough for a tol a little larger, too few for one a little
+    smaller.
+    """
     A = jnp.diag(1 / jnp.arange(1.0, 7.0))
     two_steps = partial(sj.singular_triplet, A, forward="lanczos", maxiter=2, v0=jnp.ones(6))
     sigma, u, v = two_steps(tol=1.0)
@@ -452,13 +527,18 @@ def test_the_package_does_not_need_jax():
 
 
 def test_nothing_is_shared_with_what_it_witnesses_for():
-    imports = [node for node in ast.walk(ast.parse(Path(sj.__file__).read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    imports = [
+        node
+        for node in ast.walk(ast.parse(Path(sj.__file__).read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
     names = {getattr(node, "module", None) or node.names[0].name for node in imports}
     assert {name.split(".")[0] for name in names} == {"collections", "functools", "typing", "jax"}
     assert not any(getattr(node, "level", 0) for node in imports)
 
 
-# --- operators ---------------------------------------------------------------------------------------------------------
+# --- operators
+# ---------------------------------------------------------------------------------------------------------
 
 
 def loss_of(triplet, w):
@@ -479,7 +559,9 @@ def test_a_diagonal(x64):
 
 
 def test_a_convolution(x64):
-    """Images as vectors: v0, u and v keep their shapes; the formed matrix, by the other way through this module, is the witness."""
+    """Images as vectors: v0, u and v keep their shapes; the formed matrix, by the other way through this module, is the
+    witness.
+    """
     kernel, v0 = jnp.asarray(normal(3, 2, 3, 3)), jnp.asarray(normal(1, 2, 6, 6, seed=1))
     w = jnp.asarray(normal(3 * 36, seed=2))
 
@@ -520,7 +602,10 @@ def test_an_operator_twice_and_in_forward_mode(x64):
     A, w, v0 = jnp.asarray(normal(4, 3)), jnp.asarray(normal(4, seed=1)), jnp.ones(3)
     ours, truth = (
         jax.jit(jax.hessian(lambda A: loss_of(triplet(A), w)))(A)
-        for triplet in (lambda A: sj.operator_triplet(lambda A, x: A @ x, A, v0), lambda A: sj.singular_triplet(A, v0=v0))
+        for triplet in (
+            lambda A: sj.operator_triplet(lambda A, x: A @ x, A, v0),
+            lambda A: sj.singular_triplet(A, v0=v0),
+        )
     )
     assert relative_error(ours, truth) < 1e-11
 
@@ -529,7 +614,10 @@ def test_a_complex_operator(x64):
     A, v0 = jnp.asarray(normal(5, 4, complex_=True)), jnp.ones(4) + 0j
     ours, truth = (
         jax.jit(jax.grad(lambda A: jnp.abs((t := triplet(A)).u[0]) + t.v[1].imag))(A)
-        for triplet in (lambda A: sj.operator_triplet(lambda A, x: A @ x, A, v0), lambda A: sj.singular_triplet(A, v0=v0))
+        for triplet in (
+            lambda A: sj.operator_triplet(lambda A, x: A @ x, A, v0),
+            lambda A: sj.singular_triplet(A, v0=v0),
+        )
     )
     assert relative_error(ours, truth) < 1e-12
 
@@ -541,7 +629,9 @@ def test_what_matvec_takes_from_elsewhere_is_a_parameter(x64):
 
 
 def test_a_special_start_hides_nothing(x64):
-    """Ones are a singular vector of every periodic convolution, here to σ = 0; the largest is 4, of alternating signs."""
+    """Ones are a singular vector of every periodic convolution, here to σ = 0; the largest is 4, of alternating
+    signs.
+    """
 
     def periodic(kernel, x):
         return sum(kernel[k] * jnp.roll(x, k) for k in range(3))
@@ -573,8 +663,18 @@ def test_an_operator_in_single_precision_at_any_scale():
         (ValueError, r"found matvec\(params, 0\) ≠ 0", lambda d, x: d * x + 1, np.ones(3, np.float32)),
         (ValueError, "JAX cannot transpose it", lambda d, x: d * x * x, np.ones(3, np.float32)),
         (ValueError, "JAX cannot transpose it", lambda d, x: d * jnp.abs(x), np.ones(3, np.float32)),
-        (TypeError, "v0 must be floating point of 32 bits or more, found int32", lambda d, x: d * x, np.ones(3, np.int32)),
-        (TypeError, "v0 must be floating point of 32 bits or more, found float16", lambda d, x: d * x, np.ones(3, np.float16)),
+        (
+            TypeError,
+            "v0 must be floating point of 32 bits or more, found int32",
+            lambda d, x: d * x,
+            np.ones(3, np.int32),
+        ),
+        (
+            TypeError,
+            "v0 must be floating point of 32 bits or more, found float16",
+            lambda d, x: d * x,
+            np.ones(3, np.float16),
+        ),
         (TypeError, "must return the dtype of v0, found complex64", lambda d, x: 1j * d * x, np.ones(3, np.float32)),
     ],
 )

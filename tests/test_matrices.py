@@ -49,7 +49,10 @@ def test_what_is_left_unsaid():
     for name in ("bordered", "saddle"):  # a border of ones
         assert torch.equal(matrices.MATRICES[name](A, *triplet), matrices.MATRICES[name](A, *triplet, 1.0))
     S = torch.tensor([3.0, 2.0, 1.0])
-    assert torch.equal(matrices.predicted_singular_values("saddle", S, 3, 3), matrices.predicted_singular_values("saddle", S, 3, 3, 0, 1.0))
+    assert torch.equal(
+        matrices.predicted_singular_values("saddle", S, 3, 3),
+        matrices.predicted_singular_values("saddle", S, 3, 3, 0, 1.0),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128], ids=str)
@@ -77,7 +80,9 @@ def test_products_of_an_iteration_are_those_of_the_matrix(layout, threads, dtype
         assert np.linalg.norm(one.resolve_conj().numpy() - other) <= rounding
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # of PyTorch's own forward mode, at its first use
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated"
+)  # of PyTorch's own forward mode, at its first use
 def test_products_of_what_is_recorded_are_recorded():
     A = matrices.gaussian(300, 300).requires_grad_()
     matvec, rmatvec = matrices.products(A)

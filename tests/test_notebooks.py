@@ -23,7 +23,8 @@ SHORTEST_ALT = 30
 UNCHECKED = {"nbval-skip", "skip", "skip-execution", "raises-exception", "nbval-raises-exception"}
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading
+# -----------------------------------------------------------------------------------------------------------
 
 
 def code_cells(path):
@@ -41,7 +42,9 @@ def equation_labels(path) -> list[str]:
     """Labels of numbered equations: ``$$ … $$ (eq-name)``, and ``:label:`` in a math directive."""
     text = prose(path)
     directives = re.findall(r"^[`:]{3,}\{math\}.*?^[`:]{3,}\s*$", text, re.M | re.S)
-    return re.findall(r"\$\$[ \t]*\(([^()\s]+)\)", text) + re.findall(r"^:label:[ \t]*(\S+)", "\n".join(directives), re.M)
+    return re.findall(r"\$\$[ \t]*\(([^()\s]+)\)", text) + re.findall(
+        r"^:label:[ \t]*(\S+)", "\n".join(directives), re.M
+    )
 
 
 def figure_metadata(cell) -> dict:
@@ -70,7 +73,8 @@ def named_by_checks(path) -> set[str]:
     return names
 
 
-# --- the rules ---------------------------------------------------------------------------------------------------------
+# --- the rules
+# ---------------------------------------------------------------------------------------------------------
 
 
 def unverified_equations(pages) -> list[str]:
@@ -124,7 +128,10 @@ def figure_faults(path) -> list[str]:
         alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
         figure = figure_metadata(cell)
         if len(alt) < SHORTEST_ALT or alt.endswith(".png"):
-            faults.append(f"cell {n}: mystnb.image.alt should say what is seen, in {SHORTEST_ALT} characters or more, found {alt!r}")
+            faults.append(
+                f"cell {n}: mystnb.image.alt should say what is seen, in {SHORTEST_ALT} characters or more, found "
+                f"{alt!r}"
+            )
         if not figure.get("name", "").startswith("fig-"):
             faults.append(f"cell {n}: mystnb.figure.name should start with fig-, found {figure.get('name')!r}")
         if not figure.get("caption", "").strip():
@@ -132,7 +139,8 @@ def figure_faults(path) -> list[str]:
     return faults
 
 
-# --- the book ----------------------------------------------------------------------------------------------------------
+# --- the book
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_every_notebook_is_a_chapter():
@@ -161,7 +169,8 @@ def test_labels_are_unique():
     assert repeated_labels(PAGES) == []
 
 
-# --- each rule can fail ------------------------------------------------------------------------------------------------
+# --- each rule can fail
+# ------------------------------------------------------------------------------------------------
 
 FIGURE = {
     "image": {"alt": "Two curves that cross where the gap between them closes"},
@@ -212,13 +221,22 @@ def set_metadata(n, **mystnb):
         "check never executed": ("eq-a", lambda cells: cells[1].update(execution_count=None)),
         "stripped count": ("execution counts", lambda cells: cells[2].update(execution_count=None, outputs=[])),
         "out of order": ("execution counts", lambda cells: cells[2].update(execution_count=3)),
-        "stderr": ("stderr", lambda cells: cells[1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="!"))),
-        "error": ("error", lambda cells: cells[1].outputs.append(nbformat.v4.new_output("error", ename="E", evalue=""))),
+        "stderr": (
+            "stderr",
+            lambda cells: cells[1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="!")),
+        ),
+        "error": (
+            "error",
+            lambda cells: cells[1].outputs.append(nbformat.v4.new_output("error", ename="E", evalue="")),
+        ),
         "unchecked tag": ("nbval-skip", lambda cells: cells[1].metadata.update(tags=["nbval-skip"])),
         "unchecked comment": ("comment", lambda cells: cells[2].update(source="# NBVAL_IGNORE_OUTPUT\nx")),
         "long cell": ("21 lines", lambda cells: cells[2].update(source="x\n" * 20 + "x")),
         "no alt": ("image.alt", set_metadata(2, image={})),
-        "file name as alt": ("image.alt", set_metadata(2, image={"alt": "../_images/0123456789abcdef0123456789abcdef.png"})),
+        "file name as alt": (
+            "image.alt",
+            set_metadata(2, image={"alt": "../_images/0123456789abcdef0123456789abcdef.png"}),
+        ),
         "no figure name": ("figure.name", set_metadata(2, figure={"caption": "The gap."})),
         "no caption": ("figure.caption", set_metadata(2, figure={"name": "fig-gap"})),
         "label used twice": ("fig-gap", lambda cells: cells[0].update(source=cells[0].source + "\n\n(fig-gap)=")),
@@ -231,7 +249,18 @@ def test_a_planted_fault_is_found(tmp_path, expected, change):
 def nbval(path) -> subprocess.CompletedProcess:
     """pytest --nbval on one file, under this project's own settings."""
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", path],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--nbval",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-c",
+            ROOT / "pyproject.toml",
+            path,
+        ],
         cwd=path.parent,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -246,7 +275,9 @@ def test_a_wrong_stored_output_fails(tmp_path):
     notebook = nbformat.read(path, as_version=4)
     sound, wrong = tmp_path / "sound.ipynb", tmp_path / "wrong.ipynb"
     nbformat.write(notebook, sound)
-    next(o for c in notebook.cells for o in c.get("outputs", []) if o.get("name") == "stdout")["text"] = "something else\n"
+    next(o for c in notebook.cells for o in c.get("outputs", []) if o.get("name") == "stdout")["text"] = (
+        "something else\n"
+    )
     nbformat.write(notebook, wrong)
     assert (run := nbval(sound)).returncode == 0, run.stdout
     assert (run := nbval(wrong)).returncode == 1 and "mismatch" in run.stdout, run.stdout

@@ -1,4 +1,6 @@
-"""Faults planted in a copy of the package, each of which must turn the tests red: a net that catches nothing is no net."""
+"""Faults planted in a copy of the package, each of which must turn the tests red: a net that catches nothing is no
+net.
+"""
 
 import os
 import shutil
@@ -14,10 +16,22 @@ ROOT = Path(__file__).parents[1]
 FAULTS = {
     "a flipped sign in the gradient": ("adjoint/__init__.py", "q.conj().unsqueeze(-2))", "-q.conj().unsqueeze(-2))"),
     "p for u": ("adjoint/__init__.py", "outer(p, v).addcmul_(u.unsqueeze(-1)", "outer(p, v).addcmul_(p.unsqueeze(-1)"),
-    "A for its transpose": ("matrices.py", "torch.cat([-A.mH, scaled_identity(sigma, n, A)], -1)", "torch.cat([-A.reshape(n, m), scaled_identity(sigma, n, A)], -1)"),
-    "a projection dropped": ("adjoint/__init__.py", "project(u, phi), project(v, psi), known)", "phi, project(v, psi), known)"),
+    "A for its transpose": (
+        "matrices.py",
+        "torch.cat([-A.mH, scaled_identity(sigma, n, A)], -1)",
+        "torch.cat([-A.reshape(n, m), scaled_identity(sigma, n, A)], -1)",
+    ),
+    "a projection dropped": (
+        "adjoint/__init__.py",
+        "project(u, phi), project(v, psi), known)",
+        "phi, project(v, psi), known)",
+    ),
     "the part outside range(A) forgotten": ("adjoint/spectral.py", "else mv(U, x - a) + phi", "else mv(U, x)"),
-    "the cotangent of sigma forgotten": ("steps.py", "return assemble(triplet, xi, p, q)", "return assemble(triplet, None, p, q)"),
+    "the cotangent of sigma forgotten": (
+        "steps.py",
+        "return assemble(triplet, xi, p, q)",
+        "return assemble(triplet, None, p, q)",
+    ),
     "the sign of v0 ignored": ("forward.py", "    if v0 is None:\n        anchor", "    if True:\n        anchor"),
     "a term of the second derivative lost": ("triplet.py", "A_bar = outer(y, q) + outer(p, z)", "A_bar = outer(y, q)"),
 }
@@ -25,8 +39,22 @@ FAULTS = {
 
 def run_tests(folder: Path) -> subprocess.CompletedProcess:
     """The tests of the differentiable map, on the copy of the package in ``folder``, up to the first failure."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={folder}", "tests/test_triplet.py"]
-    return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+        f"--rootdir={folder}",
+        "tests/test_triplet.py",
+    ]
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True
+    )
 
 
 @pytest.fixture

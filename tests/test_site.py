@@ -23,7 +23,8 @@ THEMES = ("light", "dark")
 LEAST_CONTRAST = 4.5  # WCAG 2.1, level AA, for text of normal size
 
 
-# --- building ----------------------------------------------------------------------------------------------------------
+# --- building
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -55,9 +56,19 @@ def chapters(site: Path) -> list[Path]:
     return sorted((site / "book").glob("*.html")) + [site / "search.html"]
 
 
-# --- the files ---------------------------------------------------------------------------------------------------------
+# --- the files
+# ---------------------------------------------------------------------------------------------------------
 
-LOADED = {"script": "src", "img": "src", "source": "src", "iframe": "src", "video": "src", "audio": "src", "embed": "src", "object": "data"}
+LOADED = {
+    "script": "src",
+    "img": "src",
+    "source": "src",
+    "iframe": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+    "object": "data",
+}
 REMOTE = re.compile(r"^(https?:)?//", re.I)
 
 
@@ -67,8 +78,12 @@ def remote_assets(site: Path) -> list[str]:
     for page in html_files(site):
         soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
         urls = [tag.get(key, "") for name, key in LOADED.items() for tag in soup.find_all(name)]
-        urls += [tag.get("href", "") for tag in soup.find_all("link") if set(tag.get("rel", [])) - {"canonical", "license"}]
-        urls += [part.split()[0] for tag in soup.find_all(srcset=True) for part in tag["srcset"].split(",") if part.split()]
+        urls += [
+            tag.get("href", "") for tag in soup.find_all("link") if set(tag.get("rel", [])) - {"canonical", "license"}
+        ]
+        urls += [
+            part.split()[0] for tag in soup.find_all(srcset=True) for part in tag["srcset"].split(",") if part.split()
+        ]
         for style in soup.find_all("style"):
             urls += css_urls(style.string or "")
         # an address that a script of the page would load later, as sphinx-thebe does
@@ -152,7 +167,8 @@ def test_planted_links_and_images_are_found(tmp_path):
     assert len(undescribed_images(tmp_path)) == 2
 
 
-# --- the browser -------------------------------------------------------------------------------------------------------
+# --- the browser
+# -------------------------------------------------------------------------------------------------------
 
 # On file:// Chromium refuses the theme's hint to fetch its icon font early, and then loads the font all the same.
 ALLOWED_CONSOLE = re.compile(r"fa-[a-z0-9-]+\.woff2|preloaded using link preload")
@@ -174,8 +190,8 @@ LOOK = r"""
     if (shown(e) && !fits(e) && !inBox(e)) faults.push('sticks out to the right: ' + name(e));
 
   // mathematics: all of it typeset, none of it an error
-  for (const e of document.querySelectorAll('mjx-merror')) faults.push('TeX error: ' + e.getAttribute('title') + ' ' + name(e));
-  for (const e of document.querySelectorAll('.math'))
+  for (const e of document.querySelectorAll('mjx-merror')) faults.push('TeX error: ' + e.getAttribute('title') + ' ' +
+  name(e)); for (const e of document.querySelectorAll('.math'))
     if (!e.querySelector('mjx-container')) faults.push('not typeset: ' + name(e));
 
   // contrast of every piece of text in the article with what lies behind it
@@ -191,13 +207,15 @@ LOOK = r"""
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const poor = new Map();
-  for (const e of article.querySelectorAll('p, li, td, th, dt, dd, figcaption, code, pre, span, a, em, strong, h1, h2, h3, summary')) {
+  for (const e of article.querySelectorAll('p, li, td, th, dt, dd, figcaption, code, pre, span, a, em, strong, h1, h2,
+  h3, summary')) {
     if (e.closest('mjx-container, .headerlink, button') || !shown(e)) continue;
     if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
     const back = behind(e), [x, y] = [over(rgba(getComputedStyle(e).color), back), back].map(light);
     const ratio = (Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05);
     const kind = e.tagName + '.' + e.className;
-    if (ratio < leastContrast && !poor.has(kind)) poor.set(kind, 'contrast ' + ratio.toFixed(2) + ' of ' + kind + ' ' + name(e));
+    if (ratio < leastContrast && !poor.has(kind)) poor.set(kind, 'contrast ' + ratio.toFixed(2) + ' of ' + kind + ' ' +
+    name(e));
   }
   return faults.concat([...poor.values()]);
 }
@@ -222,13 +240,22 @@ def browser():
     path = find_chromium()
     missing = "" if path else "no Chromium found: install Chromium or Google Chrome, or set CHROMIUM to its path"
     if path and not runs(sys.executable, "-m", "playwright", "--version"):
-        missing = "Playwright's driver does not run: install the package libatomic1 (`python -m playwright --version` says why)"
+        missing = (
+            "Playwright's driver does not run: install the package libatomic1 "
+            "(`python -m playwright --version` says why)"
+        )
     if missing:
         pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
     from playwright.sync_api import sync_playwright
 
     # no sandbox, because root has none; no background networking, so that a request is the page's
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--no-proxy-server"]
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--no-proxy-server",
+    ]
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=flags)
         yield chromium
@@ -244,7 +271,10 @@ def look(browser, path: Path, size: str, pictures: Path | None = None) -> list[s
     """What is wrong with one page at one width, in both themes."""
     faults = []
     page = browser.new_page(viewport={"width": WIDTHS[size], "height": 844})
-    page.route(re.compile("^(?!file:|data:|blob:)"), lambda route: (faults.append(f"asks for {route.request.url}"), route.abort()))
+    page.route(
+        re.compile("^(?!file:|data:|blob:)"),
+        lambda route: (faults.append(f"asks for {route.request.url}"), route.abort()),
+    )
     page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
     page.on("console", lambda m: faults.extend(console_faults(m)))
     page.goto(path.as_uri(), wait_until="load")
@@ -258,6 +288,7 @@ def look(browser, path: Path, size: str, pictures: Path | None = None) -> list[s
     return [f"{path.name}, {size}: {fault}" for fault in faults]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", WIDTHS)
 def test_pages_look_right(site, browser, size):
     LOOKS.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import svdgrad
-from svdgrad.steps import choose, expected_error, look_at_the_gap, look_at_the_phase, relative_gap
+from svdgrad.steps import check_gap, check_phase, choose, expected_error, relative_gap
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -35,7 +35,11 @@ def test_relative_gap_by_hand(batch):
     def gap(sigma, S, m, n):
         sigma, S = torch.tensor(sigma), torch.tensor(S)
         # one matrix goes by Python's numbers: a batch of it and of its double, with the same gap, by tensors
-        return relative_gap(torch.stack([sigma, 2 * sigma]), torch.stack([S, 2 * S]), m, n) if batch else relative_gap(sigma, S, m, n)
+        return (
+            relative_gap(torch.stack([sigma, 2 * sigma]), torch.stack([S, 2 * S]), m, n)
+            if batch
+            else relative_gap(sigma, S, m, n)
+        )
 
     S = [4.0, 3.0, 1.0]
     for sigma, square, tall in ((4.0, 0.25, 0.25), (3.0, 0.25, 0.25), (1.0, 0.5, 0.25)):
@@ -66,9 +70,9 @@ def test_a_tie_is_a_gap_of_eight_roundings_times_the_root_of_the_size(m, n):
             warnings.simplefilter("ignore", svdgrad.NearTieWarning)
             if factor < 1:
                 with pytest.raises(svdgrad.TieError):
-                    look_at_the_gap(m, n, S[0], S)
+                    check_gap(m, n, S[0], S)
             else:
-                look_at_the_gap(m, n, S[0], S)
+                check_gap(m, n, S[0], S)
 
 
 def test_the_warning_begins_where_two_digits_are_left():
@@ -77,22 +81,22 @@ def test_the_warning_begins_where_two_digits_are_left():
         S = torch.tensor([1.0, 1 - factor * 400 * EPS], dtype=torch.float64)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            look_at_the_gap(2, 2, S[0], S)
+            check_gap(2, 2, S[0], S)
         assert [w.category for w in caught] == [svdgrad.NearTieWarning] * warned
 
 
 def test_the_phase_is_looked_at_in_every_member_to_a_thousand_roundings():
     u = torch.tensor([[0.6, 0.8j], [1.0, 0.0]], dtype=torch.complex128)
     v = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.6, 0.8j]], dtype=torch.complex128)
-    look_at_the_phase(u, v, 1j * u, -1j * v)  # the two slopes cancel
-    look_at_the_phase(u, v, 0 * u, 0 * v)
+    check_phase(u, v, 1j * u, -1j * v)  # the two slopes cancel
+    check_phase(u, v, 0 * u, 0 * v)
     for member in (0, 1):
         for which in (0, 1):
             for factor in (0.95, 1.05):
                 bars = [u.clone(), v.clone()]  # of length one each, so that the sizes add up to two
                 bars[which][member] *= 1 + 2j * factor * 1e3 * EPS
                 if factor < 1:
-                    look_at_the_phase(u, v, *bars)
+                    check_phase(u, v, *bars)
                 else:
                     with pytest.raises(svdgrad.PhaseError):
-                        look_at_the_phase(u, v, *bars)
+                        check_phase(u, v, *bars)

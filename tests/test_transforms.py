@@ -139,7 +139,9 @@ def test_every_way_to_the_third_derivatives(modes):
 
 
 def in_sixty_digits(A, v0=None, index=0):
-    """(σ, u, v) of a complex matrix of python-flint's numbers, from its eigenvectors: it shares no code with the package."""
+    """(σ, u, v) of a complex matrix of python-flint's numbers, from its eigenvectors: it shares no code with the
+    package.
+    """
     A_H = A.conjugate().transpose()
     wide = A.nrows() < A.ncols()
     values, vectors = (A * A_H if wide else A_H * A).eig(right=True)
@@ -157,7 +159,9 @@ def in_sixty_digits(A, v0=None, index=0):
 
 
 def differences_in_sixty_digits(f, A, directions):
-    """The mixed derivative along all directions, by central differences right to h² = 1e-18; f takes flint's matrices."""
+    """The mixed derivative along all directions, by central differences right to h² = 1e-18; f takes flint's
+    matrices.
+    """
     old, flint.ctx.dps = flint.ctx.dps, 60
 
     def exact(X):
@@ -226,13 +230,17 @@ def test_every_way_to_the_third_derivatives_of_a_complex_matrix(modes):
     def in_digits(A):
         sigma, *uv = in_sixty_digits(A)
         u, v = [x.conjugate() for x in uv[:5]], uv[5:]
-        uMv = sum(u[i] * flint.acb(m.real, m.imag) * v[j] for i, row in enumerate(M.tolist()) for j, m in enumerate(row))
+        uMv = sum(
+            u[i] * flint.acb(m.real, m.imag) * v[j] for i, row in enumerate(M.tolist()) for j, m in enumerate(row)
+        )
         return [(sigma * uMv).real + (u[0] * uv[1]).imag]
 
     for mode in reversed(modes):
         third = {"f": jacfwd, "r": jacrev}[mode](third)
     found = third(torch.zeros(2, dtype=torch.float64))
-    truth = [differences_in_sixty_digits(in_digits, A, [E[i] for i in places]).real for places in product(range(2), repeat=3)]
+    truth = [
+        differences_in_sixty_digits(in_digits, A, [E[i] for i in places]).real for places in product(range(2), repeat=3)
+    ]
     assert relative_error(found.flatten(), np.concatenate(truth)) <= ROUNDING
 
 

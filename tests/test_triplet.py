@@ -48,7 +48,10 @@ def test_any_simple_triplet(shape, index):
     xi, phi, psi, v, truth = problem(A, index)
     for name in ADJOINTS:
         if name in adjoint.LARGEST_ONLY:
-            with pytest.raises(ValueError, match=f"'{name}' needs index 0, the largest singular value, found {index}: for others use.*'minres'"):
+            with pytest.raises(
+                ValueError,
+                match=f"'{name}' needs index 0, the largest singular value, found {index}: for others use.*'minres'",
+            ):
                 gradient(A, xi, phi, psi, v, index, adjoint=name)
             continue
         G = gradient(A, xi, phi, psi, v, index, adjoint=name)
@@ -67,7 +70,9 @@ def test_finite_and_right_where_autograd_answers_nan(matrix, name):
 
 @pytest.mark.parametrize("name", ADJOINTS)
 def test_a_batch_is_its_matrices_one_by_one(name):
-    A = torch.stack([Family(8, 5, gapped(5, gap)).matrix(seed=seed) for seed, gap in enumerate((0.5, 0.3, 0.2, 0.1, 0.4, 0.25))])
+    A = torch.stack(
+        [Family(8, 5, gapped(5, gap)).matrix(seed=seed) for seed, gap in enumerate((0.5, 0.3, 0.2, 0.1, 0.4, 0.25))]
+    )
     A = A.reshape(2, 3, 8, 5)
     xi, phi, psi = torch.randn(2, 3).double(), torch.randn(2, 3, 8).double(), torch.randn(2, 3, 5).double()
     v0 = svdgrad.singular_triplet(A).v.numpy()
@@ -111,13 +116,19 @@ def test_only_sigma_asks_for_no_solve(monkeypatch):
     assert torch.linalg.svdvals(A.grad).sum() <= 1 + 1e-14
 
 
-@pytest.mark.parametrize("A", [torch.eye(3), torch.zeros(3, 2), matrices.with_singular_values([1, 1, 0.5], 5, 3)], ids=["identity", "zero", "rotated"])
+@pytest.mark.parametrize(
+    "A",
+    [torch.eye(3), torch.zeros(3, 2), matrices.with_singular_values([1, 1, 0.5], 5, 3)],
+    ids=["identity", "zero", "rotated"],
+)
 def test_a_tie_is_refused_for_the_vectors_and_not_for_the_value(A):
     A = A.double().requires_grad_()
     sigma, u, v = svdgrad.singular_triplet(A)
     G = torch.autograd.grad(sigma, A, retain_graph=True)[0]
     assert torch.isfinite(G).all() and torch.linalg.svdvals(G).sum() <= 1 + 1e-14
-    with pytest.raises(svdgrad.TieError, match="found a relative gap of .*a tie up to rounding.*Likely causes.*A loss of σ alone"):
+    with pytest.raises(
+        svdgrad.TieError, match="found a relative gap of .*a tie up to rounding.*Likely causes.*A loss of σ alone"
+    ):
         u[0].backward()
 
 
@@ -132,7 +143,17 @@ def test_an_index_near_zero_ties_with_zero_only_if_there_are_more_rows():
             torch.autograd.grad(u[0], A)
 
 
-@pytest.mark.parametrize(("dtype", "gap", "warned"), [(torch.float64, 2e-15, None), (torch.float64, 5e-14, True), (torch.float64, 1e-12, False), (torch.float32, 4e-5, True), (torch.float32, 1e-3, False)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "gap", "warned"),
+    [
+        (torch.float64, 2e-15, None),
+        (torch.float64, 5e-14, True),
+        (torch.float64, 1e-12, False),
+        (torch.float32, 4e-5, True),
+        (torch.float32, 1e-3, False),
+    ],
+    ids=str,
+)
 def test_one_warning_names_the_gap_and_the_error_to_expect(recwarn, dtype, gap, warned):
     A = torch.diag(torch.tensor([1.0, 1.0 - gap, 0.5], dtype=dtype)).expand(2, 3, 3).clone().requires_grad_()
     u = svdgrad.singular_triplet(A).u
@@ -180,7 +201,12 @@ BAD = [
     (torch.eye(3, dtype=torch.int64), {}, TypeError, "must be floating point, found torch.int64.*try A.double"),
     (torch.ones(3), {}, ValueError, r"must be a matrix \(..., m, n\), found shape \(3,\)"),
     (torch.ones(0, 3), {}, ValueError, r"at least one row and one column, found shape \(0, 3\)"),
-    (torch.tensor([[1.0, float("nan")], [float("inf"), 0.0]]), {}, ValueError, "must be finite, found 2 NaN or Inf among 4"),
+    (
+        torch.tensor([[1.0, float("nan")], [float("inf"), 0.0]]),
+        {},
+        ValueError,
+        "must be finite, found 2 NaN or Inf among 4",
+    ),
     (torch.eye(3), {"index": 3}, ValueError, "index must be from -3 to 2 for a matrix of shape 3×3, found 3"),
     (torch.eye(3), {"index": -4}, ValueError, "found -4"),
     (torch.eye(3), {"forward": "magic"}, ValueError, "unknown forward 'magic': the names are 'auto', 'svd'"),
@@ -242,7 +268,9 @@ def test_a_singular_value_of_zero_has_a_gradient_for_itself_alone():
         v[0].backward()
 
 
-@pytest.mark.parametrize(("dtype", "small"), [(torch.float64, 1e-3), (torch.float64, 1e-9), (torch.float32, 1e-4)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "small"), [(torch.float64, 1e-3), (torch.float64, 1e-9), (torch.float32, 1e-4)], ids=str
+)
 def test_the_smallest_of_a_square_matrix_keeps_its_digits_near_zero(dtype, small):
     """Zero is no neighbour where m = n: the bound knows the distance to the other singular values only."""
     A = matrices.with_singular_values([2, 1, 0.5, small], 4, 4).to(dtype)

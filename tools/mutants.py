@@ -30,15 +30,19 @@ ROOT = Path(__file__).parents[1]
 OPERATORS = (
     "BinaryOperator_: Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_Mul Pow_Mul BitAnd_BitOr BitOr_BitAnd; "
     "ComparisonOperator_: Eq_NotEq NotEq_Eq Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Is_IsNot IsNot_Is; "
-    "UnaryOperator_: USub_UAdd Delete_Not Delete_Invert; : TrueWithFalse FalseWithTrue AndWithOr OrWithAnd BreakWithContinue"
+    "UnaryOperator_: USub_UAdd Delete_Not Delete_Invert; : TrueWithFalse FalseWithTrue AndWithOr OrWithAnd "
+    "BreakWithContinue"
 )
 OTHERS = "core/AddNot core/ExceptionReplacer core/NumberReplacer core/RemoveDecorator core/ZeroIterationForLoop"
 #: calls that return something like their last argument, methods and attributes that return something like their object
-CALLS = {"project", "off", "_off", "partial"} | {f"{library}.{name}" for library in ("torch", "jnp") for name in ("where", "maximum", "minimum")}
+CALLS = {"project", "off", "_off", "partial"} | {
+    f"{library}.{name}" for library in ("torch", "jnp") for name in ("where", "maximum", "minimum")
+}
 METHODS = {"conj", "abs", "real", "imag", "clone", "contiguous", "detach", "squeeze", "mH", "double", "cpu"}
 #: the tests of jax.py by how long XLA compiles for them: seconds, a minute or two, longer
 JAX = (
-    "named or null_vector or identity or half or (precision and float32-svd) or diagonal or (tie and cg-True) or start or orthogonal"
+    "named or null_vector or identity or half or (precision and float32-svd) or diagonal or (tie and cg-True) or "
+    "start or orthogonal"
     " or maxiter or rank_one or ritz or tol_names or unit_vectors",
     "not (derivatives_in_both_modes or (batch and lanczos))",
     "derivatives_in_both_modes or (batch and lanczos)",
@@ -56,7 +60,14 @@ TESTS = {
     "operators.py": ["test_operators", "doctest"],
     "diagnosis.py": ["test_operators", "doctest"],
     "steps.py": ["test_steps", "test_triplet", "test_operators", "test_properties", "test_transforms"],
-    "forward.py": ["test_forward", "test_devices", "test_triplet", "test_properties", "test_operators", "test_transforms"],
+    "forward.py": [
+        "test_forward",
+        "test_devices",
+        "test_triplet",
+        "test_properties",
+        "test_operators",
+        "test_transforms",
+    ],
     "compare.py": ["test_compare"],
     "records.py": ["test_compare"],
     "figures.py": ["test_figures"],
@@ -85,7 +96,11 @@ def diff(mutant: Mutant) -> str:
 def left_out(code: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Where no fault is planted: annotations, imports for type checkers, text."""
     nodes = [getattr(node, name, None) for node in ast.walk(ast.parse(code)) for name in ("annotation", "returns")]
-    nodes += [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.JoinedStr) or "TYPE_CHECKING" in ast.unparse(getattr(node, "test", ast.Pass()))]
+    nodes += [
+        node
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.JoinedStr) or "TYPE_CHECKING" in ast.unparse(getattr(node, "test", ast.Pass()))
+    ]
     char = lambda line, byte: (line, len(code.split("\n")[line - 1].encode()[:byte].decode()))
     return [(char(n.lineno, n.col_offset), char(n.end_lineno, n.end_col_offset)) for n in nodes if n]
 
@@ -99,10 +114,19 @@ def own_faults(code: str):
         for i in range(1, len(parts)) if node.type in ("atom_expr", "power") else ():
             word, start = text(parts[i : i + 1]), parts[i].start_pos
             if word[0] == "(" and text(parts[:i]) in CALLS and parts[i].children[1].type == "arglist":
-                yield "CallToArgument", parts[0].start_pos, parts[i].end_pos, f"({parts[i].children[1].children[-1].get_code()})"
+                yield (
+                    "CallToArgument",
+                    parts[0].start_pos,
+                    parts[i].end_pos,
+                    f"({parts[i].children[1].children[-1].get_code()})",
+                )
             if word[0] == "." and word[1:] in METHODS and text(parts[:i]) != "jnp":  # a module, not an object
                 yield "DropMethod", start, parts[i + (text(parts[i + 1 : i + 2]) == "()")].end_pos, ""
-        if node.type == "expr_stmt" and parts[1].type == "operator" and (parts[1].value != "=" or names(parts[0]) <= names(parts[-1])):
+        if (
+            node.type == "expr_stmt"
+            and parts[1].type == "operator"
+            and (parts[1].value != "=" or names(parts[0]) <= names(parts[-1]))
+        ):
             yield "DropStatement", node.start_pos, node.end_pos, "pass"
         if node.type == "simple_stmt" and parts[0].type in ("atom_expr", "raise_stmt"):
             yield "DropStatement", parts[0].start_pos, parts[0].end_pos, "pass"
@@ -116,7 +140,9 @@ def mutants(file: str, seed: int = 0) -> list[Mutant]:
     wanted = lambda start, end: not any(a <= start and end <= b for a, b in forbidden)
     for name in names:
         operator = cosmic_ray.plugins.get_operator(name)()
-        for i, (start, end) in enumerate(place for node in ast_nodes(tree) for place in operator.mutation_positions(node)):
+        for i, (start, end) in enumerate(
+            place for node in ast_nodes(tree) for place in operator.mutation_positions(node)
+        ):
             if wanted(start, end):
                 with suppress(AttributeError):  # ExceptionReplacer does not know a dotted name in a tuple
                     found.append(Mutant(file, start[0], name.removeprefix("core/"), mutate_code(code, operator, i)))
@@ -152,8 +178,15 @@ def verdict(folder: Path, file: str) -> str:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     how = "-x -q --tb=no -o addopts= -p no:cacheprovider -p no:nbval -W ignore::pytest.PytestAssertRewriteWarning"
     for test in tests_of(file):
-        what = f"--doctest-modules svdgrad/{file}" if test == "doctest" else f"tests/{test.replace(' ', '.py ', 1) if ' ' in test else test + '.py'}"
-        if pytest.main([*how.split(), "-k", "not two_million and not convolution", *shlex.split(what)]) not in (0, 5):  # 5: no tests there
+        what = (
+            f"--doctest-modules svdgrad/{file}"
+            if test == "doctest"
+            else f"tests/{test.replace(' ', '.py ', 1) if ' ' in test else test + '.py'}"
+        )
+        if pytest.main([*how.split(), "-k", "not two_million and not convolution", *shlex.split(what)]) not in (
+            0,
+            5,
+        ):  # 5: no tests there
             return f"killed by {test}"
     return "survived"
 
@@ -183,17 +216,25 @@ def prepare(folder: Path) -> Path:
     os.environ.update(OMP_NUM_THREADS="1", HYPOTHESIS_PROFILE="brief")
     # what XLA has compiled for the package as it stands serves every fault that leaves it as it is
     os.environ.update(JAX_COMPILATION_CACHE_DIR=str(folder / "xla"), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
-    import flint, hypothesis, pytest, scipy.linalg, torch._dynamo  # noqa: F401, E401
+    import flint  # noqa: F401, E401
 
     for part in ("svdgrad", "tests", "book", "conftest.py", "pyproject.toml"):
-        copy = partial(shutil.copytree, ignore=shutil.ignore_patterns("_build", "__pycache__")) if (ROOT / part).is_dir() else shutil.copy
+        copy = (
+            partial(shutil.copytree, ignore=shutil.ignore_patterns("_build", "__pycache__"))
+            if (ROOT / part).is_dir()
+            else shutil.copy
+        )
         copy(ROOT / part, folder / part)
     return folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="*", help="of svdgrad/, such as triplet.py or adjoint/schur.py; without any, all that have tests here")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        help="of svdgrad/, such as triplet.py or adjoint/schur.py; without any, all that have tests here",
+    )
     parser.add_argument("--sample", type=int, help="so many of each file, drawn at random; without it, all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     options = parser.parse_args()

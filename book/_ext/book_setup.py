@@ -8,8 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Of the 24 MB of MathJax: the TeX-to-HTML component, its fonts, the TeX packages it loads by name (\cancel, \boldsymbol)
-# and what its own menu offers to readers who use a screen reader.
+# Of the 24 MB of MathJax: the TeX-to-HTML component, its fonts, the TeX packages it loads by name (\cancel,
+# \boldsymbol) and what its own menu offers to readers who use a screen reader.
 MATHJAX_FILES = (
     "tex-chtml.js",
     "output/chtml/fonts/woff-v2/*",
@@ -26,7 +26,9 @@ def copy_mathjax(app, exception) -> None:
     # the package's name has hyphens, so it cannot be imported by a statement
     package = importlib.util.find_spec("sphinx-mathjax-offline")
     if package is None:
-        raise RuntimeError("the book needs MathJax's files and sphinx-mathjax-offline is not installed; run `make setup`")
+        raise RuntimeError(
+            "the book needs MathJax's files and sphinx-mathjax-offline is not installed; run `make setup`"
+        )
     source = Path(package.origin).parent / "static" / "mathjax"
     target = Path(app.outdir) / "_static" / "mathjax"
     for pattern in MATHJAX_FILES:

@@ -4,8 +4,8 @@
 
 ``SOLVERS`` maps a name to ``solver(A, triplet, phi, psi, known=None) -> (p, q)``; every one is exact, up to rounding.
 ``known`` is what the forward method left behind; those that cannot use it do without.
-``ATTEMPTS`` holds the attempts of the notebook that the book grew from, in the same form; the flawed ones have their repair
-in ``SOLVERS`` under the same name.
+``ATTEMPTS`` holds the attempts of the notebook that the book grew from, in the same form; the flawed ones have their
+repair in ``SOLVERS`` under the same name.
 The files hold the formulas of the book for a right-hand side that is already projected; what they share is here.
 """
 
@@ -25,7 +25,6 @@ from .krylov import cg, minres
 from .saddle import saddle
 from .schur import schur
 from .spectral import spectral
-
 
 Solver = Callable[..., tuple[Tensor, Tensor]]
 
@@ -51,7 +50,8 @@ def _exact(formula: Solver) -> Solver:
 
 
 def _fast(formula: Solver) -> Solver:
-    """Around a formula that takes A as it is, without a copy, sees to units itself, and uses what the forward method knows.
+    """Around a formula that takes A as it is, without a copy, sees to units itself, and uses what the forward method
+    knows.
 
     Out of it p ⟂ u and q ⟂ v come by themselves.
     """

@@ -1,4 +1,6 @@
-"""Solve K[p; q] = c by bordering K with the two constraints, in minimum-norm form (chapter *A border, and its units*)."""
+"""Solve K[p; q] = c by bordering K with the two constraints, in minimum-norm form (chapter *A border, and its
+units*).
+"""
 
 import torch
 from torch import Tensor
@@ -7,7 +9,9 @@ from .. import matrices
 
 
 def bordered(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """The minimum-norm solution x = (p, q, λ, μ) of [K; Wᴴ]ᴴ x = [φ; ψ], border weight β = σ, by QR (eq-border-min-norm)."""
+    """The minimum-norm solution x = (p, q, λ, μ) of [K; Wᴴ]ᴴ x = [φ; ψ], border weight β = σ, by QR
+    (eq-border-min-norm).
+    """
     m = A.shape[-2]
     B = matrices.bordered(A, sigma, u, v, beta=sigma)
     # Bᴴx = c has the minimum-norm solution x = Q R⁻ᴴ c where B = QR

@@ -18,7 +18,9 @@ def direct(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Ten
 
 
 def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """Least squares with K itself and the unprojected [φ; ψ]. Cancels its digits: K is singular, and gels does not notice."""
+    """Least squares with K itself and the unprojected [φ; ψ]. Cancels its digits: K is singular, and gels does not
+    notice.
+    """
     m = A.shape[-2]
     c = torch.cat([phi, psi], -1)
     x = torch.linalg.lstsq(matrices.K(A, sigma), c.unsqueeze(-1), driver="gels").solution.squeeze(-1)

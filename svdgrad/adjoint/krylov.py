@@ -9,13 +9,14 @@ from ..matrices import Map, mv, products, project, size_of
 from .schur import not_dominant
 
 #: steps between two looks at the residuals on a GPU, which a look makes wait; what has converged stands still meanwhile
-LOOK = 4
+CHECK_EVERY = 4
 
 
 def cg(
     A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, known: FullSVD | Gram | Ritz | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(p, q) by conjugate gradients on the smaller side, (σ²I − AᴴA) q = Aᴴφ + σψ and q ⟂ v; then p = (φ + Aq)/σ (eq-schur).
+    """(p, q) by conjugate gradients on the smaller side, (σ²I − AᴴA) q = Aᴴφ + σψ and q ⟂ v; then p = (φ + Aq)/σ
+    (eq-schur).
 
     Where Ritz vectors are ``known`` from the forward method, they precondition it (eq-preconditioner).
     Cost: two products with A a step, about √(σ₁/2(σ₁ − σ₂)) · log(2/ε) steps or fewer without them.
@@ -31,7 +32,9 @@ def cg(
 def schur_cg(
     matvec: Map, rmatvec: Map, triplet: Triplet, phi: Tensor, psi: Tensor, ritz: Ritz | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``cg`` on the side of v for an operator: products with A and Aᴴ, φ ⟂ u and ψ ⟂ v. Solves for vectors of size one."""
+    """``cg`` on the side of v for an operator: products with A and Aᴴ, φ ⟂ u and ψ ⟂ v. Solves for vectors of size
+    one.
+    """
     sigma, _, v = triplet
     s = sigma.unsqueeze(-1)
     if v.shape[-1] == 1:  # nothing but zero is orthogonal to v, what the right-hand side holds is rounding
@@ -62,8 +65,8 @@ def _cg(
 ) -> tuple[Tensor, Tensor]:
     """x and Ax/σ of (I − AᴴA/σ²)x = Aᴴφ/σ + ψ off v, by Hestenes and Stiefel's iteration.
 
-    Stops where the residual, in the norm of the preconditioner, has fallen to 4ε. The iteration's own residual strays from
-    the true one, so that is looked at in the end, and if need be what is left is solved for once more.
+    Stops where the residual, in the norm of the preconditioner, has fallen to 4ε. The iteration's own residual strays
+    from the true one, so that is looked at in the end, and if need be what is left is solved for once more.
     """
     r = b = project(v, rmatvec(phi) / s + psi)
     x, Ax = torch.zeros_like(b), b.new_zeros(*b.shape[:-1], phi.shape[-1])
@@ -78,43 +81,48 @@ def _cg(
         if not iterate(matvec, rmatvec, precondition, s, v, stop, x, Ax, r, z, rz):
             raise not_dominant("cg", "σ²I − AᴴA has negative curvature off v")
         r = project(v, b - x + rmatvec(Ax) / s)
-    # at most 1/2gap as large as b; what is larger than a tie allows shows one to which the Ritz values, which see no copies, are blind
+    # at most 1/2gap as large as b; what is larger than a tie allows shows one to which the Ritz values, which see no
+    # copies, are blind
     gap = tie(phi.shape[-1], psi.shape[-1], b.dtype)
     if (2 * gap * vector_norm(x, dim=-1) > vector_norm(b, dim=-1)).any():
-        raise not_dominant("cg", f"the solution is larger than a relative gap above {gap:.0e}, a tie up to rounding, allows")
+        raise not_dominant(
+            "cg", f"the solution is larger than a relative gap above {gap:.0e}, a tie up to rounding, allows"
+        )
     return x, Ax
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return vecdot(x, y).real.unsqueeze(-1)
+    product: Tensor = vecdot(x, y).real.unsqueeze(-1)
+    return product
 
 
 def _one_system(
     matvec: Map, rmatvec: Map, precondition: Map, s: Tensor, v: Tensor, stop: Tensor, x: Tensor, Ax: Tensor, r: Tensor,
     d: Tensor, rz: Tensor,
 ) -> bool:  # fmt: skip
-    """The steps for one system on a CPU, from x, Ax/σ, the residual r and the direction d, in place; whether all went well.
+    """The steps for one system on a CPU, from x, Ax/σ, the residual r and the direction d, in place; whether all went
+    well.
 
     There a number costs nothing to look at, and up to some thousand rows a call costs more than what it calculates.
     """
-    d, sigma, rz, stop = d.clone(), s.item(), rz.item(), stop.item()
+    d, sigma, square, least = d.clone(), s.item(), rz.item(), stop.item()
     for _ in range(_most(r)):
-        if rz <= stop:
+        if square <= least:
             break
         w = matvec(d) / sigma
         Md = torch.sub(d, rmatvec(w), alpha=1 / sigma)
         curvature = torch.vdot(d, Md).real.item()
         if not 0 < curvature < torch.inf:
             return False
-        alpha = rz / curvature
+        alpha = square / curvature
         x.add_(d, alpha=alpha)
         Ax.add_(w, alpha=alpha)
         # of a loose v, AᴴA makes something along v; where all else has shrunk, rounding of that would be most of ⟨r, z⟩
         r = torch.sub(r, Md, alpha=alpha)
         r = r.sub_(v * torch.vdot(v, r))
         z = precondition(r)
-        rz, previous = torch.vdot(r, z).real.item(), rz
-        d.mul_(rz / previous).add_(z)
+        square, previous = torch.vdot(r, z).real.item(), square
+        d.mul_(square / previous).add_(z)
     return True
 
 
@@ -122,8 +130,10 @@ def _many_systems(
     matvec: Map, rmatvec: Map, precondition: Map, s: Tensor, v: Tensor, stop: Tensor, x: Tensor, Ax: Tensor, r: Tensor,
     d: Tensor, rz: Tensor,
 ) -> bool:  # fmt: skip
-    """The same for a batch, of which what has converged stands still, and on a GPU, which a look at a number makes wait."""
-    d, every, tiny = d.clone(), 1 if r.is_cpu else LOOK, torch.finfo(s.dtype).tiny
+    """The same for a batch, of which what has converged stands still, and on a GPU, which a look at a number makes
+    wait.
+    """
+    d, every, tiny = d.clone(), 1 if r.is_cpu else CHECK_EVERY, torch.finfo(s.dtype).tiny
     lowest = none = torch.zeros_like(s)
     for step in range(_most(r)):
         going = (rz > stop) & (lowest == 0)
@@ -158,7 +168,8 @@ def minres(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Ten
 
     c = torch.cat([phi, psi], -1)
     x = _minres(apply, off_u_and_v, off_u_and_v(c))
-    # its short recurrences stray from the true residual, the further the more steps they take; one more round puts that right
+    # its short recurrences stray from the true residual, the further the more steps they take; one more round puts that
+    # right
     x = x + _minres(apply, off_u_and_v, off_u_and_v(c - apply(x)))
     return x[..., :m], x[..., m:]
 
@@ -178,7 +189,7 @@ def _minres(apply: Map, off: Map, b: Tensor) -> Tensor:
     s_old, s = torch.zeros_like(gamma), torch.zeros_like(gamma)
     for step in range(_most(b)):
         open_ = eta.abs() > stop
-        if step % LOOK == 0 and not open_.any():
+        if step % CHECK_EVERY == 0 and not open_.any():
             break
         z = apply(v)
         delta = vecdot(v, z).real.unsqueeze(-1)

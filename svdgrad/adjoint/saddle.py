@@ -19,10 +19,11 @@ def saddle(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Ten
 
 
 def refined(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor) -> tuple[Triplet, Tensor, Tensor]:
-    """A polished triplet, and (p, q) for it: one LU factorisation of J serves both (eq-newton-system, eq-saddle-system).
+    """A polished triplet, and (p, q) for it: one LU factorisation of J serves both (eq-newton-system,
+    eq-saddle-system).
 
-    A Newton step J s = −F takes a triplet with error ε to one with error of order ε². The adjoint system of the polished
-    triplet is solved with the old factors, and once more for what is left, so that p and q are as good.
+    A Newton step J s = −F takes a triplet with error ε to one with error of order ε². The adjoint system of the
+    polished triplet is solved with the old factors, and once more for what is left, so that p and q are as good.
     """
     scale = triplet.sigma[..., None]
     A = A / scale[..., None]

@@ -10,16 +10,17 @@ from .. import matrices
 from ..matrices import mv
 
 
-def on_the_smaller_side(formula: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Let a formula for q, which works with n×n matrices, serve wide matrices too: exchange A with Aᴴ, u with v, φ with ψ.
+def on_the_smaller_side(
+    formula: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Let a formula for q, which works with n×n matrices, serve wide matrices too: exchange A with Aᴴ, u with v, φ with
+    ψ.
 
     The exchange turns K[p; q] = c into the same system with p and q exchanged.
     """
 
     @wraps(formula)
-    def both_sides(
-        A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def both_sides(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         m, n = A.shape[-2:]
         if m < n:
             q, p = both_sides(A.mH, sigma, v, u, psi, phi)

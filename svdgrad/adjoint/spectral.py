@@ -19,8 +19,8 @@ def spectral(
     """p = U (σa + Σb)/d + (I − UUᴴ)φ/σ and q = V (Σa + σb)/d + (I − VVᴴ)ψ/σ (eq-spectral).
 
     Here a = Uᴴφ, b = Vᴴψ, dᵢ = (σ − σᵢ)(σ + σᵢ), and the entries that belong to σ itself are zero. All in units of σ.
-    Where only the singular vectors W of the smaller side are ``known``, (σ²I − AᴴA) q = Aᴴφ + σψ is solved in their basis,
-    and p = (φ + Aq)/σ (eq-spectral-gram). Where neither is, this costs an SVD.
+    Where only the singular vectors W of the smaller side are ``known``, (σ²I − AᴴA) q = Aᴴφ + σψ is solved in their
+    basis, and p = (φ + Aq)/σ (eq-spectral-gram). Where neither is, this costs an SVD.
     """
     s = sigma.unsqueeze(-1)
     if isinstance(known, Gram):

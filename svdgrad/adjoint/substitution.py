@@ -1,4 +1,6 @@
-"""Solve K[p; q] = c by pushing A through the inverse, backwards or forwards (chapter *Backward and forward substitution*)."""
+"""Solve K[p; q] = c by pushing A through the inverse, backwards or forwards (chapter *Backward and forward
+substitution*).
+"""
 
 import torch
 from torch import Tensor
@@ -8,20 +10,25 @@ from ..matrices import mv
 from .mixed import indefinite_least_squares, least_squares_on_stack
 
 
-def backward_substitution(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+def backward_substitution(
+    A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor
+) -> tuple[Tensor, Tensor]:
     """p = φ/σ + Aμ/σ² + ν/σ and q = ψ/σ + Aᴴν/σ² + μ/σ, where Qμ = σAᴴφ and Pν = σAψ (eq-backward).
 
     The terms φ/σ and ψ/σ are what the attempt lost: the parts that A cannot reach.
     """
     sigma = sigma.unsqueeze(-1)
-    mu = torch.linalg.solve(matrices.deflated_P(A.mH, sigma[..., 0], v), (sigma * mv(A.mH, phi)).unsqueeze(-1)).squeeze(-1)
-    nu = torch.linalg.solve(matrices.deflated_P(A, sigma[..., 0], u), (sigma * mv(A, psi)).unsqueeze(-1)).squeeze(-1)
+    Q, P = matrices.deflated_P(A.mH, sigma[..., 0], v), matrices.deflated_P(A, sigma[..., 0], u)
+    mu = torch.linalg.solve(Q, (sigma * mv(A.mH, phi)).unsqueeze(-1)).squeeze(-1)
+    nu = torch.linalg.solve(P, (sigma * mv(A, psi)).unsqueeze(-1)).squeeze(-1)
     p = phi / sigma + mv(A, mu) / sigma**2 + nu / sigma
     q = psi / sigma + mv(A.mH, nu) / sigma**2 + mu / sigma
     return p, q
 
 
-def forward_substitution(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+def forward_substitution(
+    A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor
+) -> tuple[Tensor, Tensor]:
     """Split σφ = Aμ + σr and σψ = Aᴴν + σs; then p and q by indefinite least squares with r and s on top (eq-forward).
 
     The remainders r and s are what the attempt lost. The split is damped, so that it is harmless where A is singular.
@@ -43,7 +50,9 @@ def _damped(A: Tensor, sigma: Tensor, phi: Tensor) -> Tensor:
 
 
 def backward_attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """μ, w, ν, y by ordinary least squares on the stacks, x and z by Aᴴx = μ, Az = ν. Another equation, and a lost part."""
+    """μ, w, ν, y by ordinary least squares on the stacks, x and z by Aᴴx = μ, Az = ν. Another equation, and a lost
+    part.
+    """
     s = sigma.unsqueeze(-1)
     mu, w = (least_squares_on_stack(A.mH, sigma, b) for b in (-s * phi, -phi))
     y, nu = (least_squares_on_stack(A, sigma, b) for b in (-psi, -s * psi))
@@ -53,7 +62,9 @@ def backward_attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor
 
 
 def forward_attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """Aμ = σφ and Aᴴν = σψ by least squares, then ordinary least squares on the stacks. Another equation, and a lost part."""
+    """Aμ = σφ and Aᴴν = σψ by least squares, then ordinary least squares on the stacks. Another equation, and a lost
+    part.
+    """
     s = sigma.unsqueeze(-1)
     mu = torch.linalg.lstsq(A, (s * phi).unsqueeze(-1), driver="gels").solution.squeeze(-1)
     nu = torch.linalg.lstsq(A.mH, (s * psi).unsqueeze(-1), driver="gels").solution.squeeze(-1)
