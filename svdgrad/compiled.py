@@ -1,7 +1,7 @@
 """The map A → (σ, u, v) for torch.compile, which cannot trace an autograd.Function that has a rule for forward mode.
 
-The two steps of steps.py, each declared as one opaque operation, so that a compiled caller has no graph break.
-Reverse mode, once; whoever needs more calls ``singular_triplet`` outside the compiled region.
+The two steps of steps.py, each declared as one opaque operation, so that a compiled caller has no graph break: by the
+full SVD or the Gram matrix, in reverse mode, once. All else leaves the compiled region and runs as it does outside.
 """
 
 from typing import Any
@@ -9,25 +9,65 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .forward import KNOWN, Triplet
-from .steps import find_triplet, gradient, solve_adjoint
+from . import operators, rule
+from . import triplet as triplet_module
+from .forward import Triplet
+from .matrices import outer_sum
+from .operator import Dense
+from .steps import How, along_u, find_triplet, prepare, solve_adjoint
+from .transforms import transformed
+
+
+def _hide(owner: Any, *names: str) -> None:
+    """Run these functions, with all that they call, outside the compiled region, as a clean break in it."""
+    for name in names:
+        hidden = torch.compiler.disable(getattr(owner, name), reason="svdgrad runs this outside the compiled region")
+        setattr(owner, name, staticmethod(hidden) if isinstance(owner, type) else hidden)
+
+
+# now, when torch.compile first meets svdgrad: to import the compiler earlier would cost everybody a second
+_hide(triplet_module, "_singular_triplet")
+_hide(operators, "_operator_triplet")
+_hide(rule._Triplet, "forward", "backward", "jvp", "vmap")
+_hide(rule._PlainTriplet, "forward", "backward", "jvp")
+_hide(rule._Solve, "forward", "backward", "jvp", "vmap")
+
+
+def refuse_transforms() -> None:
+    """Keep torch.compile from tracing through a transform of torch.func, in which an opaque operation has no tangent.
+
+    Raised while torch.compile traces, this makes it run the transform as it is; only ``fullgraph=True`` passes it on.
+    """
+    if transformed():
+        raise NotImplementedError(
+            "svdgrad cannot be traced inside a transform of torch.func: leave out fullgraph=True, and the transform "
+            "runs outside the compiled region"
+        )
+
+
+def compiled_triplet(
+    A: Any, index: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None, v0: Tensor | None
+) -> Triplet:
+    """``singular_triplet`` while torch.compile traces it."""
+    refuse_transforms()
+    if not isinstance(A, Tensor) or A.layout != torch.strided or forward == "lanczos" or (tol, maxiter) != (None, None):
+        return triplet_module._singular_triplet(A, index, forward, adjoint, tol, maxiter, v0)
+    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0)
+    sigma, u, v, *_ = triplet(X.leaves[0], v0, index, how.forward, how.adjoint)
+    return Triplet(sigma, u, v).to(A.dtype)
 
 
 @torch.library.custom_op("svdgrad::triplet", mutates_args=())
 def triplet(A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str) -> list[Tensor]:
     """[σ, u, v, *known]."""
-    if forward == "lanczos":
-        raise ValueError(
-            "under torch.compile the forward method is 'svd' or 'gram', found 'lanczos': call it outside the compiled "
-            "region"
-        )
-    return [x.clone(memory_format=torch.contiguous_format) for x in find_triplet(A, v0, index, forward)]
+    found = find_triplet(Dense(A), v0, How(index, forward, adjoint))
+    return [x.clone(memory_format=torch.contiguous_format) for x in found]
 
 
 @triplet.register_fake
 def _(A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str) -> list[Tensor]:
     *batch, m, n = A.shape
-    k = min(m, n)
+    k = torch.sym_min(m, n)
     S = A.real.new_empty((*batch, k))
     known = (
         [S, A.new_empty((*batch, k, k))]
@@ -50,7 +90,8 @@ def solve(
     known: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """(p, q)."""
-    p, q = solve_adjoint(A, sigma, u, v, phi, psi, adjoint, "loss", KNOWN[forward](*known))
+    how = How(0, forward, adjoint)
+    p, q = solve_adjoint(Dense(A), Triplet(sigma, u, v), phi, psi, how, "loss", known)
     return p.contiguous(), q.contiguous()
 
 
@@ -78,7 +119,7 @@ def _backward(ctx: Any, bars: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     A, sigma, u, v, *known = ctx.saved_tensors
     xi, phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in zip((sigma, u, v), bars))
     p, q = solve(A, sigma, u, v, phi, psi, ctx.adjoint, ctx.forward, known)
-    return gradient(Triplet(sigma, u, v), xi, phi, p, q), None, None, None, None
+    return outer_sum((along_u(sigma, u, xi, phi, p), u), (v, q)), None, None, None, None
 
 
 triplet.register_autograd(_backward, setup_context=_setup_context)

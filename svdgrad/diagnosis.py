@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from .forward import KNOWN, Ritz
-from .matrices import mv
-from .steps import expected_error, find_triplet, relative_gap, validate
+from .operator import Sparse
+from .steps import expected_error, find_triplet, prepare, relative_gap
 
 
 class Diagnosis(NamedTuple):
@@ -43,7 +43,7 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(
-    A: Tensor,
+    A: Tensor | Sparse,
     index: int = 0,
     forward: str = "auto",
     adjoint: str = "auto",
@@ -69,27 +69,24 @@ def diagnose(
     forward          gram
     adjoint          spectral
     """
-    forward, adjoint = validate(A, index, forward, adjoint, v0)
-    if A.ndim != 2:
-        raise ValueError(
-            f"diagnose looks at one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch"
-        )
-    A = A.detach().to(torch.promote_types(A.dtype, torch.float32))
-    sigma, u, v, *left = find_triplet(A, v0, index, forward, tol, maxiter)
-    known = KNOWN[forward](*left)
-    gap = relative_gap(sigma, known.S, *A.shape)
-    residual = torch.maximum(vector_norm(mv(A, v) - sigma * u), vector_norm(mv(A.mH, u) - sigma * v))
+    if len(A.shape) != 2:
+        raise ValueError(f"diagnose takes one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
+    X, how = prepare(A.detach() if isinstance(A, Tensor) else A, index, forward, adjoint, tol, maxiter, v0)
+    sigma, u, v, *left = find_triplet(X, v0, how)
+    known = KNOWN[how.forward](*left)
+    gap = relative_gap(sigma, known.S, *X.shape)
+    residual = torch.maximum(vector_norm(X.mv(v) - sigma * u), vector_norm(X.rmv(u) - sigma * v))
     residual = residual / torch.where(sigma > 0, sigma, 1)
     steps = int(known.steps) if isinstance(known, Ritz) else 0
     return Diagnosis(
         sigma=sigma.item(),
         gap=gap,
         kappa=((sigma + known.S[0]) / (gap * known.S[0])).item() if gap else float("inf"),
-        predicted_error=expected_error(gap, A.real.dtype) if gap else float("inf"),
+        predicted_error=expected_error(gap, known.S.dtype) if gap else float("inf"),
         steps=steps,
         products=2 * steps + 1 if steps else 0,
         residual=residual.item(),
         stopped="the residual reached the tolerance" if steps else "direct method",
-        forward=forward,
-        adjoint=adjoint,
+        forward=how.forward,
+        adjoint=how.adjoint,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
-from .matrices import mv, products
+from .matrices import Map, mv, products
 
 
 class Triplet(NamedTuple):
@@ -23,6 +23,15 @@ class Triplet(NamedTuple):
     """the left singular vector, shape (..., m)"""
     v: Tensor
     """the right singular vector, shape (..., n)"""
+
+    def to(self, dtype: torch.dtype) -> "Triplet":
+        """The triplet in this precision, σ as real numbers of it."""
+        sigma, u, v = self
+        return Triplet(sigma.to(_REAL.get(dtype, dtype)), u.to(dtype), v.to(dtype))
+
+
+# not dtype.to_real(), which torch.compile cannot trace
+_REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
 class FullSVD(NamedTuple):
@@ -167,15 +176,29 @@ def lanczos(
     maxiter = min(A.shape[-2:]) if maxiter is None else maxiter
     if A.ndim > 2:
         return _one_by_one(A, v0, tol, maxiter)
-    matvec, rmatvec = products(A)
-    wide = A.shape[0] < A.shape[1]
+    return lanczos_of(products(A), (A.shape[0], A.shape[1]), A[:1], v0, tol, maxiter)
+
+
+def lanczos_of(
+    pair: tuple[Map, Map],
+    shape: tuple[int, int],
+    like: Tensor,
+    v0: Tensor | None,
+    tol: float | None,
+    maxiter: int | None,
+) -> tuple[Triplet, Ritz]:
+    """``lanczos`` for an operator of this shape by its two products; ``like`` has the dtype and device of its
+    vectors.
+    """
+    (matvec, rmatvec), (m, n) = pair, shape
+    wide = m < n
     if v0 is None:
-        start = _noise(min(A.shape), A)
+        start = _noise(min(m, n), like)
     else:
-        start = v0.to(A)
+        start = v0.to(like)
         if wide and start.any():
             start = matvec(start)
-            start = start if start.any() else _noise(A.shape[0], A)  # a v0 in the null space of A says nothing
+            start = start if start.any() else _noise(m, like)  # a v0 in the null space of A says nothing
     if wide:
         (sigma, v, u), ritz = golub_kahan(rmatvec, matvec, start, tol, maxiter)
     else:

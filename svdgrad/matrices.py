@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from .transforms import on_host, transformed
 
 Map = Callable[[Tensor], Tensor]
 
@@ -112,17 +113,20 @@ def _real_products(A: Tensor) -> tuple[Map, Map]:
     return matvec, rmatvec
 
 
-def on_host(x: Tensor) -> bool:
-    """Whether x is on a CPU, and nothing of what is done to it is recorded, or mapped, or only pretended."""
-    if type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu or torch.compiler.is_compiling():
-        return False
-    mapped = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return not (mapped or x.requires_grad and torch.is_grad_enabled())
-
-
 def outer(x: Tensor, y: Tensor) -> Tensor:
     """The rank-one matrix x yᴴ, shapes (..., m) and (..., n) -> (..., m, n)."""
     return x.unsqueeze(-1) * y.conj().unsqueeze(-2)
+
+
+def outer_sum(X: Sequence[Tensor], Y: Sequence[Tensor]) -> Tensor:
+    """Σ xᵢ yᵢᴴ, one matrix a batch."""
+    G = outer(X[0], Y[0])
+    for x, y in zip(X[1:], Y[1:]):
+        if transformed():  # which may map x and not G
+            G = G + outer(x, y)
+        else:  # into the first array: two more of m×n numbers would cost more than the arithmetic
+            G.addcmul_(x.unsqueeze(-1), y.conj().unsqueeze(-2))
+    return G
 
 
 def project(u: Tensor, x: Tensor) -> Tensor:

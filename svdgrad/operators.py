@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from .adjoint import assemble
-from .adjoint.krylov import schur_cg
-from .forward import KNOWN, Triplet, fix_sign, golub_kahan
-from .matrices import project
-from .steps import check_gap, find_triplet, solve_adjoint, validate
+from .forward import Triplet
+from .operator import Sparse, function
+from .rule import differentiable_triplet
+from .steps import How, find_triplet, full_precision, prepare, solve_adjoint
+from .transforms import plain_mode
 
 MatVec = Callable[[Any, Tensor], Tensor]
 
@@ -22,27 +22,34 @@ def operator_triplet(
     v0: Tensor,
     tol: float | None = None,
     maxiter: int | None = None,
+    rmatvec: MatVec | None = None,
 ) -> Triplet:
-    """The dominant triplet (σ, u, v) of x ↦ matvec(params, x), differentiable in ``params``.
+    """The dominant triplet (σ, u, v) of x ↦ matvec(params, x), differentiable in ``params`` as that of a matrix is.
 
     With p, q from the adjoint system, the cotangent of the parameters θ is the gradient with respect to θ of
 
-        ⟨ξu + p, A(θ) v⟩ + ⟨u, A(θ) q⟩,   with u, v, p, q held fixed,
+        Re ⟨ξu + p, A(θ) v⟩ + Re ⟨u, A(θ) q⟩,   with u, v, p, q held fixed,
 
-    so A needs neither be formed nor transposed by hand: Aᵀ y is the derivative of ⟨y, matvec(params, x)⟩ with respect
-    to x.
+    so A needs neither be formed nor transposed by hand: Aᴴ y is the derivative of Re ⟨y, matvec(params, x)⟩ with
+    respect to x. Every transform of torch.func, forward mode and every order of derivative are served.
 
     Parameters
     ----------
     matvec : callable
-        ``matvec(params, x)``, linear in x, of PyTorch operations; x of the shape of v0, the result of any shape.
-    params : tensor, or tuple, list, dict of tensors, nested as you like
-        What the result is differentiated by. Tensors that ``matvec`` takes from elsewhere count as constants.
+        ``matvec(params, x)``, linear in x, of PyTorch operations; x of the shape of v0, the result of any shape, both
+        of one dtype.
+    params : tensor, or tuple, list, dict of tensors, nested as you like, or a Module
+        What the result is differentiated by: all that ``matvec`` reads and that requires a gradient. A Module stands
+        for its parameters and buffers, as in ``operator_triplet(lambda layer, x: layer(x), layer, v0)``; () says that
+        nothing is to be differentiated.
     v0 : Tensor
-        The vector to start from, real, of any shape; it also fixes the sign, ⟨v0, v⟩ > 0.
+        The vector to start from, real or complex, of any shape; it also fixes the sign, or phase, v0ᴴv > 0. A constant
+        to all derivatives. float16 and bfloat16, of v0 and params, are computed in float32.
     tol, maxiter : float, int, optional
-        The iteration stops where ‖Aᵀu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and gives up after maxiter
+        The iteration stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and gives up after maxiter
         steps (default: 1000).
+    rmatvec : callable, optional
+        ``rmatvec(params, y)`` = Aᴴ y, where that is faster, or where ``matvec`` cannot be differentiated by x.
 
     Returns
     -------
@@ -52,18 +59,21 @@ def operator_triplet(
     Raises
     ------
     TypeError
-        v0 is not a real floating point tensor.
+        v0 is not a floating point tensor; the result of matvec is not a tensor of the same dtype; params hold no
+        floating point tensor, are a generator, or hold a Module among other things.
     ValueError
-        v0 is zero or not finite; params hold NaN or Inf; matvec is not linear, as far as its first product shows.
+        v0 is zero or not finite; params hold NaN or Inf; matvec is not linear, as far as its first products show;
+        matvec reads a tensor that requires a gradient from elsewhere than params, or depends on no part of params.
     ConvergenceError
         The iteration ran out of steps. The message names the residual that was reached.
-    TieError, NearTieWarning
+    TieError, PhaseError, NearTieWarning
         In backward, as for ``singular_triplet``; the gap is an estimate from the iteration's other Ritz values.
 
     Notes
     -----
-    Cost: two products a step forward, two a step of conjugate gradients backward, and one backward pass through two
-    products for θ. Memory: O(kn + m) for k steps, never m×n. Differentiable once, in reverse mode.
+    Cost: two products a step forward, two a step of conjugate gradients for each cotangent or tangent, and one backward
+    pass through two products for θ. Memory: O(k min(m, n) + m + n) for k steps, never m×n; but where forward modes of
+    torch.func are nested in one another the matrix is formed. vmap is a loop.
     Source: the book (eq-operator-gradient).
 
     Examples
@@ -74,90 +84,28 @@ def operator_triplet(
     >>> d.grad.round(decimals=3) + 0.0
     tensor([1., 0., 0.])
     """
-    if not (isinstance(v0, Tensor) and v0.is_floating_point()):
-        raise TypeError(f"v0 must be a real floating point tensor, found {getattr(v0, 'dtype', type(v0).__name__)}")
-    leaves, spec = pytree.tree_flatten(params)
-    sigma, u, v, *_ = _OperatorTriplet.apply(matvec, spec, v0.detach(), tol, maxiter, *leaves)
-    return Triplet(sigma, u, v)
+    if torch.compiler.is_compiling():
+        from .compiled import refuse_transforms
+
+        refuse_transforms()
+    return _operator_triplet(matvec, params, v0, tol, maxiter, rmatvec)
 
 
-class _OperatorTriplet(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, matvec: MatVec, spec: Any, v0: Tensor, tol: float | None, maxiter: int | None, *leaves: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        A = _Operator(matvec, pytree.tree_unflatten(leaves, spec), v0)
-        (sigma, u, v), known = golub_kahan(A.product, A.transposed, v0.reshape(-1), tol, maxiter)
-        u, v = fix_sign(u, v, v0.reshape(-1))
-        ctx.matvec, ctx.spec, ctx.known = matvec, spec, known
-        ctx.set_materialize_grads(False)
-        # tensors are saved as PyTorch wants, which notices if they are changed in place; other leaves as they are
-        ctx.others = [None if isinstance(x, Tensor) else x for x in leaves]
-        ctx.save_for_backward(sigma, u, v, v0, *(x if isinstance(x, Tensor) else None for x in leaves))
-        return sigma, u.reshape(A.shape), v.reshape(v0.shape)
-
-    @staticmethod
-    def backward(ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "operator_triplet is differentiable once, and a second derivative was asked for (create_graph=True): "
-                "form the matrix and use singular_triplet, which is differentiable any number of times"
-            )
-        sigma, u, v, v0, *tensors = ctx.saved_tensors
-        leaves = [
-            other if x is None else x.detach().requires_grad_(x.requires_grad) for x, other in zip(tensors, ctx.others)
-        ]
-        params = pytree.tree_unflatten(leaves, ctx.spec)
-        p, q = torch.zeros_like(u), torch.zeros_like(v)
-        if phi is not None or psi is not None:
-            phi = torch.zeros_like(u) if phi is None else phi.reshape(-1)
-            psi = torch.zeros_like(v) if psi is None else psi.reshape(-1)
-            check_gap(u.numel(), v.numel(), sigma, ctx.known.S)
-            A = _Operator(ctx.matvec, pytree.tree_unflatten([_detached(x) for x in leaves], ctx.spec), v0)
-            phi, psi = project(u, phi), project(v, psi)
-            p, q = schur_cg(A.product, A.transposed, Triplet(sigma, u, v), phi, psi, ctx.known)
-            p, q = project(u, p), project(v, q)  # a loose u is not orthogonal to what comes out
-        left = p if xi is None else xi * u + p
-        with torch.enable_grad():
-            f = (left * ctx.matvec(params, v.reshape(v0.shape)).reshape(-1)).sum()
-            f = f + (u * ctx.matvec(params, q.reshape(v0.shape)).reshape(-1)).sum()
-        wanted = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
-        found = iter(torch.autograd.grad(f, wanted, allow_unused=True))
-        return (None,) * 5 + tuple(next(found) if isinstance(x, Tensor) and x.requires_grad else None for x in leaves)
-
-
-class _Operator:
-    """Products with A and Aᵀ on flat vectors. The graph of one product is kept and walked backwards for every Aᵀ y."""
-
-    def __init__(self, matvec: MatVec, params: Any, v0: Tensor) -> None:
-        self.matvec, self.params, self.like = matvec, params, v0
-        self.x = torch.zeros_like(v0).requires_grad_()
-        with torch.enable_grad():
-            self.y = matvec(params, self.x)
-        if not torch.isfinite(self.y).all():
-            raise ValueError(
-                "matvec(params, 0) must be 0, found NaN or Inf: likely cause: they are in params; look upstream for "
-                "the first"
-            )
-        if self.y.detach().any():
-            raise ValueError(
-                "matvec must be linear in x, found matvec(params, 0) ≠ 0: likely cause: a bias; leave it out"
-            )
-        self.shape = self.y.shape
-
-    def product(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.matvec(self.params, x.reshape(self.like.shape)).reshape(-1)
-
-    def transposed(self, y: Tensor) -> Tensor:
-        if not self.y.requires_grad:  # a matvec that does not depend on x at all
-            return torch.zeros_like(self.like).reshape(-1)
-        x: Tensor = torch.autograd.grad(self.y, self.x, y.reshape(self.shape), retain_graph=True)[0]
-        return x.reshape(-1)
-
-
-def _detached(x: Any) -> Any:
-    return x.detach() if isinstance(x, Tensor) else x
+def _operator_triplet(
+    matvec: MatVec, params: Any, v0: Tensor, tol: float | None, maxiter: int | None, rmatvec: MatVec | None
+) -> Triplet:
+    if not (isinstance(v0, Tensor) and (v0.is_floating_point() or v0.is_complex())):
+        found = getattr(v0, "dtype", type(v0).__name__)
+        raise TypeError(
+            f"v0 must be a floating point tensor, real or complex, found {found}: it is where to start from"
+        )
+    with plain_mode(), full_precision((v0,)):
+        start = v0.detach().to(torch.promote_types(v0.dtype, torch.float32))
+        start = start.clone() if start.is_inference() else start
+        A = function(matvec, params, start, rmatvec)
+        how = How(0, "lanczos", "cg", tol, maxiter)
+        sigma, u, v = differentiable_triplet(A, start.reshape(-1), how)
+    return Triplet(sigma, u.reshape(A.out), v.reshape(v0.shape)).to(v0.dtype)
 
 
 class RankTwo(NamedTuple):
@@ -180,7 +128,7 @@ class RankTwo(NamedTuple):
 
 def rank_two_gradient(
     loss: Callable[[Triplet], Tensor],
-    A: Tensor,
+    A: Tensor | Sparse,
     index: int = 0,
     forward: str = "auto",
     adjoint: str = "auto",
@@ -198,14 +146,13 @@ def rank_two_gradient(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
-    forward, adjoint = validate(A, index, forward, adjoint, v0)
-    if A.ndim != 2 or A.is_complex():
+    if len(A.shape) != 2 or A.dtype.is_complex:
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
-    A = A.detach().to(torch.promote_types(A.dtype, torch.float32))
-    sigma, u, v, *known = find_triplet(A, v0, index, forward, tol, maxiter)
+    X, how = prepare(A.detach() if isinstance(A, Tensor) else A, index, forward, adjoint, tol, maxiter, v0)
+    sigma, u, v, *known = find_triplet(X, v0, how)
     leaves = Triplet(*(x.detach().requires_grad_() for x in (sigma, u, v)))
     value = loss(leaves)
     bars = torch.autograd.grad(value, leaves, allow_unused=True)
     xi, phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in zip(leaves, bars))
-    p, q = solve_adjoint(A, sigma, u, v, phi, psi, adjoint, "loss", KNOWN[forward](*known))
+    p, q = solve_adjoint(X, Triplet(sigma, u, v), phi, psi, how, "loss", known)
     return value.detach(), RankTwo(u, v, p, q, xi)

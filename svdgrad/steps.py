@@ -5,15 +5,19 @@ shows them to torch.compile, operators.py and diagnosis.py use them as they are.
 """
 
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from .adjoint import LARGEST_ONLY, SOLVERS, assemble
-from .forward import FORWARDS, FullSVD, Gram, Ritz, Triplet, check_entries, tie
+from .adjoint import LARGEST_ONLY, SOLVERS
+from .adjoint.krylov import cg_of
+from .forward import FORWARDS, KNOWN, Ritz, Triplet, check_entries, lanczos_of, tie
+from .operator import Dense, Operator, Sparse, of_sparse_tensor
 
 
 class TieError(ArithmeticError):
@@ -37,6 +41,17 @@ class NearTieWarning(UserWarning):
 GRAM_UP_TO, LONG = 320, 16
 
 
+@dataclass(frozen=True)
+class How:
+    """How a triplet is found and its adjoint system solved: the options of ``singular_triplet``, "auto" resolved."""
+
+    index: int
+    forward: str
+    adjoint: str
+    tol: float | None = None
+    maxiter: int | None = None
+
+
 def choose(forward: str, adjoint: str, A: Tensor, index: int = 0) -> tuple[str, str]:
     """What "auto" means for a matrix: the only place where that is decided.
 
@@ -44,7 +59,8 @@ def choose(forward: str, adjoint: str, A: Tensor, index: int = 0) -> tuple[str, 
     smaller, and always for a batch and under torch.compile; by Lanczos where it is not. Any other is found by the full
     SVD, since a Gram matrix costs it digits.
     """
-    k, long = sorted(A.shape[-2:])
+    # not sorted(), which torch.compile cannot trace where sizes are symbols
+    k, long = min(A.shape[-2:]), max(A.shape[-2:])
     if forward == "auto":
         if index % k != 0:
             forward = "svd"
@@ -95,58 +111,108 @@ def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | Non
     return forward, adjoint
 
 
-def full_precision(A: Tensor) -> AbstractContextManager[Any]:
+def prepare(
+    A: Tensor | Sparse,
+    index: int,
+    forward: str,
+    adjoint: str,
+    tol: float | None,
+    maxiter: int | None,
+    v0: Tensor | None,
+) -> tuple[Dense | Sparse, How]:
+    """The operator of A in single precision or better, and how its triplet is found; an error for what cannot be."""
+    if isinstance(A, Tensor) and A.layout == torch.strided:
+        forward, adjoint = validate(A, index, forward, adjoint, v0)
+        X: Dense | Sparse = Dense(A.to(torch.promote_types(A.dtype, torch.float32)))
+    elif isinstance(A, Sparse | Tensor):
+        if isinstance(A, Tensor) and A.layout not in (torch.sparse_coo, torch.sparse_csr):
+            raise TypeError(
+                f"a sparse A must have the layout torch.sparse_coo or torch.sparse_csr, found {A.layout}: convert it "
+                "with A.to_sparse_csr()"
+            )
+        forward, adjoint = validate_sparse(A, index, forward, adjoint, v0)
+        dtype = torch.promote_types(A.dtype, torch.float32)
+        X = A.at((A.values.to(dtype),)) if isinstance(A, Sparse) else of_sparse_tensor(A.to(dtype))
+    else:
+        raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
+    return X, How(index, forward, adjoint, tol, maxiter)
+
+
+def validate_sparse(A: Tensor | Sparse, index: int, forward: str, adjoint: str, v0: Tensor | None) -> tuple[str, str]:
+    """As ``validate``, for a sparse matrix: all that can be done with it is to multiply."""
+    if not (A.dtype.is_floating_point or A.dtype.is_complex):
+        raise TypeError(f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.double()")
+    if len(A.shape) != 2 or isinstance(A, Tensor) and A.layout == torch.sparse_coo and A.dense_dim() > 0:
+        raise ValueError(
+            f"a sparse A must be one matrix (m, n) of numbers, found shape {tuple(A.shape)}: call it once for each"
+        )
+    if 0 in A.shape:
+        raise ValueError(
+            f"A must have at least one row and one column, found shape {tuple(A.shape)}: an empty side has no triplet"
+        )
+    if index != 0:
+        raise ValueError(
+            f"index must be 0, the largest, for a sparse A, found {index}: for others make it dense with A.to_dense()"
+        )
+    for what, name, only in (("forward", forward, "lanczos"), ("adjoint", adjoint, "cg")):
+        if name not in ("auto", only):
+            raise ValueError(
+                f"{what} must be 'auto' or {only!r} for a sparse A, which is multiplied with and not factorised, found "
+                f"{name!r}: to use that, make it dense with A.to_dense()"
+            )
+    if v0 is not None and tuple(v0.shape) != tuple(A.shape[1:]):
+        raise ValueError(f"v0 must have {A.shape[1]} entries, one for each column of A, found shape {tuple(v0.shape)}")
+    return "lanczos", "cg"
+
+
+def full_precision(leaves: Sequence[Tensor]) -> AbstractContextManager[Any]:
     """Autocast switched off, where it is on."""
-    kind = A.device.type
+    kind = leaves[0].device.type if leaves else "cpu"
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-def find_triplet(
-    A: Tensor, v0: Tensor | None, index: int, forward: str, tol: float | None = None, maxiter: int | None = None
-) -> tuple[Tensor, ...]:
-    """(σ, u, v, *known). The entries are looked at from here, and not before, since under vmap only here they can
-    be.
-    """
-    if forward != "gram":  # which sees it in what it forms
-        check_entries(A)
-    with full_precision(A):
-        triplet, known = FORWARDS[forward](A, index, v0, tol, maxiter)
+def find_triplet(A: Operator, v0: Tensor | None, how: How) -> tuple[Tensor, ...]:
+    """(σ, u, v, *known). The entries are checked from here, and not before, since under vmap only here they can be."""
+    with full_precision(A.leaves):
+        if isinstance(A, Dense):
+            if how.forward != "gram":  # which sees it in what it forms
+                check_entries(A.A)
+            triplet, known = FORWARDS[how.forward](A.A, how.index, v0, how.tol, how.maxiter)
+        else:
+            triplet, known = lanczos_of(A.products(), A.shape, A.vector, v0, how.tol, how.maxiter)
     return (*triplet, *known)
 
 
 def solve_adjoint(
-    A: Tensor,
-    sigma: Tensor,
-    u: Tensor,
-    v: Tensor,
-    phi: Tensor,
-    psi: Tensor,
-    adjoint: str,
-    role: str,
-    known: FullSVD | Gram | Ritz,
+    A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, how: How, role: str, known: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not
     use.
     """
     if role == "loss" and not (phi.any() or psi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)
-    m, n = A.shape[-2:]
+    sigma, u, v = triplet
+    left = KNOWN[how.forward](*known)
     if role != "again":
-        check_gap(m, n, sigma, known.S)
-    if role == "loss" and A.is_complex():
+        check_gap(*A.shape, sigma, left.S)
+    if role == "loss" and u.is_complex():
         check_phase(u, v, phi, psi)
-    with full_precision(A):
-        return SOLVERS[adjoint](A, Triplet(sigma, u, v), phi, psi, known)
+    with full_precision(A.leaves):
+        if isinstance(A, Dense):
+            return SOLVERS[how.adjoint](A.A, triplet, phi, psi, left)
+        assert isinstance(left, Ritz)
+        return cg_of(A.products(), A.shape, triplet, phi, psi, left)
 
 
-def gradient(triplet: Triplet, xi: Tensor | None, phi: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """(ξu + p)vᴴ + uqᴴ (eq-gradient); for complex A with ξ + i Im(uᴴφ)/σ in place of ξ (eq-complex-gradient).
+def along_u(sigma: Tensor, u: Tensor, xi: Tensor | None, phi: Tensor, p: Tensor) -> Tensor:
+    """ξu + p, which the gradient (ξu + p)vᴴ + uqᴴ pairs with v (eq-gradient); for complex A with ξ + i Im(uᴴφ)/σ in
+    place of ξ (eq-complex-gradient).
 
     The phase of u relative to v moves with A (eq-relative-phase), unseen by the constraints p ⟂ u and q ⟂ v.
     """
-    if triplet.u.is_complex():
-        xi = (0 if xi is None else xi) + 1j * vecdot(triplet.u, phi).imag / triplet.sigma
-    return assemble(triplet, xi, p, q)
+    if u.is_complex():
+        xi = (0 if xi is None else xi) + 1j * vecdot(u, phi).imag / sigma
+    return p if xi is None else torch.addcmul(p, xi.unsqueeze(-1), u)
 
 
 def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> float:

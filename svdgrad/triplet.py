@@ -6,28 +6,23 @@ A method of ``svdgrad.forward`` finds the triplet, a solver of ``svdgrad.adjoint
 with all that is to be looked at, in steps.py; this file ties the two steps into one ``torch.autograd.Function``.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.linalg import vecdot
 
-from .adjoint.saddle import refined
-from .forward import KNOWN, Triplet
-from .matrices import mv, outer, saddle
-from .steps import check_gap, check_phase, find_triplet, full_precision, gradient, solve_adjoint, validate
+from .forward import Triplet
+from .operator import Sparse
+from .rule import differentiable_triplet
+from .steps import full_precision, prepare
 
 
 def singular_triplet(
-    A: Tensor,
+    A: Tensor | Sparse,
     index: int = 0,
     forward: str = "auto",
     adjoint: str = "auto",
     tol: float | None = None,
     maxiter: int | None = None,
     v0: Tensor | None = None,
-    refine: bool = False,
 ) -> Triplet:
     """The singular triplet (σ, u, v) of A, differentiable: A v = σ u, Aᴴ u = σ v, ‖u‖ = ‖v‖ = 1.
 
@@ -39,8 +34,10 @@ def singular_triplet(
 
     Parameters
     ----------
-    A : Tensor
+    A : Tensor, or Sparse
         Shape (..., m, n), floating point, on any device. float16 and bfloat16 are computed in float32.
+        One sparse matrix (m, n), in COO or CSR layout or as ``svdgrad.operator.Sparse``, has a gradient at its entries
+        only, in its layout; it takes index 0, "lanczos" and "cg".
     index : int
         Which triplet, in descending order of σ; −1 is the smallest.
     forward : str
@@ -59,11 +56,6 @@ def singular_triplet(
         is returned (eq-phase).
         Without it the entry of v that is largest in modulus is positive. "lanczos" also starts from it. A constant to
         all derivatives.
-    refine : bool
-        Polish the triplet by a Newton step before the adjoint is solved, with one factorisation for both: the error of
-        a loose forward pass then enters the gradient squared. One dense system of size m + n + 2. Not under
-        torch.compile.
-
     Returns
     -------
     Triplet
@@ -112,30 +104,33 @@ def singular_triplet(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
-    forward, adjoint = validate(A, index, forward, adjoint, v0)
-    if refine:
-        adjoint = "refined"
-    work = torch.promote_types(A.dtype, torch.float32)
-    X = A.to(work)
     if torch.compiler.is_compiling():
-        from .compiled import triplet
+        from .compiled import compiled_triplet
 
-        if refine:
-            raise ValueError(
-                "refine=True is not supported under torch.compile: call singular_triplet outside the compiled region"
-            )
-        sigma, u, v, *_ = triplet(X, v0, index, forward, adjoint)
-        return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
-    function: Any = _SingularTriplet if torch._C._are_functorch_transforms_active() else _Untransformed
-    with full_precision(X):  # not only what is calculated now: a forward mode differentiates it on the spot
-        sigma, u, v, *_ = function.apply(X, v0, index, forward, adjoint, tol, maxiter)
-        if function is _SingularTriplet and (steps := _newton_steps_wanted()):
-            sigma, u, v = _newton(X, sigma, u, v, v0, steps)
-    return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
+        return compiled_triplet(A, index, forward, adjoint, tol, maxiter, v0)
+    return _singular_triplet(A, index, forward, adjoint, tol, maxiter, v0)
+
+
+def _singular_triplet(
+    A: Tensor | Sparse,
+    index: int,
+    forward: str,
+    adjoint: str,
+    tol: float | None,
+    maxiter: int | None,
+    v0: Tensor | None,
+) -> Triplet:
+    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0)
+    with full_precision(X.leaves):  # not only what is calculated now: a forward mode differentiates it on the spot
+        return differentiable_triplet(X, v0, how).to(A.dtype)
 
 
 def spectral_norm(
-    A: Tensor, forward: str = "auto", tol: float | None = None, maxiter: int | None = None, v0: Tensor | None = None
+    A: Tensor | Sparse,
+    forward: str = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    v0: Tensor | None = None,
 ) -> Tensor:
     """The largest singular value σ = ‖A‖₂, differentiable: ∂σ/∂A = u vᴴ, with no system to solve and no gap needed.
 
@@ -148,277 +143,3 @@ def spectral_norm(
     tensor(1.)
     """
     return singular_triplet(A, forward=forward, tol=tol, maxiter=maxiter, v0=v0).sigma
-
-
-class _SingularTriplet(torch.autograd.Function):
-    """A → (σ, u, v, *known), where ``known`` is what the forward method leaves behind for the adjoint solver."""
-
-    @staticmethod
-    def forward(
-        A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None
-    ) -> tuple[Tensor, ...]:
-        return find_triplet(A, v0, index, forward, tol, maxiter)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        A, v0, _, ctx.forward, ctx.adjoint, *_ = inputs
-        ctx.mark_non_differentiable(*output[3:])
-        ctx.set_materialize_grads(False)
-        ctx.v0 = v0
-        ctx.save_for_backward(A, *output)
-        ctx.save_for_forward(A, *output)
-
-    @staticmethod
-    def backward(
-        ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None, *_: None
-    ) -> tuple[Tensor | None, ...]:
-        A, sigma, u, v, *known = ctx.saved_tensors
-        if phi is None and psi is None:
-            # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
-            return (None if xi is None else outer(xi.unsqueeze(-1) * u, v),) + (None,) * 6
-        if any(torch._C._functorch.is_legacy_batchedtensor(x) for x in (phi, psi) if x is not None):
-            raise NotImplementedError(
-                "is_grads_batched=True (also torch.autograd.functional with vectorize=True) maps the backward pass in "
-                "a way that "
-                "no number can be looked at, and the gap has to be: use torch.func.jacrev, or torch.func.vmap over "
-                "torch.func.vjp"
-            )
-        phi = torch.zeros_like(u) if phi is None else phi
-        psi = torch.zeros_like(v) if psi is None else psi
-        triplet = Triplet(sigma, u, v)
-        if ctx.adjoint == "refined" and (phi.any() or psi.any()):
-            m, n = A.shape[-2:]
-            check_gap(m, n, sigma, KNOWN[ctx.forward](*known).S)
-            if A.is_complex():
-                check_phase(u, v, phi, psi)
-            triplet, p, q = refined(A, triplet, phi, psi)
-        else:
-            # a function of its own only where the solve may itself be differentiated: each costs as much as a small
-            # solve
-            step = _AdjointSolve.apply if torch.is_grad_enabled() else _AdjointSolve.forward
-            p, q = step(A, sigma, u, v, phi, psi, ctx.adjoint, "loss", ctx.forward, *known)
-        return (gradient(triplet, xi, phi, p, q),) + (None,) * 6
-
-    @staticmethod
-    def jvp(ctx: Any, dA: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        A, sigma, u, v, *known = ctx.saved_tensors
-        adjoint = "saddle" if ctx.adjoint == "refined" else ctx.adjoint
-        dA_v, dA_u = mv(dA, v), mv(dA.mH, u)
-        dsigma = vecdot(u, dA_v)
-        du, dv = _AdjointSolve.apply(A, sigma, u, v, dA_v, dA_u, adjoint, "tangent", ctx.forward, *known)
-        if A.is_complex():
-            # turn the common phase so that the anchor of the sign rule stays real, then u relative to v
-            # (eq-relative-phase)
-            turn = -1j * _anchor(dv, v, ctx.v0).imag / _anchor(v, v, ctx.v0).real
-            dv = dv + turn * v
-            du = du + (turn + 1j * (dsigma.imag / sigma).unsqueeze(-1)) * u
-        return (dsigma.real, du, dv) + (None,) * len(known)
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        A: Tensor,
-        v0: Tensor | None,
-        index: int,
-        forward: str,
-        adjoint: str,
-        tol: float | None,
-        maxiter: int | None,
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        A, v0 = _to_front(info.batch_size, (A, v0), in_dims[:2])
-        if v0 is not None:
-            v0 = v0.reshape(v0.shape[0], *(1,) * (A.ndim - v0.ndim - 1), *v0.shape[1:])
-        outputs = _SingularTriplet.apply(A, v0, index, forward, adjoint, tol, maxiter)
-        return outputs, (0,) * len(outputs)
-
-
-class _Untransformed(torch.autograd.Function):
-    """The same for plain PyTorch, where torch.func is not at work.
-
-    A function whose context is set up apart from forward, as torch.func wants, costs 40 µs more: at 64×32 a tenth of
-    all.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _SingularTriplet.forward(*inputs)
-        _SingularTriplet.setup_context(ctx, inputs, output)
-        return output
-
-    backward = _SingularTriplet.backward
-    jvp = _SingularTriplet.jvp
-
-
-class _AdjointSolve(torch.autograd.Function):
-    """(A, σ, u, v, φ, ψ) → (p, q), differentiable by the same solve, so that second derivatives need nothing new.
-
-    The pair (p, q) belongs to the square bordered system J [p; q; λ; μ] = [φ; ψ; 0; 0], J = [K, W; Wᴴ, 0], with λ = uᴴφ
-    and μ = vᴴψ. A cotangent (p̄, q̄) is pulled back by J [y; z; α; γ] = [p̄; q̄; 0; 0], the same system; then φ̄ = y,
-    ψ̄ = z, and what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ. A tangent is pushed forward by J dx = dc − dJ x.
-    ``role`` says what (φ, ψ) is: "loss", "tangent", or "again" for the derivative of a solve; it decides what is looked
-    at.
-    """
-
-    @staticmethod
-    def forward(
-        A: Tensor,
-        sigma: Tensor,
-        u: Tensor,
-        v: Tensor,
-        phi: Tensor,
-        psi: Tensor,
-        adjoint: str,
-        role: str,
-        forward: str,
-        *known: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        return solve_adjoint(A, sigma, u, v, phi, psi, adjoint, role, KNOWN[forward](*known))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.adjoint, _, ctx.forward = inputs[:9]
-        ctx.count = len(inputs)
-        ctx.save_for_backward(*tensors, *output, *inputs[9:])
-        ctx.save_for_forward(*tensors, *output, *inputs[9:])
-
-    @staticmethod
-    def backward(ctx: Any, p_bar: Tensor, q_bar: Tensor) -> tuple[Tensor | None, ...]:
-        A, sigma, u, v, phi, psi, p, q, *known = ctx.saved_tensors
-        y, z = _AdjointSolve.apply(A, sigma, u, v, p_bar, q_bar, ctx.adjoint, "again", ctx.forward, *known)
-        lam, mu = vecdot(phi, u).unsqueeze(-1), vecdot(psi, v).unsqueeze(-1)
-        alpha, gamma = vecdot(p_bar, u).unsqueeze(-1), vecdot(q_bar, v).unsqueeze(-1)
-        A_bar = outer(y, q) + outer(p, z)
-        sigma_bar = -(vecdot(y, p) + vecdot(z, q)).real
-        u_bar, v_bar = -(y * lam + p * alpha), -(z * mu + q * gamma)
-        # where one matrix has met a batch of right-hand sides, autograd sums over them
-        return A_bar, sigma_bar, u_bar, v_bar, y, z, *(None,) * (ctx.count - 6)
-
-    @staticmethod
-    def jvp(
-        ctx: Any,
-        dA: Tensor | None,
-        dsigma: Tensor | None,
-        du: Tensor | None,
-        dv: Tensor | None,
-        dphi: Tensor | None,
-        dpsi: Tensor | None,
-        *_: None,
-    ) -> tuple[Tensor, Tensor]:
-        A, sigma, u, v, phi, psi, p, q, *known = ctx.saved_tensors
-        top, bottom = torch.zeros_like(p), torch.zeros_like(q)
-        if dphi is not None:
-            top = top + dphi
-        if dpsi is not None:
-            bottom = bottom + dpsi
-        if dA is not None:
-            top, bottom = top + mv(dA, q), bottom + mv(dA.mH, p)
-        if dsigma is not None:
-            top, bottom = top - dsigma.unsqueeze(-1) * p, bottom - dsigma.unsqueeze(-1) * q
-        if du is not None:
-            top = top - du * vecdot(u, phi).unsqueeze(-1)
-        if dv is not None:
-            bottom = bottom - dv * vecdot(v, psi).unsqueeze(-1)
-        dp, dq = _AdjointSolve.apply(A, sigma, u, v, top, bottom, ctx.adjoint, "again", ctx.forward, *known)
-        if du is not None:
-            dp = dp - u * vecdot(du, p).unsqueeze(-1)
-        if dv is not None:
-            dq = dq - v * vecdot(dv, q).unsqueeze(-1)
-        return dp, dq
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        A: Tensor,
-        sigma: Tensor,
-        u: Tensor,
-        v: Tensor,
-        phi: Tensor,
-        psi: Tensor,
-        adjoint: str,
-        role: str,
-        forward: str,
-        *known: Tensor,
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        # one matrix with a batch of right-hand sides stays one matrix: the solvers broadcast
-        phi, psi = _to_front(info.batch_size, (phi, psi), in_dims[4:6])
-        matrix: Sequence[Tensor] = (A, sigma, u, v, *known)
-        dims = (*in_dims[:4], *in_dims[9:])
-        if any(dim is not None for dim in dims):
-            matrix = _to_front(info.batch_size, matrix, dims)
-            extra = (phi.ndim - 1) - matrix[1].ndim
-            matrix = [x.reshape(x.shape[0], *(1,) * extra, *x.shape[1:]) for x in matrix]
-        return _AdjointSolve.apply(*matrix[:4], phi, psi, adjoint, role, forward, *matrix[4:]), (0, 0)
-
-
-def _newton_steps_wanted() -> int:
-    """None, unless torch.func's forward modes (jvp, jacfwd) are nested: then k with 2ᵏ > d, for d derivatives under
-    way.
-
-    PyTorch drops the outer tangent inside the jvp of an autograd.Function, in silence: of what comes out only the value
-    is sure to be right. k Newton steps from a right value are right to the order 2ᵏ − 1 (chapter *One Newton step*).
-    """
-    from torch._functorch.pyfunctorch import TransformType, retrieve_all_functorch_interpreters
-
-    kinds = [level.key() for level in retrieve_all_functorch_interpreters()]
-    if kinds.count(TransformType.Jvp) < 2:
-        return 0
-    return (kinds.count(TransformType.Jvp) + kinds.count(TransformType.Grad)).bit_length()
-
-
-def _newton(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, v0: Tensor | None, steps: int) -> Triplet:
-    """So many Newton steps; for complex A then the common phase of the sign rule, which no equation of the triplet
-    fixes.
-    """
-    start = v
-    if A.is_complex():
-        # a step forgets where it came from: to backward only rounding would come back, and pass for a loss that sees
-        # the phase
-        sigma, u, v = (x.detach() for x in (sigma, u, v))
-    for _ in range(steps):
-        sigma, u, v = _newton_step(A, sigma, u, v)
-    if A.is_complex():
-        anchor = _anchor(v, start, v0)
-        # not torch.sgn: in torch 2.13 reverse over forward over forward mode through it is an error
-        turn = anchor.abs() / anchor
-        u, v = u * turn, v * turn
-    return Triplet(sigma, u, v)
-
-
-def _newton_step(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Triplet:
-    """One Newton step for the triplet, of differentiable operations (eq-newton-system, with the border weight σ).
-
-    J [du; dv; λ; μ] = −F says A(v + dv) = σ(u + du + λu) and Aᴴ(u + du) = σ(v + dv + μv), with Re uᴴdu = Re vᴴdv = 0
-    for vectors of length one; its last two rows ask for Im uᴴdu = Im vᴴdv = 0 as well. So if A is complex it is λ and μ
-    = λ̄ that hold what the phase of u relative to v has to move by, i Im λ (eq-relative-phase), and Re λ is what is
-    left for σ: σ ← σ(1 + Re λ), u ← (1 + i Im λ)(u + du), v ← v + dv, with the mean of λ and μ̄ in place of λ. The
-    error is squared.
-    """
-    m = A.shape[-2]
-    J = saddle(A, sigma, u, v, beta=sigma)
-    lengths = sigma.unsqueeze(-1) * torch.stack([vecdot(u, u) - 1, vecdot(v, v) - 1], -1) / 2
-    s = sigma.unsqueeze(-1)
-    F = torch.cat([s * u - mv(A, v), s * v - mv(A.mH, u), lengths], -1)
-    # not torch.linalg.solve: in torch 2.13 its second forward derivative under vmap is NaN from the second matrix on
-    d = mv(torch.linalg.inv(J), -F)
-    u, v, lam = u + d[..., :m], v + d[..., m:-2], (d[..., -2] + d[..., -1].conj()) / 2
-    if A.is_complex():
-        u = u * (1 + 1j * lam.imag.unsqueeze(-1))
-    return Triplet(sigma * (1 + lam.real), u, v)
-
-
-def _anchor(x: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
-    """What the sign rule makes positive for x = v: v0ᴴx, or the entry of x where v is largest in modulus (eq-phase)."""
-    if v0 is None:
-        return x.gather(-1, v.abs().argmax(-1, keepdim=True))
-    along: Tensor = vecdot(v0.detach().to(v), x)
-    return along.unsqueeze(-1)
-
-
-def _to_front(size: int, tensors: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, ...]:
-    """Each tensor with the dimension that vmap maps in front; a tensor without one is expanded, None stays None."""
-    return tuple(
-        x if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-        for x, dim in zip(tensors, dims)
-    )

@@ -236,17 +236,11 @@ def test_a_sparse_matrix_of_two_million_entries_and_its_memory():
             dense,
             torch.ones(4, dtype=torch.int64),
             TypeError,
-            "v0 must be a real floating point tensor, found torch.int64",
+            "v0 must be a floating point tensor, real or complex, found torch.int64",
         ),
-        (
-            dense,
-            torch.ones(4, dtype=torch.complex64),
-            TypeError,
-            "v0 must be a real floating point tensor, found torch.complex64",
-        ),
-        (dense, [1.0] * 4, TypeError, "v0 must be a real floating point tensor, found list"),
+        (dense, [1.0] * 4, TypeError, "v0 must be a floating point tensor, real or complex, found list"),
     ],
-    ids=["bias", "zero", "nan", "integer", "complex", "list"],
+    ids=["bias", "zero", "nan", "integer", "list"],
 )
 def test_bad_input_gets_one_clear_error(matvec, v0, error, message):
     with pytest.raises(error, match=message):
@@ -280,15 +274,6 @@ def test_params_changed_in_place_before_backward_are_noticed():
         A.mul_(torch.linspace(1, 2, 4))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         t.u[0].backward()
-
-
-def test_a_second_derivative_is_refused():
-    A = spread(5, 4).requires_grad_()
-    t = svdgrad.operator_triplet(dense, A, normal(4))
-    with pytest.raises(
-        NotImplementedError, match=r"differentiable once.*create_graph=True.*form the matrix and use singular_triplet"
-    ):
-        torch.autograd.grad(t.u[0], A, create_graph=True)
 
 
 # --- the gradient in rank-two form ------------------------------------------------------------------------------------
@@ -391,7 +376,7 @@ def test_diagnose_at_a_tie(A):
 
 def test_diagnose_refuses():
     with pytest.raises(
-        ValueError, match=r"looks at one matrix \(m, n\), found shape \(2, 3, 3\): call it for each of a batch"
+        ValueError, match=r"takes one matrix \(m, n\), found shape \(2, 3, 3\): call it for each of a batch"
     ):
         svdgrad.diagnose(torch.eye(3).expand(2, 3, 3))
     with pytest.raises(ValueError, match="unknown forward 'magic'"):

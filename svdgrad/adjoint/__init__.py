@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..forward import Triplet
-from ..matrices import outer, project, size_of
+from ..matrices import outer_sum, project, size_of
 from . import block_inversion, bordered, direct, mixed, substitution
 from .deflated import deflated
 from .doubling import doubling
@@ -69,10 +69,7 @@ def assemble(triplet: Triplet, xi: Tensor | None, p: Tensor, q: Tensor) -> Tenso
     _, u, v = triplet
     if xi is not None:
         p = torch.addcmul(p, xi.unsqueeze(-1), u)
-    if torch._C._are_functorch_transforms_active():  # which may map u and not p
-        return outer(p, v) + outer(u, q)
-    # into the first array: two more of m×n numbers would cost more than the arithmetic
-    return outer(p, v).addcmul_(u.unsqueeze(-1), q.conj().unsqueeze(-2))
+    return outer_sum((p, u), (v, q))
 
 
 def _as_written(formula: Solver) -> Solver:

@@ -21,12 +21,28 @@ def cg(
     Where Ritz vectors are ``known`` from the forward method, they precondition it (eq-preconditioner).
     Cost: two products with A a step, about √(σ₁/2(σ₁ − σ₂)) · log(2/ε) steps or fewer without them.
     """
+    m, n = A.shape[-2:]
     ritz = known if isinstance(known, Ritz) else None
-    matvec, rmatvec = products(A)
-    if A.shape[-2] < A.shape[-1]:
+    return _on_the_smaller_side(products(A), (m, n), Triplet(sigma, u, v), phi, psi, ritz)
+
+
+def cg_of(
+    pair: tuple[Map, Map], shape: tuple[int, int], triplet: Triplet, phi: Tensor, psi: Tensor, ritz: Ritz | None
+) -> tuple[Tensor, Tensor]:
+    """``cg`` for an operator of this shape by its two products, and for any φ and ψ."""
+    _, u, v = triplet
+    p, q = _on_the_smaller_side(pair, shape, triplet, project(u, phi), project(v, psi), ritz)
+    return project(u, p), project(v, q)  # a loose u is not orthogonal to what comes out
+
+
+def _on_the_smaller_side(
+    pair: tuple[Map, Map], shape: tuple[int, int], triplet: Triplet, phi: Tensor, psi: Tensor, ritz: Ritz | None
+) -> tuple[Tensor, Tensor]:
+    (matvec, rmatvec), (m, n), (sigma, u, v) = pair, shape, triplet
+    if m < n:
         q, p = schur_cg(rmatvec, matvec, Triplet(sigma, v, u), psi, phi, ritz)
         return p, q
-    return schur_cg(matvec, rmatvec, Triplet(sigma, u, v), phi, psi, ritz)
+    return schur_cg(matvec, rmatvec, triplet, phi, psi, ritz)
 
 
 def schur_cg(

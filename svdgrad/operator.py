@@ -1,0 +1,453 @@
+"""What a triplet can be taken of: a dense matrix, a sparse one, a linear function. To the rest of the package each is
+
+    leaves            the tensors that derivatives go to
+    shape             (m, n)
+    vector            any tensor with the dtype and the device of its vectors
+    at(leaves)        the same operator with other leaves
+    mv(x), rmv(y)     A x and Aᴴ y, differentiable in the leaves
+    products()        the same two for an iteration, on plain numbers
+    pull(X, Y)        the cotangent of the leaves of Re Σ ⟨xᵢ, A yᵢ⟩
+    push(dleaves)     the tangent operator dA, with products ``mv`` and ``rmv``
+
+All products are with flat vectors. Nothing here knows of singular values.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.linalg import vecdot
+
+from .matrices import Map, mv, outer_sum, products
+from .transforms import (
+    alive,
+    is_tracked,
+    mapped_levels,
+    pull_back,
+    sources,
+    tangent,
+    transformed,
+    tree_flatten,
+    tree_unflatten,
+    unwrapped,
+)
+
+
+class Products(Protocol):
+    """Products with a linear map and its adjoint."""
+
+    def mv(self, x: Tensor) -> Tensor: ...
+
+    def rmv(self, y: Tensor) -> Tensor: ...
+
+
+class Operator(Products, Protocol):
+    """The eight things that an operator can do: see the head of this file."""
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def vector(self) -> Tensor: ...
+
+    def at(self, leaves: Sequence[Tensor]) -> Operator: ...
+
+    def products(self) -> tuple[Map, Map]: ...
+
+    def pull(self, X: Sequence[Tensor], Y: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]: ...
+
+    def push(self, dleaves: Sequence[Tensor | None]) -> Products: ...
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A matrix (..., m, n): the one operator of which a batch is one operator."""
+
+    A: Tensor
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        return (self.A,)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, n = self.A.shape[-2:]
+        return m, n
+
+    @property
+    def vector(self) -> Tensor:
+        return self.A[..., 0]
+
+    def at(self, leaves: Sequence[Tensor]) -> Dense:
+        return Dense(*leaves)
+
+    def mv(self, x: Tensor) -> Tensor:
+        return mv(self.A, x)
+
+    def rmv(self, y: Tensor) -> Tensor:
+        return mv(self.A.mH, y)
+
+    def products(self) -> tuple[Map, Map]:
+        return products(self.A)
+
+    def pull(self, X: Sequence[Tensor], Y: Sequence[Tensor], wanted: Sequence[bool] = (True,)) -> tuple[Tensor, ...]:
+        return (outer_sum(X, Y),)
+
+    def push(self, dleaves: Sequence[Tensor | None]) -> Dense:
+        (dA,) = dleaves
+        assert dA is not None
+        return Dense(dA)
+
+
+def dense(A: Operator) -> Tensor:
+    """The matrix of an operator, column by column, differentiable in the leaves."""
+    n = A.shape[1]
+    return torch.stack([A.mv(x) for x in torch.eye(n, dtype=A.vector.dtype, device=A.vector.device)], -1)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A matrix (m, n) by its entries, A[rows[k], columns[k]] = values[k]; derivatives go to ``values``.
+
+    ``rows``, ``columns`` (integers) and ``values`` (floating point) have shape (entries,). Entries at one place
+    are added.
+
+    >>> A = Sparse(torch.tensor([0, 1]), torch.tensor([0, 1]), (3, 2), torch.tensor([3.0, 1.0]))
+    >>> A.rmv(torch.ones(3))
+    tensor([3., 1.])
+    """
+
+    rows: Tensor
+    columns: Tensor
+    shape: tuple[int, int]
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        # the pattern goes from level to level of torch.func as it is, so it must belong to none
+        object.__setattr__(self, "rows", unwrapped(self.rows))
+        object.__setattr__(self, "columns", unwrapped(self.columns))
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        return (self.values,)
+
+    @property
+    def vector(self) -> Tensor:
+        return self.values
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    def at(self, leaves: Sequence[Tensor]) -> Sparse:
+        (values,) = leaves
+        return replace(self, values=values)
+
+    def mv(self, x: Tensor) -> Tensor:
+        return _scatter(self.rows, self.values * x.index_select(-1, self.columns), self.shape[0])
+
+    def rmv(self, y: Tensor) -> Tensor:
+        return _scatter(self.columns, self.values.conj() * y.index_select(-1, self.rows), self.shape[1])
+
+    def products(self) -> tuple[Map, Map]:
+        forth = _by_rows(self.rows, self.columns, self.values.detach(), self.shape)
+        back = _by_rows(self.columns, self.rows, self.values.detach().conj(), self.shape[::-1])
+        return (lambda x: mv(forth, x)), (lambda y: mv(back, y))
+
+    def pull(self, X: Sequence[Tensor], Y: Sequence[Tensor], wanted: Sequence[bool] = (True,)) -> tuple[Tensor, ...]:
+        return (sum(x.index_select(-1, self.rows) * y.index_select(-1, self.columns).conj() for x, y in zip(X, Y)),)  # type: ignore[return-value]
+
+    def push(self, dleaves: Sequence[Tensor | None]) -> Sparse:
+        (dvalues,) = dleaves
+        assert dvalues is not None
+        return self.at((dvalues,))
+
+
+def _scatter(index: Tensor, numbers: Tensor, size: int) -> Tensor:
+    return numbers.new_zeros((*numbers.shape[:-1], size)).index_add(-1, index, numbers)
+
+
+def _by_rows(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """In the layout that a product reads fastest: compressed rows."""
+    order = torch.argsort(rows, stable=True)
+    starts = torch.zeros(shape[0] + 1, dtype=rows.dtype, device=rows.device)
+    torch.cumsum(torch.bincount(rows, minlength=shape[0]), 0, out=starts[1:])
+    values = values.resolve_conj()[order]
+    with warnings.catch_warnings():  # PyTorch calls the layout new, once a process; here it is an inner matter
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(starts, columns[order], values, shape, check_invariants=False)
+
+
+def of_sparse_tensor(A: Tensor) -> Sparse:
+    """The operator of a sparse tensor in COO or CSR layout; a derivative of ``values`` comes back in A's layout."""
+    m, n = A.shape
+    if A.layout == torch.sparse_coo:
+        A = A.coalesce()
+        rows, columns = A.indices()
+    else:
+        counts = A.crow_indices().diff()
+        rows = torch.repeat_interleave(torch.arange(m, device=A.device), counts)
+        columns = A.col_indices()
+    values = A.values()
+    return Sparse(rows, columns, (m, n), values if A.is_leaf else _Once.apply(values))
+
+
+class _Once(torch.autograd.Function):
+    """The identity, differentiable once: PyTorch's sparse tensors forget, without a word, what a second time needs."""
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "PyTorch differentiates what makes a sparse tensor once, and a second derivative was asked for "
+                "(create_graph=True, or a transform of torch.func): take the triplet of "
+                "svdgrad.operator.Sparse(rows, columns, shape, values), and differentiate by values"
+            )
+        return cotangent
+
+
+# --- functions --------------------------------------------------------------------------------------------------------
+
+_LEAF = object()  # stands where a tensor was among the parts of params
+
+
+@dataclass(frozen=True)
+class Function:
+    """x ↦ matvec(params, x), and y ↦ rmatvec(params, y) where that is given; else the adjoint by autograd.
+
+    ``leaves`` are the tensors among params, ``parts`` what params consist of, with a mark in place of each tensor.
+    x has the shape of ``zero``, a tensor of zeros, and the result the shape ``out``.
+    """
+
+    matvec: Callable[[Any, Tensor], Tensor]
+    rmatvec: Callable[[Any, Tensor], Tensor] | None
+    parts: tuple[Any, ...]
+    spec: Any
+    zero: Tensor
+    out: torch.Size
+    leaves: tuple[Tensor, ...]
+    graph: tuple[Tensor, Tensor] | None = None
+    """(x, matvec(params, x)) at x = 0, with the graph between them, walked backwards for every product with Aᴴ"""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out.numel(), self.zero.numel()
+
+    @property
+    def vector(self) -> Tensor:
+        return self.zero
+
+    def at(self, leaves: Sequence[Tensor]) -> Function:
+        return replace(self, leaves=tuple(leaves))
+
+    def params(self) -> Any:
+        """What ``matvec`` takes: the leaves back in their places."""
+        leaves = iter(self.leaves)
+        return tree_unflatten([next(leaves) if x is _LEAF else x for x in self.parts], self.spec)
+
+    def mv(self, x: Tensor) -> Tensor:
+        return self.matvec(self.params(), x.reshape(self.zero.shape)).reshape(-1)
+
+    def rmv(self, y: Tensor) -> Tensor:
+        if self.rmatvec is not None:
+            return self.rmatvec(self.params(), y.reshape(self.out)).reshape(-1)
+        x: Tensor
+        _, back = pull_back(self.mv, self.zero.reshape(-1))
+        (x,) = back(y)
+        return x
+
+    def products(self) -> tuple[Map, Map]:
+        plain = self.at([x.detach() for x in self.leaves])
+        x, y = self.graph or plain.with_graph()
+        if self.rmatvec is not None:
+            return torch.no_grad()(plain.mv), torch.no_grad()(plain.rmv)
+
+        def back(w: Tensor) -> Tensor:
+            if not y.requires_grad:  # a function that does not depend on x is zero
+                return torch.zeros_like(x).reshape(-1)
+            along: Tensor = torch.autograd.grad(y, x, w.reshape(self.out), retain_graph=True)[0]
+            return along.reshape(-1)
+
+        return torch.no_grad()(plain.mv), back
+
+    def with_graph(self) -> tuple[Tensor, Tensor]:
+        """x = 0 and matvec(params, x), with the graph between them; an error where that is not zero."""
+        x = torch.zeros_like(self.zero).requires_grad_()
+        with torch.enable_grad():
+            y = self.matvec(self.params(), x)
+        _check_result(x, y)
+        if not torch.isfinite(y).all():
+            raise ValueError(
+                "matvec(params, 0) must be 0, found NaN or Inf: likely cause: they are in params; look upstream for "
+                "the first"
+            )
+        if y.detach().any():
+            raise ValueError(
+                "matvec must be linear in x, found matvec(params, 0) ≠ 0: likely cause: a bias; leave it out"
+            )
+        return x, y
+
+    def pull(self, X: Sequence[Tensor], Y: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        def value(*chosen: Tensor) -> Tensor:
+            rest = iter(chosen)
+            A = self.at([next(rest) if w else x for x, w in zip(self.leaves, wanted)])
+            terms = [vecdot(x, A.mv(y)).real for x, y in zip(X, Y)]
+            return torch.stack(terms).sum()
+
+        chosen = [alive(x) for x, w in zip(self.leaves, wanted) if w]
+        found: Iterator[Tensor | None]
+        if transformed():
+            f, back = pull_back(value, *chosen)
+            found = iter(back(torch.ones_like(f)))
+        else:
+            again = torch.is_grad_enabled()
+            with torch.enable_grad():
+                # views, so that a leaf that was made from another leaf is not followed back to it
+                views = [x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_() for x in chosen]
+                found = iter(torch.autograd.grad(value(*views), views, create_graph=again, allow_unused=True))
+        return tuple(next(found) if w else None for w in wanted)
+
+    def push(self, dleaves: Sequence[Tensor | None]) -> Tangent:
+        return Tangent(self, tuple(dleaves))
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """dA of a function: how its products move with its leaves; a leaf whose tangent is None stands still."""
+
+    A: Function
+    dleaves: tuple[Tensor | None, ...]
+
+    def mv(self, x: Tensor) -> Tensor:
+        return self._of(lambda A: A.mv(x))
+
+    def rmv(self, y: Tensor) -> Tensor:
+        return self._of(lambda A: A.rmv(y))
+
+    def _of(self, product: Callable[[Function], Tensor]) -> Tensor:
+        moves = [d is not None for d in self.dleaves]
+        chosen = [x for x, move in zip(self.A.leaves, moves) if move]
+
+        def along(*moved: Tensor) -> Tensor:
+            rest = iter(moved)
+            return product(self.A.at([next(rest) if move else x for x, move in zip(self.A.leaves, moves)]))
+
+        return tangent(along, chosen, [d for d in self.dleaves if d is not None])
+
+
+def function(
+    matvec: Callable[[Any, Tensor], Tensor],
+    params: Any,
+    like: Tensor,
+    rmatvec: Callable[[Any, Tensor], Tensor] | None = None,
+) -> Function:
+    """The operator x ↦ matvec(params, x), x as ``like``, after every check that the product with x = 0 allows.
+
+    Parameters of fewer than 32 bits are taken in single precision, and a Module stands for its parameters and buffers.
+    """
+    if isinstance(params, torch.nn.Module):
+        matvec, rmatvec, params = _of_module(matvec, rmatvec, params)
+    elif isinstance(params, Iterator):
+        raise TypeError(
+            f"params must be tensors in tuples, lists or dicts, or a Module, found {type(params).__name__}, which can "
+            "be read only once: pass tuple(layer.parameters()), or the layer itself"
+        )
+    parts, spec = tree_flatten(() if params is None else params)
+    for x in parts:
+        if isinstance(x, torch.nn.Module):
+            raise TypeError(
+                f"params must not hold a Module among other things, found {type(x).__name__}: pass the Module alone, "
+                "or a dict of its parameters and buffers"
+            )
+    leaves = [_plain(x) for x in parts if isinstance(x, Tensor)]
+    if parts and not any(x.is_floating_point() or x.is_complex() for x in leaves):
+        raise TypeError(
+            "params must hold a floating point tensor, for the triplet is differentiated by those, found "
+            f"{', '.join(sorted({type(x).__name__ for x in parts}))}: pass the tensors that matvec multiplies with, "
+            "or params=() where nothing is to be differentiated"
+        )
+    marked = tuple(_LEAF if isinstance(x, Tensor) else x for x in parts)
+    zero = unwrapped(torch.zeros(like.shape, dtype=like.dtype, device=like.device))
+    A = Function(matvec, rmatvec, marked, spec, zero, torch.Size(), tuple(leaves))
+    return _checked(A)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """x in single precision or better, and a copy of what was made in inference mode, of which nothing can be saved."""
+    x = x.float() if x.is_floating_point() and torch.finfo(x.dtype).bits < 32 else x
+    return x.clone() if x.is_inference() else x
+
+
+def _of_module(matvec: Any, rmatvec: Any, module: torch.nn.Module) -> tuple[Any, Any, dict[str, Tensor]]:
+    """matvec, rmatvec and params in which a dict of tensors stands for the module."""
+
+    class Call(torch.nn.Module):
+        def __init__(self, product: Any) -> None:
+            super().__init__()
+            self.module, self.product = module, product
+
+        def forward(self, x: Tensor) -> Any:
+            return self.product(self.module, x)
+
+    def of(product: Any) -> Any:
+        call = Call(product)
+        return lambda params, x: torch.func.functional_call(call, params, (x,))
+
+    tensors = dict(Call(matvec).named_parameters()) | dict(Call(matvec).named_buffers())
+    return of(matvec), None if rmatvec is None else of(rmatvec), tensors
+
+
+def _checked(A: Function) -> Function:
+    """A with its shape and its graph, or an error for what would be wrong, or lost, without a word."""
+    if transformed():  # where no number can be read: ``products`` does that later
+        y = A.matvec(A.at([x.detach() for x in A.leaves]).params(), A.zero)
+        _check_result(A.zero, y)
+        if is_tracked(y) or mapped_levels(y) - mapped_levels(A.zero, *A.leaves):
+            raise ValueError(_ELSEWHERE)
+        return replace(A, out=y.shape)
+    probes = [x.detach().requires_grad_(x.requires_grad) for x in A.leaves]
+    graph = x, y = A.at(probes).with_graph()
+    if torch.is_grad_enabled():
+        origins = sources(y) - {id(x)}
+        wanted = {id(leaf) for leaf in probes if leaf.requires_grad}
+        if origins - wanted:
+            raise ValueError(_ELSEWHERE)
+        if wanted and not origins & wanted:
+            raise ValueError(_NOWHERE)
+    return replace(A, out=y.shape, graph=graph)
+
+
+def _check_result(x: Tensor, y: Any) -> None:
+    if not isinstance(y, Tensor):
+        raise TypeError(f"matvec(params, x) must return a tensor, found {type(y).__name__}")
+    if y.dtype != x.dtype:
+        to_complex = y.is_complex() and not x.is_complex()
+        advice = "start from a complex v0" if to_complex else f"convert the parameters to {x.dtype}, or v0"
+        raise TypeError(f"matvec must return the dtype of v0, found {y.dtype} for {x.dtype}: {advice}")
+
+
+_ELSEWHERE = (
+    "matvec must take what is differentiated from params, found a tensor from elsewhere that requires a gradient, "
+    "which it would not get: pass it in params, as in operator_triplet(lambda layer, x: layer(x), layer, v0), or "
+    "detach it"
+)
+_NOWHERE = (
+    "the result of matvec must depend on params, which require a gradient, found no connection: likely causes: "
+    "detach(), .data, item(), numpy or no_grad inside matvec, or params that it does not use"
+)

@@ -1,0 +1,219 @@
+"""The derivative of a singular triplet, once, for every operator and in both modes, to every order.
+
+    A ──find──▶ (σ, u, v, what else is known) ──loss──▶ (ξ, φ, ψ) ──solve──▶ (p, q) ──▶ pulled back to the leaves of A
+
+Two functions: the triplet of an operator, and the solution of its adjoint system. The derivative of each is a solve of
+the same system and products with A, so that second derivatives need nothing new.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.linalg import vecdot
+
+from .forward import Triplet
+from .newton import anchor, newton
+from .operator import Dense, Operator, dense
+from .steps import How, along_u, find_triplet, solve_adjoint
+from .transforms import mapped_by_autograd, newton_steps_wanted, one_by_one, to_front, transformed
+
+
+def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
+    """(σ, u, v) of A on flat vectors, differentiable in the leaves of A."""
+    if not transformed():
+        return Triplet(*_PlainTriplet.apply(A, v0, how, *A.leaves)[:3])
+    steps = newton_steps_wanted()
+    if steps and not isinstance(A, Dense):  # a Newton step solves with the matrix
+        A, how = Dense(dense(A)), How(0, "svd", "spectral")
+    triplet = Triplet(*_Triplet.apply(A, v0, how, *A.leaves)[:3])
+    return newton(A.leaves[0], triplet, v0, steps) if steps else triplet
+
+
+class _Triplet(torch.autograd.Function):
+    """leaves of A → (σ, u, v, *known), where ``known`` is what the forward method leaves behind for the adjoint."""
+
+    @staticmethod
+    def forward(A: Operator, v0: Tensor | None, how: How, *leaves: Tensor) -> tuple[Tensor, ...]:
+        return find_triplet(A.at(leaves), v0, how)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.A, v0, ctx.how, *leaves = inputs
+        ctx.mark_non_differentiable(*output[3:])
+        ctx.set_materialize_grads(False)
+        # of v0 only the anchor of a complex phase is needed again: a clone, since the caller may overwrite v0 by then
+        ctx.v0 = v0.detach().clone() if v0 is not None and output[1].is_complex() else None
+        ctx.count = len(leaves)
+        ctx.save_for_backward(*leaves, *output)
+        ctx.save_for_forward(*leaves, *output)
+
+    @staticmethod
+    def backward(ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None, *_: None) -> Any:
+        leaves, (sigma, u, v, *known) = _split(ctx)
+        wanted = ctx.needs_input_grad[3:]
+        A = ctx.A.at(leaves)
+        if phi is None and psi is None:
+            if xi is None:
+                return (None,) * (3 + ctx.count)
+            # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
+            return None, None, None, *A.pull((xi.unsqueeze(-1) * u,), (v,), wanted)
+        if mapped_by_autograd(phi, psi):
+            raise NotImplementedError(
+                "is_grads_batched=True (also torch.autograd.functional with vectorize=True) maps the backward pass in "
+                "a way that no number can be read, and the gap has to be: use torch.func.jacrev, or torch.func.vmap "
+                "over torch.func.vjp"
+            )
+        phi = torch.zeros_like(u) if phi is None else phi
+        psi = torch.zeros_like(v) if psi is None else psi
+        # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
+        step = _Solve.apply if torch.is_grad_enabled() else _Solve.forward
+        p, q = step(A, ctx.how, "loss", *leaves, sigma, u, v, phi, psi, *known)
+        return None, None, None, *A.pull((along_u(sigma, u, xi, phi, p), u), (v, q), wanted)
+
+    @staticmethod
+    def jvp(ctx: Any, _A: None, _v0: None, _how: None, *dleaves: Tensor | None) -> tuple[Tensor | None, ...]:
+        leaves, (sigma, u, v, *known) = _split(ctx)
+        A = ctx.A.at(leaves)
+        dA = A.push(dleaves)
+        dA_v, dA_u = dA.mv(v), dA.rmv(u)
+        dsigma = vecdot(u, dA_v)
+        du, dv = _Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
+        if u.is_complex():
+            # turn the common phase so that the anchor of the sign rule stays real, then u relative to v
+            # (eq-relative-phase)
+            turn = -1j * anchor(dv, v, ctx.v0).imag / anchor(v, v, ctx.v0).real
+            dv = dv + turn * v
+            du = du + (turn + 1j * (dsigma.imag / sigma).unsqueeze(-1)) * u
+        return (dsigma.real, du, dv) + (None,) * len(known)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], A: Operator, v0: Tensor | None, how: How, *leaves: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        dims = in_dims[1], *in_dims[3:]
+        if isinstance(A, Dense):  # a batch of matrices is one operator
+            matrix: Tensor
+            matrix, v0 = to_front(info.batch_size, (leaves[0], v0), (dims[1], dims[0]))
+            if v0 is not None:
+                v0 = v0.reshape(v0.shape[0], *(1,) * (matrix.ndim - v0.ndim - 1), *v0.shape[1:])
+            outputs = _Triplet.apply(A, v0, how, matrix)
+        else:
+            calls = one_by_one(info.batch_size, (v0, *leaves), dims)
+            outputs = _stacked([_Triplet.apply(A, *call[:1], how, *call[1:]) for call in calls])
+        return outputs, (0,) * len(outputs)
+
+
+class _PlainTriplet(torch.autograd.Function):
+    """The same for plain PyTorch, where torch.func is not at work.
+
+    A function whose context is set up apart from forward, as torch.func wants, costs 40 µs more: at 64×32 a tenth of
+    all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _Triplet.forward(*inputs)
+        _Triplet.setup_context(ctx, inputs, output)
+        return output
+
+    backward = _Triplet.backward
+    jvp = _Triplet.jvp
+
+
+class _Solve(torch.autograd.Function):
+    """(leaves, σ, u, v, φ, ψ) → (p, q), differentiable by the same solve.
+
+    The pair (p, q) belongs to the square bordered system J [p; q; λ; μ] = [φ; ψ; 0; 0], J = [K, W; Wᴴ, 0], with λ = uᴴφ
+    and μ = vᴴψ. A cotangent (p̄, q̄) is pulled back by J [y; z; α; γ] = [p̄; q̄; 0; 0], the same system; then φ̄ = y,
+    ψ̄ = z, and what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ. A tangent is pushed forward by J dx = dc − dJ x.
+    ``role`` says what (φ, ψ) is: "loss", "tangent", or "again" for the derivative of a solve; it decides what is
+    checked.
+    """
+
+    @staticmethod
+    def forward(A: Operator, how: How, role: str, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        count = len(A.leaves)
+        sigma, u, v, phi, psi, *known = tensors[count:]
+        return solve_adjoint(A.at(tensors[:count]), Triplet(sigma, u, v), phi, psi, how, role, known)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.A, ctx.how, _, *tensors = inputs
+        ctx.count = len(ctx.A.leaves)
+        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_forward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx: Any, p_bar: Tensor, q_bar: Tensor) -> tuple[Any, ...]:
+        leaves, (sigma, u, v, phi, psi, *known, p, q) = _split(ctx)
+        A = ctx.A.at(leaves)
+        y, z = _Solve.apply(A, ctx.how, "again", *leaves, sigma, u, v, p_bar, q_bar, *known)
+        lam, mu = vecdot(phi, u).unsqueeze(-1), vecdot(psi, v).unsqueeze(-1)
+        alpha, gamma = vecdot(p_bar, u).unsqueeze(-1), vecdot(q_bar, v).unsqueeze(-1)
+        A_bar = A.pull((y, p), (q, z), ctx.needs_input_grad[3 : 3 + ctx.count])
+        sigma_bar = -(vecdot(y, p) + vecdot(z, q)).real
+        u_bar, v_bar = -(y * lam + p * alpha), -(z * mu + q * gamma)
+        # where one matrix has met a batch of right-hand sides, autograd sums over them
+        return None, None, None, *A_bar, sigma_bar, u_bar, v_bar, y, z, *(None,) * len(known)
+
+    @staticmethod
+    def jvp(ctx: Any, _A: None, _how: None, _role: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        leaves, (sigma, u, v, phi, psi, *known, p, q) = _split(ctx)
+        dleaves, (dsigma, du, dv, dphi, dpsi) = tangents[: ctx.count], tangents[ctx.count : ctx.count + 5]
+        A = ctx.A.at(leaves)
+        top, bottom = torch.zeros_like(p), torch.zeros_like(q)
+        if dphi is not None:
+            top = top + dphi
+        if dpsi is not None:
+            bottom = bottom + dpsi
+        if any(d is not None for d in dleaves):
+            dA = A.push(dleaves)
+            top, bottom = top + dA.mv(q), bottom + dA.rmv(p)
+        if dsigma is not None:
+            top, bottom = top - dsigma.unsqueeze(-1) * p, bottom - dsigma.unsqueeze(-1) * q
+        if du is not None:
+            top = top - du * vecdot(u, phi).unsqueeze(-1)
+        if dv is not None:
+            bottom = bottom - dv * vecdot(v, psi).unsqueeze(-1)
+        dp, dq = _Solve.apply(A, ctx.how, "again", *leaves, sigma, u, v, top, bottom, *known)
+        if du is not None:
+            dp = dp - u * vecdot(du, p).unsqueeze(-1)
+        if dv is not None:
+            dq = dq - v * vecdot(dv, q).unsqueeze(-1)
+        return dp, dq
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], A: Operator, how: How, role: str, *tensors: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        dims = in_dims[3:]
+        if isinstance(A, Dense):
+            # one matrix with a batch of right-hand sides stays one matrix: the solvers broadcast
+            matrix, sigma, u, v, phi, psi, *known = tensors
+            phi, psi = to_front(info.batch_size, (phi, psi), dims[4:6])
+            others, other_dims = (matrix, sigma, u, v, *known), (*dims[:4], *dims[6:])
+            if any(dim is not None for dim in other_dims):
+                others = to_front(info.batch_size, others, other_dims)
+                extra = (phi.ndim - 1) - others[1].ndim
+                others = tuple(x.reshape(x.shape[0], *(1,) * extra, *x.shape[1:]) for x in others)
+            outputs = _Solve.apply(A, how, role, *others[:4], phi, psi, *others[4:])
+        else:
+            calls = one_by_one(info.batch_size, tensors, dims)
+            outputs = _stacked([_Solve.apply(A, how, role, *call) for call in calls])
+        return outputs, (0, 0)
+
+
+def _split(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The leaves among the saved tensors, and what follows them."""
+    return ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+
+
+def _stacked(outputs: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Each output of all calls as one tensor; of Ritz pairs as many are kept as all calls have."""
+    together = []
+    for xs in zip(*outputs):
+        shape = [min(sizes) for sizes in zip(*(x.shape for x in xs))]
+        together.append(torch.stack([x[tuple(slice(size) for size in shape)] for x in xs]))
+    return tuple(together)

@@ -1,0 +1,140 @@
+"""What PyTorch's own transforms ask of a rule: torch.func's levels, vmap, nested forward modes, torch.compile.
+
+Every name of PyTorch that is not public is used here, and nowhere else.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+tree_flatten, tree_unflatten = pytree.tree_flatten, pytree.tree_unflatten
+
+
+def plain_mode() -> AbstractContextManager[Any]:
+    """Inference mode switched off, where it is on: nothing is recorded in it, and the adjoint of a function is what
+    autograd records.
+    """
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether x is on a CPU, and nothing of what is done to it is recorded, or mapped, or only pretended."""
+    if type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu or torch.compiler.is_compiling():
+        return False
+    mapped = transformed() or forward_ad._current_level >= 0
+    return not (mapped or x.requires_grad and torch.is_grad_enabled())
+
+
+def mapped_by_autograd(*xs: Tensor | None) -> bool:
+    """Whether one of them is a batch of cotangents made by ``is_grads_batched=True``, whose numbers cannot be read."""
+    return any(torch._C._functorch.is_legacy_batchedtensor(x) for x in xs if x is not None)
+
+
+def newton_steps_wanted() -> int:
+    """0, unless torch.func's forward modes (jvp, jacfwd) are nested: then k with 2ᵏ > d, for d derivatives under way.
+
+    PyTorch drops the outer tangent inside the jvp of an autograd.Function, in silence: of what comes out only the value
+    is sure to be right. k Newton steps from a right value are right to the order 2ᵏ − 1 (chapter *One Newton step*).
+    """
+    from torch._functorch.pyfunctorch import TransformType, retrieve_all_functorch_interpreters
+
+    kinds = [level.key() for level in retrieve_all_functorch_interpreters()]
+    if kinds.count(TransformType.Jvp) < 2:
+        return 0
+    return (kinds.count(TransformType.Jvp) + kinds.count(TransformType.Grad)).bit_length()
+
+
+def pull_back(f: Callable[..., Tensor], *primals: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
+    """f(*primals), and what takes a cotangent of it to those of the primals."""
+    value, back, *_ = torch.func.vjp(f, *primals)
+    return value, back
+
+
+def to_front(size: int, tensors: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, ...]:
+    """Each tensor with the dimension that vmap maps in front; a tensor without one is expanded, None stays None."""
+    return tuple(
+        x if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(tensors, dims)
+    )
+
+
+def one_by_one(size: int, inputs: Sequence[Any], dims: Sequence[Any]) -> Iterator[list[Any]]:
+    """The inputs of each call that a vmap over ``dims`` stands for."""
+    for k in range(size):
+        yield [x if dim is None else x.select(dim, k) for x, dim in zip(inputs, dims)]
+
+
+def tangent(f: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
+    """How f(*primals) moves along the tangents."""
+    y: Tensor
+    if transformed():
+        _, y, *_ = torch.func.jvp(f, tuple(primals), tuple(tangents))
+        return y
+    # forward modes of PyTorch do not nest, reverse modes do: the pull-back is linear, and is pulled back in turn
+    value, back = pull_back(f, *primals)
+    _, forth, *_ = torch.func.vjp(back, torch.zeros_like(value))
+    (y,) = forth(tuple(tangents))
+    return y
+
+
+def alive(x: Tensor) -> Tensor:
+    """x without the wrapper of a transform that has ended, as in the function that ``torch.func.vjp`` returns."""
+    plain: Tensor = torch._C._functorch.unwrap_if_dead(x)
+    return plain
+
+
+def unwrapped(x: Tensor) -> Tensor:
+    """A constant x without the wrappers that it got from transforms at work; a constant cannot be mapped."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            raise ValueError(
+                "the pattern of a sparse matrix must be the same for all that vmap maps over, found it mapped"
+            )
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
+def is_tracked(y: Tensor) -> bool:
+    """Whether a derivative is asked of y, at any level of torch.func."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(y):
+        if y.requires_grad:
+            return True
+        y = torch._C._functorch.get_unwrapped(y)
+    return bool(y.requires_grad)
+
+
+def mapped_levels(*ys: Tensor) -> set[int]:
+    """The levels of vmap at which one of them is mapped."""
+    levels = set()
+    for y in ys:
+        while torch._C._functorch.is_functorch_wrapped_tensor(y):
+            if torch._C._functorch.is_batchedtensor(y):
+                levels.add(torch._C._functorch.maybe_get_level(y))
+            y = torch._C._functorch.get_unwrapped(y)
+    return levels
+
+
+def sources(y: Tensor) -> set[int]:
+    """The ids of the tensors at which the graph of y begins."""
+    found: set[int] = set()
+    seen: set[Any] = set()
+    nodes = [y.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # where a graph begins: an AccumulateGrad
+            found.add(id(node.variable))
+        nodes.extend(following for following, _ in node.next_functions)
+    return found

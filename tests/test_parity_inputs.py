@@ -1,0 +1,338 @@
+"""What users hand to an operator: modules, half precision, contexts, sparse tensors; what would be lost in silence."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import svdgrad
+from svdgrad import matrices
+from svdgrad.checks import relative_error
+from svdgrad.operator import Sparse
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def product(A, x):
+    return A @ x
+
+
+def gradient(loss, *xs):
+    xs = [x.detach().clone().requires_grad_() for x in xs]
+    return torch.autograd.grad(loss(*xs), xs)
+
+
+A = matrices.gaussian(12, 9)
+v0 = matrices.gaussian(1, 9, seed=1)[0]
+# relative gap of A: the tolerance of every comparison with the matrix
+S = torch.linalg.svdvals(A)
+GAP = ((S[0] - S[1]) / S[0]).item()
+
+
+def loss(t):
+    return t.sigma + t.u.flatten()[0] + t.v.flatten()[1]
+
+
+# --- modules ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_module_may_be_the_params():
+    layer = nn.Conv2d(2, 3, 3, padding=1, bias=False).double()
+    x0 = torch.ones(1, 2, 5, 6, dtype=torch.float64)
+    loss(svdgrad.operator_triplet(lambda layer, x: layer(x), layer, x0, maxiter=500)).backward()
+    (expected,) = gradient(
+        lambda W: loss(svdgrad.operator_triplet(lambda W, x: nn.functional.conv2d(x, W, padding=1), W, x0)),
+        layer.weight,
+    )
+    assert relative_error(layer.weight.grad, expected) <= 1e4 * EPS
+
+
+def test_a_module_that_is_parametrized_passes_the_gradient_on():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(9, 12, bias=False).double())
+    svdgrad.operator_triplet(lambda layer, x: layer(x), layer, v0).sigma.backward()
+    twin = copy.deepcopy(layer)
+    twin.zero_grad()
+    svdgrad.spectral_norm(twin.weight).backward()
+    for a, b in zip(layer.parameters(), twin.parameters()):
+        assert relative_error(a.grad, b.grad) <= 1e4 * EPS
+
+
+def test_the_weight_of_a_module_may_be_used_by_name():
+    layer = nn.Linear(9, 12).double()
+    svdgrad.operator_triplet(lambda layer, x: layer.weight @ x, layer, v0).sigma.backward()
+    assert layer.weight.grad is not None and layer.bias.grad is None
+
+
+# --- nothing is lost in silence ---------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(A.clone())
+
+    def forward(self, x):
+        return self.weight @ x
+
+
+def captured(p, x):
+    return captured.layer(x)
+
+
+captured.layer = Plain()
+
+
+def with_numpy(A, x):
+    return torch.from_numpy(A.detach().numpy() @ x.detach().numpy())
+
+
+FROM_ELSEWHERE = r"must take what is differentiated from params, found a tensor from elsewhere.*pass it in params"
+NO_CONNECTION = r"must depend on params, which require a gradient, found no connection: likely causes: detach\(\)"
+LOST = {
+    "a tensor from elsewhere": (captured, (), ValueError, FROM_ELSEWHERE),
+    "a tensor from elsewhere beside params": (
+        lambda p, x: p * captured.layer(x),
+        torch.ones((), dtype=torch.float64, requires_grad=True),
+        ValueError,
+        FROM_ELSEWHERE,
+    ),
+    "a generator": (captured, captured.layer.parameters(), TypeError, r"found generator, which can be read only once"),
+    "a module among others": (
+        lambda p, x: p[0](x),
+        (captured.layer, 1.0),
+        TypeError,
+        "must not hold a Module among other things, found Plain: pass the Module alone",
+    ),
+    "nothing to differentiate": (
+        lambda k, x: k * x,
+        3,
+        TypeError,
+        r"must hold a floating point tensor.*found int: pass the tensors.*or params=\(\)",
+    ),
+    "detached": (lambda A, x: A.detach() @ x, A.clone().requires_grad_(), ValueError, NO_CONNECTION),
+    "data": (lambda A, x: A.data @ x, A.clone().requires_grad_(), ValueError, NO_CONNECTION),
+    "numpy": (with_numpy, A.clone().requires_grad_(), ValueError, NO_CONNECTION),
+    "not used": (lambda p, x: 2 * x, A.clone().requires_grad_(), ValueError, NO_CONNECTION),
+    "numpy, without a gradient": (with_numpy, A, ValueError, "not those of a matrix and its transpose"),
+    "complex": (
+        lambda A, x: (A + 0j) @ x.to(torch.complex128),
+        A,
+        TypeError,
+        "found torch.complex128 for torch.float64: start",
+    ),
+    "another dtype": (
+        lambda A, x: (A @ x).float(),
+        A,
+        TypeError,
+        "must return the dtype of v0, found torch.float32 for",
+    ),
+    "a tuple": (lambda A, x: (A @ x, x), A, TypeError, "must return a tensor, found tuple"),
+    "None": (lambda A, x: None, A, TypeError, "must return a tensor, found NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_would_be_lost_is_refused_at_the_call(name):
+    matvec, params, error, message = LOST[name]
+    with pytest.raises(error, match=message):
+        svdgrad.operator_triplet(matvec, params, v0)
+
+
+@pytest.mark.parametrize("name", ["grad", "outer grad", "vmap"])
+def test_a_tensor_from_elsewhere_is_refused_under_torch_func_too(name):
+    def f(W):
+        return svdgrad.operator_triplet(lambda _, x: W @ x, (), v0).sigma
+
+    with pytest.raises(ValueError, match=FROM_ELSEWHERE):
+        if name == "grad":
+            torch.func.grad(f)(A)
+        elif name == "outer grad":
+            torch.func.grad(lambda W: torch.func.grad(lambda c: c * f(W))(A[0, 0]))(A)
+        else:
+            torch.func.vmap(f)(torch.stack([A, A]))
+
+
+def test_where_nothing_is_differentiated_a_tensor_from_elsewhere_is_a_constant():
+    with torch.no_grad():
+        found = svdgrad.operator_triplet(captured, (), v0)
+    assert relative_error(found.sigma, S[0]) <= 10 * EPS and not found.sigma.requires_grad
+    frozen = A.clone()
+    assert relative_error(svdgrad.operator_triplet(lambda _, x: frozen @ x, None, v0).sigma, S[0]) <= 10 * EPS
+
+
+def test_the_obvious_warm_start_does_not_break_backward():
+    W, x0 = A.clone().requires_grad_(), v0.clone()
+    t = svdgrad.operator_triplet(product, W, x0)
+    x0.copy_(t.v.detach())
+    loss(t).backward()
+    (expected,) = gradient(lambda W: loss(svdgrad.operator_triplet(product, W, v0)), A)
+    assert torch.equal(W.grad, expected)
+
+
+def test_a_parameter_made_from_another_is_not_counted_twice():
+    (found,) = gradient(lambda W: loss(svdgrad.operator_triplet(lambda p, x: p[0] @ x + p[1] @ x, (W, 2 * W), v0)), A)
+    (expected,) = gradient(lambda W: loss(svdgrad.singular_triplet(3 * W, v0=v0)), A)
+    assert relative_error(found, expected) <= 100 * EPS / GAP
+
+
+# --- precision and contexts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_computed_in_single(dtype):
+    W = A.to(dtype).requires_grad_()
+    t = svdgrad.operator_triplet(product, W, v0.to(dtype))
+    assert {x.dtype for x in t} == {dtype}
+    loss(t).backward()
+    X = A.to(dtype).requires_grad_()
+    loss(svdgrad.singular_triplet(X, v0=v0.to(dtype))).backward()
+    # both are computed in float32, and rounded once
+    assert relative_error(W.grad.double(), X.grad.double()) <= 2 * torch.finfo(dtype).eps
+
+
+def test_autocast_costs_no_digit():
+    W = A.float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        t = svdgrad.operator_triplet(product, W, v0.float())
+        assert t.sigma.dtype == torch.float32
+        value = loss(t)
+    value.backward()
+    (expected,) = gradient(lambda W: loss(svdgrad.operator_triplet(product, W, v0.float())), A.float())
+    assert torch.equal(W.grad, expected)
+
+
+def test_a_grad_scaler_scales_and_unscales():
+    layer = nn.Linear(9, 12, bias=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
+    before = layer.weight.detach().clone()
+    sigma = svdgrad.operator_triplet(lambda layer, x: layer(x), layer, v0.float()).sigma
+    scaler.scale(sigma).backward()
+    scaler.step(optimiser)
+    (expected,) = gradient(svdgrad.spectral_norm, before)
+    assert relative_error(layer.weight.detach(), before - 0.1 * expected) <= 1e-6
+
+
+def test_in_inference_mode():
+    with torch.inference_mode():
+        made_there = A.clone()
+        for W in (A, made_there):
+            t = svdgrad.operator_triplet(product, W, v0.clone())
+            assert relative_error(t.sigma, S[0]) <= 10 * EPS
+
+
+def test_the_smaller_side_has_the_basis():
+    """Five rows and many columns: the iteration ends after five steps, which on the longer side it would not know."""
+    d = torch.arange(1.0, 6.0, dtype=torch.float64)
+    calls = []
+
+    def matvec(d, x):
+        calls.append(x.shape)
+        return d * x.reshape(5, 400).sum(1)
+
+    t = svdgrad.operator_triplet(matvec, d, matrices.gaussian(1, 2000, seed=3)[0])
+    assert relative_error(t.sigma, torch.tensor(5 * 20.0)) <= 10 * EPS and t.v.shape == (2000,)
+    assert len(calls) <= 12
+
+
+def test_an_adjoint_that_is_given_is_used():
+    used = []
+
+    def rmatvec(A, y):
+        used.append(y)
+        return A.T @ y
+
+    (found,) = gradient(lambda W: loss(svdgrad.operator_triplet(product, W, v0, rmatvec=rmatvec)), A)
+    (expected,) = gradient(lambda W: loss(svdgrad.operator_triplet(product, W, v0)), A)
+    assert len(used) > 5 and relative_error(found, expected) <= 100 * EPS / GAP
+    with pytest.raises(ValueError, match="not those of a matrix and its transpose.*an rmatvec of another matrix"):
+        svdgrad.operator_triplet(product, A, v0, rmatvec=lambda A, y: 2 * (A.T @ y))
+
+
+# --- sparse tensors ---------------------------------------------------------------------------------------------------
+
+
+def thinned(shape=(12, 9), dtype=torch.float64):
+    full = matrices.gaussian(*shape, seed=2).to(dtype)
+    return full * (matrices.gaussian(*shape, seed=3) > 0) + 3 * torch.eye(*shape, dtype=dtype)
+
+
+LAYOUTS = {"coo": torch.Tensor.to_sparse_coo, "csr": torch.Tensor.to_sparse_csr}
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (9, 12), (10, 10)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_gradient_of_a_sparse_tensor_has_its_pattern_and_its_layout(layout, shape):
+    M, start = thinned(shape), matrices.gaussian(1, shape[1], seed=1)[0]
+    X, Y = LAYOUTS[layout](M).requires_grad_(), M.clone().requires_grad_()
+    t = svdgrad.singular_triplet(X, v0=start)
+    loss(t).backward()
+    loss(svdgrad.singular_triplet(Y, v0=start)).backward()
+    G, entries = (x.coalesce() if layout == "coo" else x for x in (X.grad, X.detach()))
+    assert G.layout == X.layout and G.values().shape == entries.values().shape
+    s = torch.linalg.svdvals(M)
+    assert relative_error(X.grad.to_dense(), Y.grad * (M != 0)) <= 100 * EPS * s[0] / (s[0] - s[1])
+    assert relative_error(svdgrad.spectral_norm(X), s[0]) <= 10 * EPS
+    assert svdgrad.diagnose(X.detach()).forward == "lanczos"
+
+
+def test_entries_at_one_place_are_added():
+    i = torch.tensor([[0, 1, 1, 2], [0, 1, 1, 0]])
+    values = torch.tensor([3.0, 1.0, 1.0, 0.5], dtype=torch.float64)
+    M = torch.sparse_coo_tensor(i, values, (3, 2), check_invariants=True).to_dense()
+    for X in (torch.sparse_coo_tensor(i, values, (3, 2), check_invariants=True), Sparse(*i, (3, 2), values)):
+        assert relative_error(svdgrad.spectral_norm(X), torch.linalg.matrix_norm(M, 2)) <= 10 * EPS
+    (found,) = gradient(lambda x: svdgrad.spectral_norm(Sparse(*i, (3, 2), x)), values)
+    (expected,) = gradient(svdgrad.spectral_norm, M)
+    assert relative_error(found, expected[tuple(i)]) <= 100 * EPS
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_second_derivative_that_pytorch_would_lose_is_refused(layout):
+    """The constructors of sparse tensors are differentiable once; a leaf has no constructor in its graph."""
+    M = thinned()
+    places = M.nonzero().T
+    values = M[tuple(places)].requires_grad_()
+    if layout == "coo":
+        X = torch.sparse_coo_tensor(places, values, M.shape, check_invariants=True)
+    else:
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), (M != 0).sum(1).cumsum(0)])
+        X = torch.sparse_csr_tensor(starts, places[1], values, M.shape, check_invariants=True)
+    value = loss(svdgrad.singular_triplet(X))
+    with pytest.raises(NotImplementedError, match="a second derivative was asked for.*Sparse"):
+        torch.autograd.grad(value, values, create_graph=True)
+    (found,) = torch.autograd.grad(loss(svdgrad.singular_triplet(X)), values)
+    (expected,) = gradient(lambda M: loss(svdgrad.singular_triplet(M)), M)
+    assert relative_error(found, expected[tuple(places)]) <= 1e3 * EPS
+
+
+SPARSE = thinned().to_sparse_csr()
+REFUSED = {
+    "an interior index": (
+        lambda: svdgrad.singular_triplet(SPARSE, index=1),
+        "index must be 0, the largest, for a sparse A",
+    ),
+    "gram": (
+        lambda: svdgrad.singular_triplet(SPARSE, forward="gram"),
+        "forward must be 'auto' or 'lanczos' for a sparse A",
+    ),
+    "saddle": (
+        lambda: svdgrad.singular_triplet(SPARSE, adjoint="saddle"),
+        "adjoint must be 'auto' or 'cg' for a sparse A",
+    ),
+    "csc": (
+        lambda: svdgrad.singular_triplet(thinned().to_sparse_csc()),
+        r"layout torch.sparse_coo or torch.sparse_csr",
+    ),
+    "a batch": (lambda: svdgrad.singular_triplet(torch.ones(2, 3, 3).to_sparse_coo()), "one matrix"),
+    "integers": (lambda: svdgrad.singular_triplet(torch.eye(3).long().to_sparse_coo()), "must be floating point"),
+    "v0": (lambda: svdgrad.singular_triplet(SPARSE, v0=torch.ones(4)), "v0 must have 9 entries"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_sparse_matrix_cannot_have_is_refused_with_what_can(name):
+    call, message = REFUSED[name]
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
