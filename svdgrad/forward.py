@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
-from .matrices import mv, products
+from .matrices import mv, products, root_of_scale
 
 
 class Triplet(NamedTuple):
@@ -137,11 +137,10 @@ def _gram(A: Tensor) -> tuple[Triplet, Gram]:
     largest, smallest = (-x.item() for x in longest.aminmax())
     if not (1e-30 < smallest and largest < 1e30):
         check_entries(A)
-        unit = A.abs().amax((-2, -1))
-        unit = torch.where(unit == 0, 1, unit)
-        if (unit != 1).any():
-            (sigma, u, v), (S, W) = _gram(A / unit[..., None, None])
-            return Triplet(sigma * unit, u, v), Gram(S * unit.unsqueeze(-1), W)
+        root = root_of_scale(A)
+        if (root != 1).any():
+            (sigma, u, v), (S, W) = _gram(A * root[..., None, None] * root[..., None, None])
+            return Triplet(sigma / root / root, u, v), Gram(S / root.unsqueeze(-1) / root.unsqueeze(-1), W)
     minus_S2, W = torch.linalg.eigh(G)
     v = W[..., 0]
     u = mv(A, v)

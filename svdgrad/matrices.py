@@ -136,6 +136,16 @@ def size_of(phi: Tensor, psi: Tensor) -> Tensor:
     return size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
+def root_of_scale(A: Tensor) -> Tensor:
+    """A power of two r, shape (...), to be multiplied by twice: r² A has its largest entry between ½ and 2, exactly.
+
+    Twice, since r² need not be a number, and since PyTorch's quotient of a complex and a subnormal number is NaN.
+    """
+    largest = A.abs().amax((-2, -1))
+    half = torch.frexp(largest).exponent.div(2, rounding_mode="floor")
+    return torch.ldexp(torch.ones_like(largest), -half)
+
+
 # --- matrices to solve with ------------------------------------------------------------------------------------------
 
 

@@ -14,11 +14,12 @@ from torch.linalg import vecdot
 
 from .adjoint import LARGEST_ONLY, SOLVERS, assemble
 from .forward import FORWARDS, FullSVD, Gram, Ritz, Triplet, check_entries, tie
+from .matrices import root_of_scale, size_of
 
 
 class TieError(ArithmeticError):
     """A gradient through u or v was asked for, and σ equals another singular value (or zero, if m ≠ n) up to
-    rounding.
+    rounding, or is subnormal.
     """
 
 
@@ -109,9 +110,28 @@ def find_triplet(
     """
     if forward != "gram":  # which sees it in what it forms
         check_entries(A)
+    if v0 is not None:
+        v0 = direction(v0.to(torch.promote_types(v0.dtype, A.dtype)))
+        if not v0.isfinite().all():  # 0/0, or what was not finite before
+            raise ValueError(
+                "v0 must be finite and not zero: it fixes the sign, and is where an iteration starts; random numbers "
+                "will do"
+            )
+    root = None
+    if forward == "lanczos" and (A.abs().amax((-2, -1)) < torch.finfo(A.dtype).tiny).any():
+        root = root_of_scale(A)  # the other methods see to that by themselves
+        A = A * root[..., None, None] * root[..., None, None]
     with full_precision(A):
         triplet, known = FORWARDS[forward](A, index, v0, tol, maxiter)
+    if root is not None:
+        S = known.S / root[..., None] / root[..., None]
+        triplet, known = triplet._replace(sigma=triplet.sigma / root / root), known._replace(S=S)
     return (*triplet, *known)
+
+
+def direction(v0: Tensor) -> Tensor:
+    """v0 with a largest entry of modulus one, since of v0 only the direction counts."""
+    return v0 / v0.abs().amax(-1, keepdim=True)
 
 
 def solve_adjoint(
@@ -133,6 +153,7 @@ def solve_adjoint(
     m, n = A.shape[-2:]
     if role != "again":
         check_gap(m, n, sigma, known.S)
+        check_normal(sigma)
     if role == "loss" and A.is_complex():
         check_phase(u, v, phi, psi)
     with full_precision(A):
@@ -205,10 +226,26 @@ def check_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
         )
 
 
+def check_normal(sigma: Tensor) -> None:
+    """Raise a TieError where σ is subnormal: it differs from zero by fewer digits than its dtype has."""
+    if sigma.numel() == 0:
+        return  # an empty batch
+    tiny, least = torch.finfo(sigma.dtype).tiny, (sigma.amin() if sigma.ndim else sigma).item()
+    if least < tiny:
+        raise TieError(
+            f"σ = {least:.1e} is below the smallest normal number of {str(sigma.dtype).removeprefix('torch.')}, "
+            f"{tiny:.1e}, where digits are lost, and the derivatives of u and v, of the size of 1/σ, leave the range "
+            "of numbers. Likely cause: weights that have decayed to nothing. A loss of σ alone has a gradient here; "
+            "otherwise multiply A by a number, or use float64"
+        )
+
+
 def check_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
     """Raise a PhaseError for a loss that changes with the common phase of u and v: f(e^{iθ}u, e^{iθ}v) ≠ f(u, v)
     (eq-phase-blind).
     """
+    size = size_of(phi, psi)
+    phi, psi = phi / size, psi / size
     slope = (vecdot(u, phi) + vecdot(v, psi)).imag.abs()
     size = torch.linalg.vector_norm(phi, dim=-1) + torch.linalg.vector_norm(psi, dim=-1)
     worst = (slope / size.clamp_min(torch.finfo(size.dtype).tiny)).max().item()

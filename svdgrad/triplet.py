@@ -16,7 +16,7 @@ from torch.linalg import vecdot
 from .adjoint.saddle import refined
 from .forward import KNOWN, Triplet
 from .matrices import mv, outer, saddle
-from .steps import check_gap, check_phase, find_triplet, full_precision, gradient, solve_adjoint, validate
+from .steps import check_gap, check_phase, direction, find_triplet, full_precision, gradient, solve_adjoint, validate
 
 
 def singular_triplet(
@@ -78,8 +78,8 @@ def singular_triplet(
         other than 0 with a solver that serves the largest singular value only.
     TieError
         In backward, if the loss depends on u or v and σ equals another singular value up to rounding: then u and v are
-        not functions of A. The value, and the gradient of a loss of σ alone, are always given.
-
+        not functions of A. Also if σ is subnormal, where their derivatives, of the size of 1/σ, leave the range of
+        numbers. The value, and the gradient of a loss of σ alone, are always given.
     PhaseError
         In backward, if A is complex and the loss changes with the common phase of u and v, which A does not determine
         (eq-phase-blind). Forward mode keeps to the phase described at v0 instead, and so does what is nested in two of
@@ -412,7 +412,7 @@ def _anchor(x: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
     """What the sign rule makes positive for x = v: v0ᴴx, or the entry of x where v is largest in modulus (eq-phase)."""
     if v0 is None:
         return x.gather(-1, v.abs().argmax(-1, keepdim=True))
-    along: Tensor = vecdot(v0.detach().to(v), x)
+    along: Tensor = vecdot(direction(v0.detach()).to(v), x)
     return along.unsqueeze(-1)
 
 
