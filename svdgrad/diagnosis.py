@@ -69,7 +69,7 @@ def diagnose(
     forward          gram
     adjoint          spectral
     """
-    forward, adjoint = validate(A, index, forward, adjoint, v0)
+    forward, adjoint = validate(A, index, forward, adjoint, v0, tol, maxiter)
     if A.ndim != 2:
         raise ValueError(
             f"diagnose looks at one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch"

@@ -11,7 +11,7 @@ from .adjoint import assemble
 from .adjoint.krylov import schur_cg
 from .forward import KNOWN, Triplet, fix_sign, golub_kahan
 from .matrices import project
-from .steps import check_gap, find_triplet, solve_adjoint, validate
+from .steps import check_gap, check_stopping, find_triplet, solve_adjoint, validate
 
 MatVec = Callable[[Any, Tensor], Tensor]
 
@@ -76,6 +76,11 @@ def operator_triplet(
     """
     if not (isinstance(v0, Tensor) and v0.is_floating_point()):
         raise TypeError(f"v0 must be a real floating point tensor, found {getattr(v0, 'dtype', type(v0).__name__)}")
+    if not callable(matvec):
+        raise TypeError(f"matvec must be a function of (params, x), found {type(matvec).__name__}")
+    if v0.numel() == 0:
+        raise ValueError(f"v0 must have at least one entry, found shape {tuple(v0.shape)}")
+    check_stopping(tol, maxiter)
     leaves, spec = pytree.tree_flatten(params)
     sigma, u, v, *_ = _OperatorTriplet.apply(matvec, spec, v0.detach(), tol, maxiter, *leaves)
     return Triplet(sigma, u, v)
@@ -198,14 +203,28 @@ def rank_two_gradient(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
-    forward, adjoint = validate(A, index, forward, adjoint, v0)
+    forward, adjoint = validate(A, index, forward, adjoint, v0, tol, maxiter)
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of a triplet, found {type(loss).__name__}")
     if A.ndim != 2 or A.is_complex():
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
     A = A.detach().to(torch.promote_types(A.dtype, torch.float32))
     sigma, u, v, *known = find_triplet(A, v0, index, forward, tol, maxiter)
-    leaves = Triplet(*(x.detach().requires_grad_() for x in (sigma, u, v)))
-    value = loss(leaves)
-    bars = torch.autograd.grad(value, leaves, allow_unused=True)
+    with torch.inference_mode(False), torch.enable_grad():
+        sigma, u, v = (x.clone() if x.is_inference() else x for x in (sigma, u, v))
+        leaves = Triplet(*(x.detach().requires_grad_() for x in (sigma, u, v)))
+        value = loss(leaves)
+        if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex() or not value.requires_grad:
+            found = (
+                f"{value.dtype} of shape {tuple(value.shape)}{' without a graph' * (not value.requires_grad)}"
+                if isinstance(value, Tensor)
+                else type(value).__name__
+            )
+            raise TypeError(
+                f"loss(triplet) must be one real number, as a tensor, and a function of the triplet, found {found}: "
+                "end it with .sum(), and calculate with the sigma, u and v that it is given"
+            )
+        bars = torch.autograd.grad(value, leaves, allow_unused=True)
     xi, phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in zip(leaves, bars))
     p, q = solve_adjoint(A, sigma, u, v, phi, psi, adjoint, "loss", KNOWN[forward](*known))
     return value.detach(), RankTwo(u, v, p, q, xi)

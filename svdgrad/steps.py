@@ -4,13 +4,16 @@ Everything that can be wrong with an input is looked at here. triplet.py makes t
 shows them to torch.compile, operators.py and diagnosis.py use them as they are.
 """
 
+import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .adjoint import LARGEST_ONLY, SOLVERS, assemble
 from .forward import FORWARDS, FullSVD, Gram, Ritz, Triplet, check_entries, tie
@@ -59,12 +62,45 @@ def choose(forward: str, adjoint: str, A: Tensor, index: int = 0) -> tuple[str, 
     return forward, adjoint
 
 
-def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | None) -> tuple[str, str]:
+#: the precisions in which there is something to differentiate; the first two, and complex32, are computed in float32
+DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex32,
+    torch.complex64,
+    torch.complex128,
+)
+
+
+def validate(
+    A: Tensor,
+    index: int,
+    forward: str,
+    adjoint: str,
+    v0: Tensor | None,
+    tol: float | None = None,
+    maxiter: int | None = None,
+) -> tuple[str, str]:
     """Raise an error for what cannot be, and tell what "auto" stands for."""
     if not isinstance(A, Tensor):
         raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
-    if not (A.is_floating_point() or A.is_complex()):
-        raise TypeError(f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.double()")
+    if isinstance(A, UninitializedParameter | UninitializedBuffer):
+        raise ValueError("A must have entries, found a parameter without a shape: call its lazy module once before")
+    if A.is_quantized:
+        raise TypeError(
+            f"A must be floating point, found a quantized tensor, {A.dtype}: convert it with A.dequantize()"
+        )
+    if A.is_nested or A.layout != torch.strided:
+        found = "a nested tensor" if A.is_nested else f"layout {A.layout}"
+        raise TypeError(
+            f"A must be one dense tensor (..., m, n), found {found}: make it dense with A.to_dense(), or give products "
+            "with it to operator_triplet"
+        )
+    if A.dtype not in DTYPES:
+        reason = "eight bits hold no derivative" if A.is_floating_point() else "derivatives need real entries"
+        raise TypeError(f"A must be floating point, found {A.dtype}: {reason}, try A.double()")
     if A.ndim < 2:
         raise ValueError(
             f"A must be a matrix (..., m, n), found shape {tuple(A.shape)}: make a vector a matrix with A[:, None]"
@@ -74,26 +110,85 @@ def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | Non
         raise ValueError(
             f"A must have at least one row and one column, found shape {tuple(A.shape)}: an empty side has no triplet"
         )
+    if isinstance(index, bool) or not isinstance(index, int | np.integer):
+        raise TypeError(
+            f"index must be an integer, found {index!r}: one triplet at a time, 0 the largest and -1 the smallest"
+        )
     if not -min(m, n) <= index < min(m, n):
         raise ValueError(
             f"index must be from {-min(m, n)} to {min(m, n) - 1} for a matrix of shape {m}×{n}, found {index}"
         )
     for what, name, names in (("forward", forward, FORWARDS), ("adjoint", adjoint, SOLVERS)):
-        if name != "auto" and name not in names:
+        if not isinstance(name, str) or name != "auto" and name not in names:
             raise ValueError(f"unknown {what} {name!r}: the names are 'auto', {', '.join(map(repr, names))}")
+    check_stopping(tol, maxiter)
+    if forward in ("svd", "gram") and not (tol is None and maxiter is None):
+        raise ValueError(
+            f"forward {forward!r} does not iterate, found tol = {tol} and maxiter = {maxiter}: only 'lanczos' takes "
+            "them, and 'auto', which meets any tol where it does not iterate"
+        )
     forward, adjoint = choose(forward, adjoint, A, index)
     if forward in ("gram", "lanczos") and index % min(m, n) != 0:
         raise ValueError(
             f"forward {forward!r} finds the largest singular value, found index {index}: use forward 'svd'"
         )
-    if v0 is not None and v0.shape[-1:] != (n,):
-        raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {tuple(v0.shape)}")
+    if v0 is not None:
+        check_start(v0, A)
     if adjoint in LARGEST_ONLY and index % min(m, n) != 0:
         others = ", ".join(repr(name) for name in SOLVERS if name not in LARGEST_ONLY)
         raise ValueError(
             f"adjoint {adjoint!r} needs index 0, the largest singular value, found {index}: for others use {others}"
         )
     return forward, adjoint
+
+
+def check_stopping(tol: float | None, maxiter: int | None) -> None:
+    """Raise an error for a tolerance or a number of steps that stops no iteration."""
+    if tol is not None:
+        if isinstance(tol, bool) or not isinstance(tol, int | float | np.number):
+            raise TypeError(f"tol must be a number, found {tol!r}: it is the residual to stop at, in units of σ")
+        if not 0 <= tol < math.inf:
+            raise ValueError(f"tol must be finite and not negative, found {tol}: it is the residual to stop at, over σ")
+    if maxiter is not None:
+        if isinstance(maxiter, bool) or not isinstance(maxiter, int | np.integer):
+            raise TypeError(f"maxiter must be an integer, found {maxiter!r}: it counts steps")
+        if maxiter < 1:
+            raise ValueError(
+                f"maxiter must be at least 1, found {maxiter}: it counts steps; without it as many are taken as needed"
+            )
+
+
+def check_start(v0: Tensor, A: Tensor) -> None:
+    """Raise an error for a v0 that is not a vector like v for A, or one for each of a batch. Its numbers are checked in
+    ``find_triplet``, since under vmap only there they can be.
+    """
+    if not isinstance(v0, Tensor):
+        raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
+    if v0.is_complex() and not A.is_complex():
+        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
+    *batch, _, n = A.shape
+    if v0.shape[-1:] != (n,):
+        raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {tuple(v0.shape)}")
+    extra = v0.ndim - 1 - len(batch)
+    if extra > 0 or any(k not in (1, size) for k, size in zip(v0.shape[:-1], batch[-extra:])):
+        raise ValueError(
+            f"v0 must be one vector ({n},), or one for each matrix of a batch {tuple(batch)}, found shape "
+            f"{tuple(v0.shape)}: for several starts of one matrix use A.expand({', '.join(map(str, v0.shape[:-1]))}, "
+            "-1, -1), or torch.vmap"
+        )
+
+
+def check_range(sigma: Tensor, dtype: torch.dtype) -> None:
+    """Raise an error where σ, computed in float32, is too large for float16; under transforms it is Inf instead."""
+    if dtype not in (torch.float16, torch.complex32) or torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active() or not sigma.numel():
+        return
+    if (largest := sigma.max().item()) > torch.finfo(torch.float16).max:
+        raise ValueError(
+            f"σ must be a number of the precision of A, found σ = {largest:.5g} for {dtype}, which ends at 65504: "
+            "convert A first, with A.float(), or divide it by a number"
+        )
 
 
 def full_precision(A: Tensor) -> AbstractContextManager[Any]:

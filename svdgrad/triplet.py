@@ -16,7 +16,17 @@ from torch.linalg import vecdot
 from .adjoint.saddle import refined
 from .forward import KNOWN, Triplet
 from .matrices import mv, outer, saddle
-from .steps import check_gap, check_phase, direction, find_triplet, full_precision, gradient, solve_adjoint, validate
+from .steps import (
+    check_gap,
+    check_phase,
+    check_range,
+    direction,
+    find_triplet,
+    full_precision,
+    gradient,
+    solve_adjoint,
+    validate,
+)
 
 
 def singular_triplet(
@@ -40,7 +50,8 @@ def singular_triplet(
     Parameters
     ----------
     A : Tensor
-        Shape (..., m, n), floating point, on any device. float16 and bfloat16 are computed in float32.
+        Shape (..., m, n), floating point, on any device. float16 and bfloat16 are computed in float32. Its entries, and
+        the cotangents, may have any size at which σ and the gradient are normal numbers.
     index : int
         Which triplet, in descending order of σ; −1 is the smallest.
     forward : str
@@ -53,7 +64,8 @@ def singular_triplet(
         where the forward method knows all singular vectors, and "cg" after "lanczos".
     tol, maxiter : float, int, optional
         For "lanczos": it stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and raises a
-        ConvergenceError after maxiter steps (default: min(m, n), where it ends for certain).
+        ConvergenceError after maxiter steps (default: min(m, n), where it ends for certain). "auto" takes them for the
+        matrices for which it chooses "lanczos"; for others it needs neither. "svd" and "gram" refuse them.
     v0 : Tensor, optional
         Shape (n,) or (..., n), fixes the sign, or phase: of all pairs c(u, v) with c of modulus one, that with v0ᴴv > 0
         is returned (eq-phase).
@@ -72,10 +84,12 @@ def singular_triplet(
     Raises
     ------
     TypeError
-        A is not a floating point tensor.
+        A is not a dense floating point tensor; index, tol, maxiter or v0 is of a type that it cannot have.
     ValueError
-        A is not a matrix, has an empty side, or holds NaN or Inf; index is out of range; an unknown name; an index
-        other than 0 with a solver that serves the largest singular value only.
+        A is not a matrix, has an empty side, or holds NaN or Inf; index, tol, maxiter or the shape of v0 is out of
+        range; v0 is zero or not finite; an unknown name; tol or maxiter with a method that does not iterate; an index
+        other than 0 with a solver that serves the largest singular value only. A is float16, and σ is above 65504, the
+        largest number of float16; under torch.func and torch.compile it is Inf instead.
     TieError
         In backward, if the loss depends on u or v and σ equals another singular value up to rounding: then u and v are
         not functions of A. Also if σ is subnormal, where their derivatives, of the size of 1/σ, leave the range of
@@ -112,7 +126,7 @@ def singular_triplet(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
-    forward, adjoint = validate(A, index, forward, adjoint, v0)
+    forward, adjoint = validate(A, index, forward, adjoint, v0, tol, maxiter)
     if refine:
         adjoint = "refined"
     work = torch.promote_types(A.dtype, torch.float32)
@@ -131,6 +145,7 @@ def singular_triplet(
         sigma, u, v, *_ = function.apply(X, v0, index, forward, adjoint, tol, maxiter)
         if function is _SingularTriplet and (steps := _newton_steps_wanted()):
             sigma, u, v = _newton(X, sigma, u, v, v0, steps)
+    check_range(sigma, A.dtype)
     return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
 
 
