@@ -11,7 +11,7 @@ from .adjoint import assemble
 from .adjoint.krylov import schur_cg
 from .forward import KNOWN, Triplet, fix_sign, golub_kahan
 from .matrices import project
-from .steps import check_gap, check_stopping, find_triplet, solve_adjoint, validate
+from .steps import check_gap, check_stopping, find_triplet, full_precision, solve_adjoint, validate
 
 MatVec = Callable[[Any, Tensor], Tensor]
 
@@ -81,8 +81,13 @@ def operator_triplet(
     if v0.numel() == 0:
         raise ValueError(f"v0 must have at least one entry, found shape {tuple(v0.shape)}")
     check_stopping(tol, maxiter)
+
+    def in_full_precision(params: Any, x: Tensor) -> Tensor:
+        with full_precision(v0):
+            return matvec(params, x)
+
     leaves, spec = pytree.tree_flatten(params)
-    sigma, u, v, *_ = _OperatorTriplet.apply(matvec, spec, v0.detach(), tol, maxiter, *leaves)
+    sigma, u, v, *_ = _OperatorTriplet.apply(in_full_precision, spec, v0.detach(), tol, maxiter, *leaves)
     return Triplet(sigma, u, v)
 
 
@@ -127,7 +132,8 @@ class _OperatorTriplet(torch.autograd.Function):
             f = (left * ctx.matvec(params, v.reshape(v0.shape)).reshape(-1)).sum()
             f = f + (u * ctx.matvec(params, q.reshape(v0.shape)).reshape(-1)).sum()
         wanted = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
-        found = iter(torch.autograd.grad(f, wanted, allow_unused=True))
+        with full_precision(v0):
+            found = iter(torch.autograd.grad(f, wanted, allow_unused=True))
         return (None,) * 5 + tuple(next(found) if isinstance(x, Tensor) and x.requires_grad else None for x in leaves)
 
 
@@ -157,7 +163,8 @@ class _Operator:
     def transposed(self, y: Tensor) -> Tensor:
         if not self.y.requires_grad:  # a matvec that does not depend on x at all
             return torch.zeros_like(self.like).reshape(-1)
-        x: Tensor = torch.autograd.grad(self.y, self.x, y.reshape(self.shape), retain_graph=True)[0]
+        with full_precision(self.like):
+            x: Tensor = torch.autograd.grad(self.y, self.x, y.reshape(self.shape), retain_graph=True)[0]
         return x.reshape(-1)
 
 
