@@ -69,9 +69,10 @@ def diagnose(
     forward          gram
     adjoint          spectral
     """
+    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0)
     if len(A.shape) != 2:
         raise ValueError(f"diagnose takes one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
-    X, how = prepare(A.detach() if isinstance(A, Tensor) else A, index, forward, adjoint, tol, maxiter, v0)
+    X = X.at([x.detach() for x in X.leaves])
     sigma, u, v, *left = find_triplet(X, v0, how)
     known = KNOWN[how.forward](*left)
     gap = relative_gap(sigma, known.S, *X.shape)

@@ -140,6 +140,21 @@ def size_of(phi: Tensor, psi: Tensor) -> Tensor:
     return size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
+def direction(v0: Tensor) -> Tensor:
+    """v0 with a largest entry of modulus one, since of v0 only the direction counts."""
+    return v0 / v0.abs().amax(-1, keepdim=True)
+
+
+def root_of_scale(A: Tensor) -> Tensor:
+    """A power of two r, shape (...), to be multiplied by twice: r² A has its largest entry between ½ and 2, exactly.
+
+    Twice, since r² need not be a number, and since PyTorch's quotient of a complex and a subnormal number is NaN.
+    """
+    largest = A.abs().amax((-2, -1))
+    half = torch.frexp(largest).exponent.div(2, rounding_mode="floor")
+    return torch.ldexp(torch.ones_like(largest), -half)
+
+
 # --- matrices to solve with ------------------------------------------------------------------------------------------
 
 
@@ -259,8 +274,8 @@ def predicted_singular_values(name: str, S: Tensor, m: int, n: int, index: int =
     if name not in MATRICES:
         raise ValueError(f"no closed form under the name {name!r}: the names are {', '.join(map(repr, MATRICES))}")
     sigma = S[index]
-    others = S[torch.arange(len(S)) != index % len(S)]
-    weight = torch.as_tensor(beta, dtype=S.dtype)
+    others = S[torch.arange(len(S), device=S.device) != index % len(S)]
+    weight = torch.as_tensor(beta, dtype=S.dtype, device=S.device)
     length = torch.hypot(sigma, weight)
     # what A sends to zero: for matrices of size m + n, of size m (like P), and of size n (like Q)
     both, left, right = abs(m - n), m - len(S), n - len(S)

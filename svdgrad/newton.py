@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from .forward import Triplet
-from .matrices import mv, saddle
+from .matrices import direction, mv, saddle
 
 
 def newton(A: Tensor, triplet: Triplet, v0: Tensor | None, steps: int) -> Triplet:
@@ -57,5 +57,5 @@ def anchor(x: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
     """What the sign rule makes positive for x = v: v0ᴴx, or the entry of x where v is largest in modulus (eq-phase)."""
     if v0 is None:
         return x.gather(-1, v.abs().argmax(-1, keepdim=True))
-    along: Tensor = vecdot(v0.detach().to(v), x)
+    along: Tensor = vecdot(direction(v0.detach()).to(v), x)
     return along.unsqueeze(-1)

@@ -10,7 +10,7 @@ from .adjoint import assemble
 from .forward import Triplet
 from .operator import Sparse, function
 from .rule import differentiable_triplet
-from .steps import How, find_triplet, full_precision, prepare, solve_adjoint
+from .steps import How, check_stopping, find_triplet, full_precision, prepare, solve_adjoint
 from .transforms import plain_mode
 
 MatVec = Callable[[Any, Tensor], Tensor]
@@ -99,6 +99,11 @@ def _operator_triplet(
         raise TypeError(
             f"v0 must be a floating point tensor, real or complex, found {found}: it is where to start from"
         )
+    if not callable(matvec):
+        raise TypeError(f"matvec must be a function of (params, x), found {type(matvec).__name__}")
+    if v0.numel() == 0:
+        raise ValueError(f"v0 must have at least one entry, found shape {tuple(v0.shape)}")
+    check_stopping(tol, maxiter)
     with plain_mode(), full_precision((v0,)):
         start = v0.detach().to(torch.promote_types(v0.dtype, torch.float32))
         start = start.clone() if start.is_inference() else start
@@ -146,13 +151,28 @@ def rank_two_gradient(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of a triplet, found {type(loss).__name__}")
+    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0)
     if len(A.shape) != 2 or A.dtype.is_complex:
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
-    X, how = prepare(A.detach() if isinstance(A, Tensor) else A, index, forward, adjoint, tol, maxiter, v0)
+    X = X.at([x.detach() for x in X.leaves])
     sigma, u, v, *known = find_triplet(X, v0, how)
-    leaves = Triplet(*(x.detach().requires_grad_() for x in (sigma, u, v)))
-    value = loss(leaves)
-    bars = torch.autograd.grad(value, leaves, allow_unused=True)
+    with torch.inference_mode(False), torch.enable_grad():
+        sigma, u, v = (x.clone() if x.is_inference() else x for x in (sigma, u, v))
+        leaves = Triplet(*(x.detach().requires_grad_() for x in (sigma, u, v)))
+        value = loss(leaves)
+        if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex() or not value.requires_grad:
+            found = (
+                f"{value.dtype} of shape {tuple(value.shape)}{' without a graph' * (not value.requires_grad)}"
+                if isinstance(value, Tensor)
+                else type(value).__name__
+            )
+            raise TypeError(
+                f"loss(triplet) must be one real number, as a tensor, and a function of the triplet, found {found}: "
+                "end it with .sum(), and calculate with the sigma, u and v that it is given"
+            )
+        bars = torch.autograd.grad(value, leaves, allow_unused=True)
     xi, phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in zip(leaves, bars))
     p, q = solve_adjoint(X, Triplet(sigma, u, v), phi, psi, how, "loss", known)
     return value.detach(), RankTwo(u, v, p, q, xi)

@@ -4,25 +4,30 @@ Everything that can be wrong with an input is looked at here. triplet.py makes t
 shows them to torch.compile, operators.py and diagnosis.py use them as they are.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .adjoint import LARGEST_ONLY, SOLVERS
 from .adjoint.krylov import cg_of
 from .forward import FORWARDS, KNOWN, Ritz, Triplet, check_entries, lanczos_of, tie
+from .matrices import direction, root_of_scale, size_of
 from .operator import Dense, Operator, Sparse, of_sparse_tensor
+from .transforms import transformed
 
 
 class TieError(ArithmeticError):
     """A gradient through u or v was asked for, and σ equals another singular value (or zero, if m ≠ n) up to
-    rounding.
+    rounding, or is subnormal.
     """
 
 
@@ -74,12 +79,43 @@ def choose(forward: str, adjoint: str, A: Tensor, index: int = 0) -> tuple[str, 
     return forward, adjoint
 
 
-def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | None) -> tuple[str, str]:
+#: the precisions in which there is something to differentiate; the first two, and complex32, are computed in float32
+DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex32,
+    torch.complex64,
+    torch.complex128,
+)
+
+
+def validate(
+    A: Tensor,
+    index: int,
+    forward: str,
+    adjoint: str,
+    v0: Tensor | None,
+    tol: float | None = None,
+    maxiter: int | None = None,
+) -> tuple[str, str]:
     """Raise an error for what cannot be, and tell what "auto" stands for."""
     if not isinstance(A, Tensor):
         raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
-    if not (A.is_floating_point() or A.is_complex()):
-        raise TypeError(f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.double()")
+    if isinstance(A, UninitializedParameter | UninitializedBuffer):
+        raise ValueError("A must have entries, found a parameter without a shape: call its lazy module once before")
+    if A.is_quantized:
+        raise TypeError(
+            f"A must be floating point, found a quantized tensor, {A.dtype}: convert it with A.dequantize()"
+        )
+    if A.is_nested:
+        raise TypeError(
+            "A must be one dense tensor (..., m, n), found a nested tensor: call it for each of A.unbind(), or pad them"
+        )
+    if A.dtype not in DTYPES:
+        reason = "eight bits hold no derivative" if A.is_floating_point() else "derivatives need real entries"
+        raise TypeError(f"A must be floating point, found {A.dtype}: {reason}, try A.double()")
     if A.ndim < 2:
         raise ValueError(
             f"A must be a matrix (..., m, n), found shape {tuple(A.shape)}: make a vector a matrix with A[:, None]"
@@ -89,26 +125,85 @@ def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | Non
         raise ValueError(
             f"A must have at least one row and one column, found shape {tuple(A.shape)}: an empty side has no triplet"
         )
+    if isinstance(index, bool) or not isinstance(index, int | np.integer):
+        raise TypeError(
+            f"index must be an integer, found {index!r}: one triplet at a time, 0 the largest and -1 the smallest"
+        )
     if not -min(m, n) <= index < min(m, n):
         raise ValueError(
             f"index must be from {-min(m, n)} to {min(m, n) - 1} for a matrix of shape {m}×{n}, found {index}"
         )
     for what, name, names in (("forward", forward, FORWARDS), ("adjoint", adjoint, SOLVERS)):
-        if name != "auto" and name not in names:
+        if not isinstance(name, str) or name != "auto" and name not in names:
             raise ValueError(f"unknown {what} {name!r}: the names are 'auto', {', '.join(map(repr, names))}")
+    check_stopping(tol, maxiter)
+    if forward in ("svd", "gram") and not (tol is None and maxiter is None):
+        raise ValueError(
+            f"forward {forward!r} does not iterate, found tol = {tol} and maxiter = {maxiter}: only 'lanczos' takes "
+            "them, and 'auto', which meets any tol where it does not iterate"
+        )
     forward, adjoint = choose(forward, adjoint, A, index)
     if forward in ("gram", "lanczos") and index % min(m, n) != 0:
         raise ValueError(
             f"forward {forward!r} finds the largest singular value, found index {index}: use forward 'svd'"
         )
-    if v0 is not None and v0.shape[-1:] != (n,):
-        raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {tuple(v0.shape)}")
+    if v0 is not None:
+        check_start(v0, A)
     if adjoint in LARGEST_ONLY and index % min(m, n) != 0:
         others = ", ".join(repr(name) for name in SOLVERS if name not in LARGEST_ONLY)
         raise ValueError(
             f"adjoint {adjoint!r} needs index 0, the largest singular value, found {index}: for others use {others}"
         )
     return forward, adjoint
+
+
+def check_stopping(tol: float | None, maxiter: int | None) -> None:
+    """Raise an error for a tolerance or a number of steps that stops no iteration."""
+    if tol is not None:
+        if isinstance(tol, bool) or not isinstance(tol, int | float | np.number):
+            raise TypeError(f"tol must be a number, found {tol!r}: it is the residual to stop at, in units of σ")
+        if not 0 <= tol < math.inf:
+            raise ValueError(f"tol must be finite and not negative, found {tol}: it is the residual to stop at, over σ")
+    if maxiter is not None:
+        if isinstance(maxiter, bool) or not isinstance(maxiter, int | np.integer):
+            raise TypeError(f"maxiter must be an integer, found {maxiter!r}: it counts steps")
+        if maxiter < 1:
+            raise ValueError(
+                f"maxiter must be at least 1, found {maxiter}: it counts steps; without it as many are taken as needed"
+            )
+
+
+def check_start(v0: Tensor, A: Tensor) -> None:
+    """Raise an error for a v0 that is not a vector like v for A, or one for each of a batch. Its numbers are checked in
+    ``find_triplet``, since under vmap only there they can be.
+    """
+    if not isinstance(v0, Tensor):
+        raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
+    if v0.is_complex() and not A.is_complex():
+        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
+    *batch, _, n = A.shape
+    if v0.shape[-1:] != (n,):
+        raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {tuple(v0.shape)}")
+    extra = v0.ndim - 1 - len(batch)
+    if extra > 0 or any(k not in (1, size) for k, size in zip(v0.shape[:-1], batch[-extra:])):
+        raise ValueError(
+            f"v0 must be one vector ({n},), or one for each matrix of a batch {tuple(batch)}, found shape "
+            f"{tuple(v0.shape)}: for several starts of one matrix use A.expand({', '.join(map(str, v0.shape[:-1]))}, "
+            "-1, -1), or torch.vmap"
+        )
+
+
+def check_range(sigma: Tensor, dtype: torch.dtype) -> None:
+    """Raise an error where σ, computed in float32, is too large for float16; under transforms it is Inf instead."""
+    if dtype not in (torch.float16, torch.complex32) or torch.compiler.is_compiling():
+        return
+    if transformed() or not sigma.numel():
+        return
+    if (largest := sigma.max().item()) > torch.finfo(torch.float16).max:
+        raise ValueError(
+            f"σ must be a number of the precision of A, found σ = {largest:.5g} for {dtype}, which ends at 65504: "
+            "convert A first, with A.float(), or divide it by a number"
+        )
 
 
 def prepare(
@@ -121,15 +216,16 @@ def prepare(
     v0: Tensor | None,
 ) -> tuple[Dense | Sparse, How]:
     """The operator of A in single precision or better, and how its triplet is found; an error for what cannot be."""
-    if isinstance(A, Tensor) and A.layout == torch.strided:
-        forward, adjoint = validate(A, index, forward, adjoint, v0)
+    if isinstance(A, Tensor) and (A.layout == torch.strided or A.is_nested):
+        forward, adjoint = validate(A, index, forward, adjoint, v0, tol, maxiter)
         X: Dense | Sparse = Dense(A.to(torch.promote_types(A.dtype, torch.float32)))
     elif isinstance(A, Sparse | Tensor):
         if isinstance(A, Tensor) and A.layout not in (torch.sparse_coo, torch.sparse_csr):
             raise TypeError(
-                f"a sparse A must have the layout torch.sparse_coo or torch.sparse_csr, found {A.layout}: convert it "
-                "with A.to_sparse_csr()"
+                f"A must be one dense tensor (..., m, n), or sparse in COO or CSR layout, found layout {A.layout}: make "
+                "it dense with A.to_dense(), or give products with it to operator_triplet"
             )
+        check_stopping(tol, maxiter)
         forward, adjoint = validate_sparse(A, index, forward, adjoint, v0)
         dtype = torch.promote_types(A.dtype, torch.float32)
         X = A.at((A.values.to(dtype),)) if isinstance(A, Sparse) else of_sparse_tensor(A.to(dtype))
@@ -172,14 +268,34 @@ def full_precision(leaves: Sequence[Tensor]) -> AbstractContextManager[Any]:
 
 
 def find_triplet(A: Operator, v0: Tensor | None, how: How) -> tuple[Tensor, ...]:
-    """(σ, u, v, *known). The entries are checked from here, and not before, since under vmap only here they can be."""
+    """(σ, u, v, *known). The numbers are checked from here, and not before, since under vmap only here they can be."""
+    if v0 is not None:
+        v0 = direction(v0.to(torch.promote_types(v0.dtype, A.vector.dtype)))
+        if not v0.isfinite().all():  # 0/0, or what was not finite before
+            raise ValueError(
+                "v0 must be finite and not zero: it fixes the sign, and is where an iteration starts; random numbers "
+                "will do"
+            )
     with full_precision(A.leaves):
         if isinstance(A, Dense):
-            if how.forward != "gram":  # which sees it in what it forms
-                check_entries(A.A)
-            triplet, known = FORWARDS[how.forward](A.A, how.index, v0, how.tol, how.maxiter)
-        else:
-            triplet, known = lanczos_of(A.products(), A.shape, A.vector, v0, how.tol, how.maxiter)
+            return _of_matrix(A.A, v0, how)
+        triplet, known = lanczos_of(A.products(), A.shape, A.vector, v0, how.tol, how.maxiter)
+    return (*triplet, *known)
+
+
+def _of_matrix(A: Tensor, v0: Tensor | None, how: How) -> tuple[Tensor, ...]:
+    root, tiny = None, torch.finfo(A.dtype).tiny
+    if how.forward != "gram":  # which sees in what it forms what is wrong with the entries
+        largest = check_entries(A)
+        if how.forward == "lanczos":  # the others see to subnormal numbers by themselves
+            subnormal = largest < tiny if A.ndim == 2 else bool((A.abs().amax((-2, -1)) < tiny).any())
+            if subnormal:
+                root = root_of_scale(A)
+                A = A * root[..., None, None] * root[..., None, None]
+    triplet, known = FORWARDS[how.forward](A, how.index, v0, how.tol, how.maxiter)
+    if root is not None:
+        S = known.S / root[..., None] / root[..., None]
+        triplet, known = triplet._replace(sigma=triplet.sigma / root / root), known._replace(S=S)
     return (*triplet, *known)
 
 
@@ -195,6 +311,7 @@ def solve_adjoint(
     left = KNOWN[how.forward](*known)
     if role != "again":
         check_gap(*A.shape, sigma, left.S)
+        check_normal(sigma)
     if role == "loss" and u.is_complex():
         check_phase(u, v, phi, psi)
     with full_precision(A.leaves):
@@ -271,10 +388,26 @@ def check_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
         )
 
 
+def check_normal(sigma: Tensor) -> None:
+    """Raise a TieError where σ is subnormal: it differs from zero by fewer digits than its dtype has."""
+    if sigma.numel() == 0:
+        return  # an empty batch
+    tiny, least = torch.finfo(sigma.dtype).tiny, (sigma.amin() if sigma.ndim else sigma).item()
+    if least < tiny:
+        raise TieError(
+            f"σ = {least:.1e} is below the smallest normal number of {str(sigma.dtype).removeprefix('torch.')}, "
+            f"{tiny:.1e}, where digits are lost, and the derivatives of u and v, of the size of 1/σ, leave the range "
+            "of numbers. Likely cause: weights that have decayed to nothing. A loss of σ alone has a gradient here; "
+            "otherwise multiply A by a number, or use float64"
+        )
+
+
 def check_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
     """Raise a PhaseError for a loss that changes with the common phase of u and v: f(e^{iθ}u, e^{iθ}v) ≠ f(u, v)
     (eq-phase-blind).
     """
+    size = size_of(phi, psi)
+    phi, psi = phi / size, psi / size
     slope = (vecdot(u, phi) + vecdot(v, psi)).imag.abs()
     size = torch.linalg.vector_norm(phi, dim=-1) + torch.linalg.vector_norm(psi, dim=-1)
     worst = (slope / size.clamp_min(torch.finfo(size.dtype).tiny)).max().item()

@@ -12,7 +12,7 @@ from torch import Tensor
 from .forward import Triplet
 from .operator import Sparse
 from .rule import differentiable_triplet
-from .steps import full_precision, prepare
+from .steps import check_range, full_precision, prepare
 
 
 def singular_triplet(
@@ -35,7 +35,8 @@ def singular_triplet(
     Parameters
     ----------
     A : Tensor, or Sparse
-        Shape (..., m, n), floating point, on any device. float16 and bfloat16 are computed in float32.
+        Shape (..., m, n), floating point, on any device. float16 and bfloat16 are computed in float32. Its entries, and
+        the cotangents, may have any size at which σ and the gradient are normal numbers.
         One sparse matrix (m, n), in COO or CSR layout or as ``svdgrad.operator.Sparse``, has a gradient at its entries
         only, in its layout; it takes index 0, "lanczos" and "cg".
     index : int
@@ -50,7 +51,8 @@ def singular_triplet(
         where the forward method knows all singular vectors, and "cg" after "lanczos".
     tol, maxiter : float, int, optional
         For "lanczos": it stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and raises a
-        ConvergenceError after maxiter steps (default: min(m, n), where it ends for certain).
+        ConvergenceError after maxiter steps (default: min(m, n), where it ends for certain). "auto" takes them for the
+        matrices for which it chooses "lanczos"; for others it needs neither. "svd" and "gram" refuse them.
     v0 : Tensor, optional
         Shape (n,) or (..., n), fixes the sign, or phase: of all pairs c(u, v) with c of modulus one, that with v0ᴴv > 0
         is returned (eq-phase).
@@ -64,14 +66,16 @@ def singular_triplet(
     Raises
     ------
     TypeError
-        A is not a floating point tensor.
+        A is not a floating point tensor, dense or sparse; index, tol, maxiter or v0 is of a type that it cannot have.
     ValueError
-        A is not a matrix, has an empty side, or holds NaN or Inf; index is out of range; an unknown name; an index
-        other than 0 with a solver that serves the largest singular value only.
+        A is not a matrix, has an empty side, or holds NaN or Inf; index, tol, maxiter or the shape of v0 is out of
+        range; v0 is zero or not finite; an unknown name; tol or maxiter with a method that does not iterate; an index
+        other than 0 with a solver that serves the largest singular value only. A is float16, and σ is above 65504, the
+        largest number of float16; under torch.func and torch.compile it is Inf instead.
     TieError
         In backward, if the loss depends on u or v and σ equals another singular value up to rounding: then u and v are
-        not functions of A. The value, and the gradient of a loss of σ alone, are always given.
-
+        not functions of A. Also if σ is subnormal, where their derivatives, of the size of 1/σ, leave the range of
+        numbers. The value, and the gradient of a loss of σ alone, are always given.
     PhaseError
         In backward, if A is complex and the loss changes with the common phase of u and v, which A does not determine
         (eq-phase-blind). Forward mode keeps to the phase described at v0 instead, and so does what is nested in two of
@@ -122,7 +126,9 @@ def _singular_triplet(
 ) -> Triplet:
     X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0)
     with full_precision(X.leaves):  # not only what is calculated now: a forward mode differentiates it on the spot
-        return differentiable_triplet(X, v0, how).to(A.dtype)
+        triplet = differentiable_triplet(X, v0, how)
+    check_range(triplet.sigma, A.dtype)
+    return triplet.to(A.dtype)
 
 
 def spectral_norm(

@@ -229,7 +229,7 @@ def test_a_sparse_matrix_of_two_million_entries_and_its_memory():
             dense,
             torch.zeros(4),
             ValueError,
-            "must be finite and not zero: it is the vector to start from; random numbers will do",
+            "must be finite and not zero: it fixes the sign, and is where an iteration starts; random numbers will do",
         ),
         (dense, torch.full((4,), torch.nan), ValueError, "must be finite and not zero"),
         (

@@ -323,7 +323,7 @@ REFUSED = {
     ),
     "csc": (
         lambda: svdgrad.singular_triplet(thinned().to_sparse_csc()),
-        r"layout torch.sparse_coo or torch.sparse_csr",
+        "or sparse in COO or CSR layout, found layout torch.sparse_csc",
     ),
     "a batch": (lambda: svdgrad.singular_triplet(torch.ones(2, 3, 3).to_sparse_coo()), "one matrix"),
     "integers": (lambda: svdgrad.singular_triplet(torch.eye(3).long().to_sparse_coo()), "must be floating point"),

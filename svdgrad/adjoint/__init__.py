@@ -40,9 +40,9 @@ def _exact(formula: Solver) -> Solver:
     @wraps(formula)
     def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any = None) -> tuple[Tensor, Tensor]:
         sigma, u, v = triplet
-        phi, psi = project(u, phi), project(v, psi)
         size, unit = size_of(phi, psi), sigma[..., None]
-        p, q = formula(A / unit[..., None], torch.ones_like(sigma), u, v, phi / size, psi / size)
+        phi, psi = project(u, phi / size), project(v, psi / size)
+        p, q = formula(A / unit[..., None], torch.ones_like(sigma), u, v, phi, psi)
         size = size / unit
         return project(u, p) * size, project(v, q) * size
 
@@ -50,11 +50,24 @@ def _exact(formula: Solver) -> Solver:
 
 
 def _fast(formula: Solver) -> Solver:
-    """Around a formula that takes A as it is, without a copy, sees to units itself, and uses what the forward method
-    knows.
+    """Around a formula that takes A as it is, without a copy, and uses what the forward method knows.
 
+    It solves (K/σ) [p; q] = c/σ. The right-hand side has the size of the solution then, or less, so both are normal
+    numbers where the gradient is, and so is what lies between, if the formula divides by σ what it multiplied by A.
     Out of it p ⟂ u and q ⟂ v come by themselves.
     """
+
+    @wraps(formula)
+    def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any = None) -> tuple[Tensor, Tensor]:
+        sigma, u, v = triplet
+        unit = sigma.unsqueeze(-1)
+        return formula(A, sigma, u, v, project(u, phi / unit), project(v, psi / unit), known)
+
+    return solver
+
+
+def _by_products(formula: Solver) -> Solver:
+    """Around an iteration with products, which sees to units itself, since it serves operators too."""
 
     @wraps(formula)
     def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any = None) -> tuple[Tensor, Tensor]:
@@ -96,7 +109,7 @@ SOLVERS: dict[str, Solver] = {
     "schur": _exact(schur),
     "spectral": _fast(spectral),
     "doubling": _exact(doubling),
-    "cg": _fast(cg),
+    "cg": _by_products(cg),
     "minres": _exact(minres),
 }
 

@@ -18,7 +18,8 @@ def spectral(
 ) -> tuple[Tensor, Tensor]:
     """p = U (σa + Σb)/d + (I − UUᴴ)φ/σ and q = V (Σa + σb)/d + (I − VVᴴ)ψ/σ (eq-spectral).
 
-    Here a = Uᴴφ, b = Vᴴψ, dᵢ = (σ − σᵢ)(σ + σᵢ), and the entries that belong to σ itself are zero. All in units of σ.
+    Here a = Uᴴφ, b = Vᴴψ, dᵢ = (σ − σᵢ)(σ + σᵢ), and the entries that belong to σ itself are zero. All in units of σ,
+    so that ``phi`` and ``psi`` stand for φ/σ and ψ/σ.
     Where only the singular vectors W of the smaller side are ``known``, (σ²I − AᴴA) q = Aᴴφ + σψ is solved in their
     basis, and p = (φ + Aq)/σ (eq-spectral-gram). Where neither is, this costs an SVD.
     """
@@ -38,11 +39,11 @@ def spectral(
     # the parts that A cannot reach; a square U has none, and what rounding leaves of it would be divided by σ
     p = mv(U, x) if U.shape[-2] == U.shape[-1] else mv(U, x - a) + phi
     q = mv(Vh.mH, y) if Vh.shape[-2] == Vh.shape[-1] else mv(Vh.mH, y - b) + psi
-    return p / s, q / s
+    return p, q
 
 
 def _in_one_basis(A: Tensor, s: Tensor, phi: Tensor, psi: Tensor, gram: Gram) -> tuple[Tensor, Tensor]:
-    W, t = gram.W[..., 1:], gram.S[..., 1:] / s
+    W, t = gram.W.narrow(-1, 1, gram.S.shape[-1] - 1), gram.S.narrow(-1, 1, gram.S.shape[-1] - 1) / s
     r = mv(W.mH, torch.addcdiv(psi, mv(A.mH, phi), s))
-    q = mv(W, r / ((1 - t) * (1 + t))) / s
-    return (phi + mv(A, q)) / s, q
+    q = mv(W, r / ((1 - t) * (1 + t)))
+    return torch.addcdiv(phi, mv(A, q), s), q
