@@ -222,8 +222,8 @@ def prepare(
     elif isinstance(A, Sparse | Tensor):
         if isinstance(A, Tensor) and A.layout not in (torch.sparse_coo, torch.sparse_csr):
             raise TypeError(
-                f"A must be one dense tensor (..., m, n), or sparse in COO or CSR layout, found layout {A.layout}: make "
-                "it dense with A.to_dense(), or give products with it to operator_triplet"
+                f"A must be one dense tensor (..., m, n), or sparse in COO or CSR layout, found layout {A.layout}: "
+                "make it dense with A.to_dense(), or give products with it to operator_triplet"
             )
         check_stopping(tol, maxiter)
         forward, adjoint = validate_sparse(A, index, forward, adjoint, v0)
