@@ -28,6 +28,8 @@ class Diagnosis(NamedTuple):
     """products with A or Aᴴ; zero for a direct method"""
     residual: float
     """max(‖Av − σu‖, ‖Aᴴu − σv‖)/σ"""
+    missed: float
+    """a bound for the probability that there is a singular value above 1.001 σ; zero for a direct method"""
     stopped: str
     """why the forward method stopped"""
     forward: str
@@ -50,6 +52,7 @@ def diagnose(
     tol: float | None = None,
     maxiter: int | None = None,
     v0: Tensor | None = None,
+    missed: float | None = 1e-3,
 ) -> Diagnosis:
     """Gap, condition number and expected error of the gradient at one matrix A (m, n), and cost and residual of its
     triplet.
@@ -65,17 +68,18 @@ def diagnose(
     steps            0
     products         0
     residual         0
+    missed           0
     stopped          direct method
     forward          gram
     adjoint          spectral
     """
-    forward, adjoint = validate(A, index, forward, adjoint, v0)
+    forward, adjoint = validate(A, index, forward, adjoint, v0, missed)
     if A.ndim != 2:
         raise ValueError(
             f"diagnose looks at one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch"
         )
     A = A.detach().to(torch.promote_types(A.dtype, torch.float32))
-    sigma, u, v, *left = find_triplet(A, v0, index, forward, tol, maxiter)
+    sigma, u, v, *left = find_triplet(A, v0, index, forward, tol, maxiter, missed)
     known = KNOWN[forward](*left)
     gap = relative_gap(sigma, known.S, *A.shape)
     residual = torch.maximum(vector_norm(mv(A, v) - sigma * u), vector_norm(mv(A.mH, u) - sigma * v))
@@ -89,6 +93,7 @@ def diagnose(
         steps=steps,
         products=2 * steps + 1 if steps else 0,
         residual=residual.item(),
+        missed=known.missed.item() if isinstance(known, Ritz) else 0.0,
         stopped="the residual reached the tolerance" if steps else "direct method",
         forward=forward,
         adjoint=adjoint,

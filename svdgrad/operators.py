@@ -22,6 +22,7 @@ def operator_triplet(
     v0: Tensor,
     tol: float | None = None,
     maxiter: int | None = None,
+    missed: float | None = 1e-3,
 ) -> Triplet:
     """The dominant triplet (σ, u, v) of x ↦ matvec(params, x), differentiable in ``params``.
 
@@ -43,6 +44,9 @@ def operator_triplet(
     tol, maxiter : float, int, optional
         The iteration stops where ‖Aᵀu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and gives up after maxiter
         steps (default: 1000).
+    missed : float, optional
+        It also goes on until the probability that it has missed a value above 1.001 σ is at most this; None trusts v0,
+        as for ``singular_triplet``.
 
     Returns
     -------
@@ -56,7 +60,7 @@ def operator_triplet(
     ValueError
         v0 is zero or not finite; params hold NaN or Inf; matvec is not linear, as far as its first product shows.
     ConvergenceError
-        The iteration ran out of steps. The message names the residual that was reached.
+        The iteration ran out of steps. The message names what was reached, and what was not.
     TieError, NearTieWarning
         In backward, as for ``singular_triplet``; the gap is an estimate from the iteration's other Ritz values.
 
@@ -77,17 +81,24 @@ def operator_triplet(
     if not (isinstance(v0, Tensor) and v0.is_floating_point()):
         raise TypeError(f"v0 must be a real floating point tensor, found {getattr(v0, 'dtype', type(v0).__name__)}")
     leaves, spec = pytree.tree_flatten(params)
-    sigma, u, v, *_ = _OperatorTriplet.apply(matvec, spec, v0.detach(), tol, maxiter, *leaves)
+    sigma, u, v, *_ = _OperatorTriplet.apply(matvec, spec, v0.detach(), tol, maxiter, missed, *leaves)
     return Triplet(sigma, u, v)
 
 
 class _OperatorTriplet(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, matvec: MatVec, spec: Any, v0: Tensor, tol: float | None, maxiter: int | None, *leaves: Any
+        ctx: Any,
+        matvec: MatVec,
+        spec: Any,
+        v0: Tensor,
+        tol: float | None,
+        maxiter: int | None,
+        missed: float | None,
+        *leaves: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         A = _Operator(matvec, pytree.tree_unflatten(leaves, spec), v0)
-        (sigma, u, v), known = golub_kahan(A.product, A.transposed, v0.reshape(-1), tol, maxiter)
+        (sigma, u, v), known = golub_kahan(A.product, A.transposed, v0.reshape(-1), tol, maxiter, missed)
         u, v = fix_sign(u, v, v0.reshape(-1))
         ctx.matvec, ctx.spec, ctx.known = matvec, spec, known
         ctx.set_materialize_grads(False)
@@ -123,7 +134,7 @@ class _OperatorTriplet(torch.autograd.Function):
             f = f + (u * ctx.matvec(params, q.reshape(v0.shape)).reshape(-1)).sum()
         wanted = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
         found = iter(torch.autograd.grad(f, wanted, allow_unused=True))
-        return (None,) * 5 + tuple(next(found) if isinstance(x, Tensor) and x.requires_grad else None for x in leaves)
+        return (None,) * 6 + tuple(next(found) if isinstance(x, Tensor) and x.requires_grad else None for x in leaves)
 
 
 class _Operator:
@@ -187,6 +198,7 @@ def rank_two_gradient(
     tol: float | None = None,
     maxiter: int | None = None,
     v0: Tensor | None = None,
+    missed: float | None = 1e-3,
 ) -> tuple[Tensor, RankTwo]:
     """The value of ``loss(triplet)`` and its gradient with respect to A as (u, v, p, q, ξ), with no m×n array made.
 
@@ -198,11 +210,11 @@ def rank_two_gradient(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
-    forward, adjoint = validate(A, index, forward, adjoint, v0)
+    forward, adjoint = validate(A, index, forward, adjoint, v0, missed)
     if A.ndim != 2 or A.is_complex():
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
     A = A.detach().to(torch.promote_types(A.dtype, torch.float32))
-    sigma, u, v, *known = find_triplet(A, v0, index, forward, tol, maxiter)
+    sigma, u, v, *known = find_triplet(A, v0, index, forward, tol, maxiter, missed)
     leaves = Triplet(*(x.detach().requires_grad_() for x in (sigma, u, v)))
     value = loss(leaves)
     bars = torch.autograd.grad(value, leaves, allow_unused=True)

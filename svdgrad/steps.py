@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from .adjoint import LARGEST_ONLY, SOLVERS, assemble
+from .certificate import check_missed
 from .forward import FORWARDS, FullSVD, Gram, Ritz, Triplet, check_entries, tie
 
 
@@ -58,7 +59,9 @@ def choose(forward: str, adjoint: str, A: Tensor, index: int = 0) -> tuple[str, 
     return forward, adjoint
 
 
-def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | None) -> tuple[str, str]:
+def validate(
+    A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | None, missed: float | None = 1e-3
+) -> tuple[str, str]:
     """Raise an error for what cannot be, and tell what "auto" stands for."""
     if not isinstance(A, Tensor):
         raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
@@ -80,6 +83,12 @@ def validate(A: Tensor, index: int, forward: str, adjoint: str, v0: Tensor | Non
     for what, name, names in (("forward", forward, FORWARDS), ("adjoint", adjoint, SOLVERS)):
         if name != "auto" and name not in names:
             raise ValueError(f"unknown {what} {name!r}: the names are 'auto', {', '.join(map(repr, names))}")
+    check_missed(missed)
+    if forward in ("svd", "gram") and missed != 1e-3:
+        raise ValueError(
+            f"missed is the risk that an iteration may take, and forward {forward!r} has none, found missed={missed}: "
+            "leave it out, or use forward 'lanczos'"
+        )
     forward, adjoint = choose(forward, adjoint, A, index)
     if forward in ("gram", "lanczos") and index % min(m, n) != 0:
         raise ValueError(
@@ -102,7 +111,13 @@ def full_precision(A: Tensor) -> AbstractContextManager[Any]:
 
 
 def find_triplet(
-    A: Tensor, v0: Tensor | None, index: int, forward: str, tol: float | None = None, maxiter: int | None = None
+    A: Tensor,
+    v0: Tensor | None,
+    index: int,
+    forward: str,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
 ) -> tuple[Tensor, ...]:
     """(σ, u, v, *known). The entries are looked at from here, and not before, since under vmap only here they can
     be.
@@ -110,7 +125,7 @@ def find_triplet(
     if forward != "gram":  # which sees it in what it forms
         check_entries(A)
     with full_precision(A):
-        triplet, known = FORWARDS[forward](A, index, v0, tol, maxiter)
+        triplet, known = FORWARDS[forward](A, index, v0, tol, maxiter, missed)
     return (*triplet, *known)
 
 

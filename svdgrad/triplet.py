@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from .adjoint.saddle import refined
 from .forward import KNOWN, Triplet
 from .matrices import mv, outer, saddle
-from .steps import check_gap, check_phase, find_triplet, full_precision, gradient, solve_adjoint, validate
+from .steps import find_triplet, full_precision, gradient, solve_adjoint, validate
 
 
 def singular_triplet(
@@ -27,7 +26,7 @@ def singular_triplet(
     tol: float | None = None,
     maxiter: int | None = None,
     v0: Tensor | None = None,
-    refine: bool = False,
+    missed: float | None = 1e-3,
 ) -> Triplet:
     """The singular triplet (σ, u, v) of A, differentiable: A v = σ u, Aᴴ u = σ v, ‖u‖ = ‖v‖ = 1.
 
@@ -59,10 +58,10 @@ def singular_triplet(
         is returned (eq-phase).
         Without it the entry of v that is largest in modulus is positive. "lanczos" also starts from it. A constant to
         all derivatives.
-    refine : bool
-        Polish the triplet by a Newton step before the adjoint is solved, with one factorisation for both: the error of
-        a loose forward pass then enters the gradient squared. One dense system of size m + n + 2. Not under
-        torch.compile.
+    missed : float, optional
+        For "lanczos": it also goes on until the probability that it has missed a value above 1.001 σ is at most this.
+        The proof asks for many of the steps of a start without v0, however loose tol is. None trusts v0, at the risk of
+        σ₂ for σ₁ where v0 is close to v₂, as after two values have changed places.
 
     Returns
     -------
@@ -85,7 +84,7 @@ def singular_triplet(
         (eq-phase-blind). Forward mode keeps to the phase described at v0 instead, and so does what is nested in two of
         them.
     ConvergenceError
-        "lanczos" ran out of steps; the message names the residual that was reached.
+        "lanczos" ran out of steps; the message names what was reached, and what was not.
     NotImplementedError
         is_grads_batched=True.
 
@@ -112,30 +111,29 @@ def singular_triplet(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
-    forward, adjoint = validate(A, index, forward, adjoint, v0)
-    if refine:
-        adjoint = "refined"
+    forward, adjoint = validate(A, index, forward, adjoint, v0, missed)
     work = torch.promote_types(A.dtype, torch.float32)
     X = A.to(work)
     if torch.compiler.is_compiling():
         from .compiled import triplet
 
-        if refine:
-            raise ValueError(
-                "refine=True is not supported under torch.compile: call singular_triplet outside the compiled region"
-            )
         sigma, u, v, *_ = triplet(X, v0, index, forward, adjoint)
         return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
     function: Any = _SingularTriplet if torch._C._are_functorch_transforms_active() else _Untransformed
     with full_precision(X):  # not only what is calculated now: a forward mode differentiates it on the spot
-        sigma, u, v, *_ = function.apply(X, v0, index, forward, adjoint, tol, maxiter)
+        sigma, u, v, *_ = function.apply(X, v0, index, forward, adjoint, tol, maxiter, missed)
         if function is _SingularTriplet and (steps := _newton_steps_wanted()):
             sigma, u, v = _newton(X, sigma, u, v, v0, steps)
     return Triplet(sigma.to(A.real.dtype), u.to(A.dtype), v.to(A.dtype))
 
 
 def spectral_norm(
-    A: Tensor, forward: str = "auto", tol: float | None = None, maxiter: int | None = None, v0: Tensor | None = None
+    A: Tensor,
+    forward: str = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    v0: Tensor | None = None,
+    missed: float | None = 1e-3,
 ) -> Tensor:
     """The largest singular value σ = ‖A‖₂, differentiable: ∂σ/∂A = u vᴴ, with no system to solve and no gap needed.
 
@@ -147,7 +145,7 @@ def spectral_norm(
     >>> A.grad.trace()
     tensor(1.)
     """
-    return singular_triplet(A, forward=forward, tol=tol, maxiter=maxiter, v0=v0).sigma
+    return singular_triplet(A, forward=forward, tol=tol, maxiter=maxiter, v0=v0, missed=missed).sigma
 
 
 class _SingularTriplet(torch.autograd.Function):
@@ -155,9 +153,16 @@ class _SingularTriplet(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None
+        A: Tensor,
+        v0: Tensor | None,
+        index: int,
+        forward: str,
+        adjoint: str,
+        tol: float | None,
+        maxiter: int | None,
+        missed: float | None,
     ) -> tuple[Tensor, ...]:
-        return find_triplet(A, v0, index, forward, tol, maxiter)
+        return find_triplet(A, v0, index, forward, tol, maxiter, missed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -175,7 +180,7 @@ class _SingularTriplet(torch.autograd.Function):
         A, sigma, u, v, *known = ctx.saved_tensors
         if phi is None and psi is None:
             # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
-            return (None if xi is None else outer(xi.unsqueeze(-1) * u, v),) + (None,) * 6
+            return (None if xi is None else outer(xi.unsqueeze(-1) * u, v),) + (None,) * 7
         if any(torch._C._functorch.is_legacy_batchedtensor(x) for x in (phi, psi) if x is not None):
             raise NotImplementedError(
                 "is_grads_batched=True (also torch.autograd.functional with vectorize=True) maps the backward pass in "
@@ -185,27 +190,17 @@ class _SingularTriplet(torch.autograd.Function):
             )
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
-        triplet = Triplet(sigma, u, v)
-        if ctx.adjoint == "refined" and (phi.any() or psi.any()):
-            m, n = A.shape[-2:]
-            check_gap(m, n, sigma, KNOWN[ctx.forward](*known).S)
-            if A.is_complex():
-                check_phase(u, v, phi, psi)
-            triplet, p, q = refined(A, triplet, phi, psi)
-        else:
-            # a function of its own only where the solve may itself be differentiated: each costs as much as a small
-            # solve
-            step = _AdjointSolve.apply if torch.is_grad_enabled() else _AdjointSolve.forward
-            p, q = step(A, sigma, u, v, phi, psi, ctx.adjoint, "loss", ctx.forward, *known)
-        return (gradient(triplet, xi, phi, p, q),) + (None,) * 6
+        # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
+        step = _AdjointSolve.apply if torch.is_grad_enabled() else _AdjointSolve.forward
+        p, q = step(A, sigma, u, v, phi, psi, ctx.adjoint, "loss", ctx.forward, *known)
+        return (gradient(Triplet(sigma, u, v), xi, phi, p, q),) + (None,) * 7
 
     @staticmethod
     def jvp(ctx: Any, dA: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         A, sigma, u, v, *known = ctx.saved_tensors
-        adjoint = "saddle" if ctx.adjoint == "refined" else ctx.adjoint
         dA_v, dA_u = mv(dA, v), mv(dA.mH, u)
         dsigma = vecdot(u, dA_v)
-        du, dv = _AdjointSolve.apply(A, sigma, u, v, dA_v, dA_u, adjoint, "tangent", ctx.forward, *known)
+        du, dv = _AdjointSolve.apply(A, sigma, u, v, dA_v, dA_u, ctx.adjoint, "tangent", ctx.forward, *known)
         if A.is_complex():
             # turn the common phase so that the anchor of the sign rule stays real, then u relative to v
             # (eq-relative-phase)
@@ -225,11 +220,12 @@ class _SingularTriplet(torch.autograd.Function):
         adjoint: str,
         tol: float | None,
         maxiter: int | None,
+        missed: float | None,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         A, v0 = _to_front(info.batch_size, (A, v0), in_dims[:2])
         if v0 is not None:
             v0 = v0.reshape(v0.shape[0], *(1,) * (A.ndim - v0.ndim - 1), *v0.shape[1:])
-        outputs = _SingularTriplet.apply(A, v0, index, forward, adjoint, tol, maxiter)
+        outputs = _SingularTriplet.apply(A, v0, index, forward, adjoint, tol, maxiter, missed)
         return outputs, (0,) * len(outputs)
 
 
