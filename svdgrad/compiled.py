@@ -46,13 +46,25 @@ def refuse_transforms() -> None:
 
 
 def compiled_triplet(
-    A: Any, index: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None, v0: Tensor | None
+    A: Any,
+    index: int,
+    forward: str,
+    adjoint: str,
+    tol: float | None,
+    maxiter: int | None,
+    v0: Tensor | None,
+    missed: float | None,
 ) -> Triplet:
     """``singular_triplet`` while torch.compile traces it."""
     refuse_transforms()
-    if not isinstance(A, Tensor) or A.layout != torch.strided or forward == "lanczos" or (tol, maxiter) != (None, None):
-        return triplet_module._singular_triplet(A, index, forward, adjoint, tol, maxiter, v0)
-    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0)
+    if (
+        not isinstance(A, Tensor)
+        or A.layout != torch.strided
+        or forward == "lanczos"
+        or (tol, maxiter, missed) != (None, None, 1e-3)
+    ):
+        return triplet_module._singular_triplet(A, index, forward, adjoint, tol, maxiter, v0, missed)
+    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
     sigma, u, v, *_ = triplet(X.leaves[0], v0, index, how.forward, how.adjoint)
     return Triplet(sigma, u, v).to(A.dtype)
 

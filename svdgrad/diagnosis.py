@@ -28,6 +28,8 @@ class Diagnosis(NamedTuple):
     """products with A or Aᴴ; zero for a direct method"""
     residual: float
     """max(‖Av − σu‖, ‖Aᴴu − σv‖)/σ"""
+    missed: float
+    """a bound for the probability that there is a singular value above 1.001 σ; zero for a direct method"""
     stopped: str
     """why the forward method stopped"""
     forward: str
@@ -50,6 +52,7 @@ def diagnose(
     tol: float | None = None,
     maxiter: int | None = None,
     v0: Tensor | None = None,
+    missed: float | None = 1e-3,
 ) -> Diagnosis:
     """Gap, condition number and expected error of the gradient at one matrix A (m, n), and cost and residual of its
     triplet.
@@ -65,11 +68,12 @@ def diagnose(
     steps            0
     products         0
     residual         0
+    missed           0
     stopped          direct method
     forward          gram
     adjoint          spectral
     """
-    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0)
+    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
     if len(A.shape) != 2:
         raise ValueError(f"diagnose takes one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
     X = X.at([x.detach() for x in X.leaves])
@@ -87,6 +91,7 @@ def diagnose(
         steps=steps,
         products=2 * steps + 1 if steps else 0,
         residual=residual.item(),
+        missed=known.missed.item() if isinstance(known, Ritz) else 0.0,
         stopped="the residual reached the tolerance" if steps else "direct method",
         forward=how.forward,
         adjoint=how.adjoint,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
+from .certificate import NOISE, RESOLUTION, allowed, check_missed, hidden, probability
 from .matrices import Map, mv, products, root_of_scale
 
 
@@ -65,6 +66,8 @@ class Ritz(NamedTuple):
     """steps of the iteration, each of two products with A, as a tensor of no dimensions"""
     residual: Tensor
     """‖Aᴴu − σv‖/σ at the last step"""
+    missed: Tensor
+    """a bound for the probability that there is a singular value above σ(1 + ``RESOLUTION``)"""
 
 
 def check_entries(A: Tensor) -> float:
@@ -88,11 +91,18 @@ def tie(m: int, n: int, dtype: torch.dtype) -> float:
 
 
 class ConvergenceError(ArithmeticError):
-    """An iteration ran out of steps before its residual reached the tolerance."""
+    """An iteration ran out of steps before its residual reached the tolerance, or before it was improbable enough that
+    it had missed a larger singular value.
+    """
 
 
 def svd(
-    A: Tensor, index: int = 0, v0: Tensor | None = None, tol: float | None = None, maxiter: int | None = None
+    A: Tensor,
+    index: int = 0,
+    v0: Tensor | None = None,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
 ) -> tuple[Triplet, FullSVD]:
     """The triplet ``(σᵢ, uᵢ, vᵢ)`` read off the full SVD, and that SVD.
 
@@ -124,7 +134,12 @@ def fix_sign(u: Tensor, v: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Te
 
 
 def gram(
-    A: Tensor, index: int = 0, v0: Tensor | None = None, tol: float | None = None, maxiter: int | None = None
+    A: Tensor,
+    index: int = 0,
+    v0: Tensor | None = None,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
 ) -> tuple[Triplet, Gram]:
     """The dominant triplet from the eigenvectors of the Gram matrix of the smaller side: AᴴA W = W S² (eq-gram).
 
@@ -166,18 +181,23 @@ def _gram(A: Tensor) -> tuple[Triplet, Gram]:
 
 
 def lanczos(
-    A: Tensor, index: int = 0, v0: Tensor | None = None, tol: float | None = None, maxiter: int | None = None
+    A: Tensor,
+    index: int = 0,
+    v0: Tensor | None = None,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
 ) -> tuple[Triplet, Ritz]:
     """The dominant triplet by Golub and Kahan's bidiagonalisation: two products with A a step. A batch is a loop.
 
-    Starts from ``v0``, or from seeded normal numbers, so that the same A gives the same answer. A wide matrix is
-    transposed. Takes up to min(m, n) steps unless told otherwise; then the space is exhausted, and the answer is there
-    in any case.
+    Starts from ``v0`` with some noise, or from noise alone, which is seeded, so that the same A gives the same answer.
+    A wide matrix is transposed. Takes up to min(m, n) steps unless told otherwise; then the space is exhausted, and the
+    answer is there in any case.
     """
     maxiter = min(A.shape[-2:]) if maxiter is None else maxiter
     if A.ndim > 2:
-        return _one_by_one(A, v0, tol, maxiter)
-    return lanczos_of(products(A), (A.shape[0], A.shape[1]), A[:1], v0, tol, maxiter)
+        return _one_by_one(A, v0, tol, maxiter, missed)
+    return lanczos_of(products(A), (A.shape[0], A.shape[1]), A[:1], v0, tol, maxiter, missed)
 
 
 def lanczos_of(
@@ -187,36 +207,39 @@ def lanczos_of(
     v0: Tensor | None,
     tol: float | None,
     maxiter: int | None,
+    missed: float | None,
 ) -> tuple[Triplet, Ritz]:
     """``lanczos`` for an operator of this shape by its two products; ``like`` has the dtype and device of its
     vectors.
     """
     (matvec, rmatvec), (m, n) = pair, shape
     wide = m < n
-    if v0 is None:
+    start = v0 if v0 is None else v0.to(like)
+    if wide and start is not None and start.any():
+        start = matvec(start)
+        start = start if start.any() else None  # a v0 in the null space of A says nothing
+    random = start is None
+    if start is None:
         start = _noise(min(m, n), like)
-    else:
-        start = v0.to(like)
-        if wide and start.any():
-            start = matvec(start)
-            start = start if start.any() else _noise(m, like)  # a v0 in the null space of A says nothing
     if wide:
-        (sigma, v, u), ritz = golub_kahan(rmatvec, matvec, start, tol, maxiter)
+        (sigma, v, u), ritz = golub_kahan(rmatvec, matvec, start, tol, maxiter, missed, random)
     else:
-        (sigma, u, v), ritz = golub_kahan(matvec, rmatvec, start, tol, maxiter)
+        (sigma, u, v), ritz = golub_kahan(matvec, rmatvec, start, tol, maxiter, missed, random)
     return Triplet(sigma, *fix_sign(u, v, v0)), ritz
 
 
-def _one_by_one(A: Tensor, v0: Tensor | None, tol: float | None, maxiter: int | None) -> tuple[Triplet, Ritz]:
+def _one_by_one(
+    A: Tensor, v0: Tensor | None, tol: float | None, maxiter: int | None, missed: float | None
+) -> tuple[Triplet, Ritz]:
     """``lanczos`` for each matrix of a batch; of the Ritz pairs as many are kept as all of them have."""
     *batch, m, n = A.shape
     if 0 in batch:
         real = A.real.new_empty
-        known = Ritz(real((*batch, 1)), A.new_empty((*batch, min(m, n), 1)), real(batch), real(batch))
+        known = Ritz(real((*batch, 1)), A.new_empty((*batch, min(m, n), 1)), real(batch), real(batch), real(batch))
         return Triplet(real(batch), A.new_empty((*batch, m)), A.new_empty((*batch, n))), known
     matrices = A.reshape(-1, m, n)
     starts = [None] * len(matrices) if v0 is None else list(v0.expand(*batch, n).reshape(-1, n))
-    triplets, left = zip(*(lanczos(X, 0, x, tol, maxiter) for X, x in zip(matrices, starts)))
+    triplets, left = zip(*(lanczos(X, 0, x, tol, maxiter, missed) for X, x in zip(matrices, starts)))
     k, l = (min(sizes) for sizes in zip(*((*ritz.S.shape, ritz.W.shape[1]) for ritz in left)))
     left = tuple(ritz._replace(S=ritz.S[:k], W=ritz.W[:, :l]) for ritz in left)
     together = [[torch.stack(xs).reshape(*batch, *xs[0].shape) for xs in zip(*tuples)] for tuples in (triplets, left)]
@@ -229,42 +252,45 @@ def golub_kahan(
     v0: Tensor,
     tol: float | None = None,
     maxiter: int | None = None,
+    missed: float | None = 1e-3,
+    random: bool = False,
 ) -> tuple[Triplet, Ritz]:
     """The dominant triplet of the operator with products ``matvec`` (A x) and ``rmatvec`` (Aᴴ y), both on flat vectors.
 
     A V = U B and Aᴴ U = V Bᵀ + β v eᵀ with B upper bidiagonal (eq-bidiagonal), one column more each step. Of that V
     alone is formed, with the tridiagonal T = BᵀB of AᴴA V = V T + αβ v eᵀ, α the last entry of B (eq-tridiagonal). The
     dominant eigenpair (θ², y) of the small T gives v = V y and u = A v/σ, with residual ‖Aᴴu − σv‖ = αβ abs(y_k)/θ
-    (eq-ritz-residual). Stops where that is at most ``tol`` σ, by default ten times the unit roundoff. V is kept
-    orthonormal, since without that copies of σ appear. Cost: two products a step, and one; memory: the basis V. Raises
-    ConvergenceError after ``maxiter`` steps, and ValueError where a product is not finite, or not linear, as far as the
-    first two show.
+    (eq-ritz-residual). Stops where that is at most ``tol`` σ, by default ten times the unit roundoff, and the
+    probability that a larger value was missed is at most ``missed``. For that it starts from v0 and a
+    twentieth of noise, or from v0 alone if that is ``random``; with ``missed`` None from v0 and next to no noise. V is
+    kept orthonormal, since without that copies of σ appear. Cost: two products a step, and one; memory: the basis V.
+    Raises ConvergenceError after ``maxiter`` steps, and ValueError where a product is not finite, or not linear, as far
+    as the first two show.
     """
     eps = torch.finfo(v0.dtype).eps
     tol = 10 * eps if tol is None else tol
-    most = min(v0.numel(), 1000 if maxiter is None else maxiter)
+    check_missed(missed)
+    size, is_complex = v0.numel(), v0.is_complex()
+    most = min(size, 1000 if maxiter is None else maxiter)
     if most < 1:
         raise ValueError(f"maxiter must be at least 1, found {maxiter}")
-    largest = v0.abs().max()
-    if not 0 < largest < torch.inf:
-        raise ValueError("v0 must be finite and not zero: it is the vector to start from; random numbers will do")
-    # were v0 without any component along v, no number of steps would find it: a little noise has one
-    v0 = v0 / largest
-    v0 = v0 + eps**0.5 * vector_norm(v0) * _noise(v0.numel(), v0)
-    v0 = v0 / vector_norm(v0)
-    first = matvec(v0)
-    size = first.abs().max().item()
-    if not math.isfinite(size):
+    start, noise = _start(v0, missed, random)
+    first = matvec(start)
+    largest = first.abs().max().item()
+    if not math.isfinite(largest):
         raise _not_finite(1)
-    if not 1e-6 < size < 1e6 and size != 0:  # fourth powers would leave the range of float32: change the unit
-        (sigma, u, v), known = golub_kahan(lambda x: matvec(x) / size, lambda y: rmatvec(y) / size, v0, tol, maxiter)
-        return Triplet(sigma * size, u, v), known._replace(S=known.S * size)
+    if not 1e-6 < largest < 1e6 and largest != 0:  # fourth powers would leave the range of float32: change the unit
+        (sigma, u, v), known = golub_kahan(
+            lambda x: matvec(x) / largest, lambda y: rmatvec(y) / largest, v0, tol, maxiter, missed, random
+        )
+        return Triplet(sigma * largest, u, v), known._replace(S=known.S * largest)
     w = rmatvec(first)
-    _check_adjoint(v0, first, w, eps)
-    V = Basis(v0)
+    _check_adjoint(start, first, w, eps)
+    V = Basis(start)
     alphas: list[float | Tensor] = []
     betas: list[float | Tensor] = []
     history: list[tuple[int, float]] = []
+    enough = math.inf if missed is None else allowed(missed, size, noise, is_complex)
     look = 5
     for step in range(1, most + 1):
         if step > 1:
@@ -272,7 +298,7 @@ def golub_kahan(
         alpha, beta = V.extend(w)
         alphas.append(alpha)
         betas.append(beta)
-        # the small problem costs as much as some products: look where the residual is expected to have fallen to tol
+        # the small problem costs as much as some products: look where both conditions are expected to hold
         if step >= look or step == most:
             diagonal, off = _numbers(alphas + betas).split(step)
             if not (diagonal + off).isfinite().all():
@@ -280,7 +306,11 @@ def golub_kahan(
             squares, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
             square = squares[-1].item()
             residual = abs(off[-1].item() * Y[-1, -1].item()) / square if square > 0 else 0.0
-            if residual <= tol or step == v0.numel():
+            share = 0.0
+            if 0 < square and step < size:  # else A is zero, or the space exhausted, and nothing can be missed
+                # rounding leaves in every vector about ε/√size of any other
+                share = hidden(diagonal.tolist(), off.tolist(), square * (1 + RESOLUTION) ** 2) + eps / size**0.5
+            if step == size or (residual <= tol and share <= enough):
                 squares, Y = squares.flip(-1).clamp_min(0), Y.flip(-1)
                 if square <= 0:  # of V only the first row is not zero, and any eigenvector of T = 0 will do
                     Y = torch.eye(step, dtype=Y.dtype, device=Y.device)
@@ -292,13 +322,36 @@ def golub_kahan(
                 # a zero matrix says nothing of u: any unit vector will do
                 u = u / length if length > 0 else torch.eye(1, u.numel(), dtype=u.dtype, device=u.device)[0]
                 S = squares.sqrt().to(v0.real)
-                return Triplet(S[0].clone(), u, v), Ritz(S, W, *_on_host(step, residual))
-            look = step + _steps_to_go(history, step, residual, tol)
+                return Triplet(S[0].clone(), u, v), Ritz(
+                    S, W, *_on_host(step, residual, probability(share, size, noise, is_complex))
+                )
+            look = step + _steps_to_go(history, step, max(residual, tol * share / enough), tol)
+    if residual <= tol:
+        raise ConvergenceError(
+            f"Lanczos bidiagonalisation reached the residual that was wanted, {tol:.1e} σ, in {most} steps, but a "
+            f"larger singular value may have been missed with a probability of "
+            f"{probability(share, size, noise, is_complex):.1e}, where missed={missed:g} was asked for. Likely cause: "
+            "a loose tol. Raise maxiter or missed, or trust v0 with missed=None"
+        )
     raise ConvergenceError(
         f"Lanczos bidiagonalisation reached a residual of {residual:.1e} σ in {most} steps, where {tol:.1e} σ was "
         "wanted. Likely causes: σ₂ is close to σ₁, or v0 is nearly orthogonal to v. Raise maxiter, loosen tol, or "
         "start from another v0"
     )
+
+
+def _start(v0: Tensor, missed: float | None, random: bool) -> tuple[Tensor, float]:
+    """The vector of length one to start from, and the length of the noise in it."""
+    largest = v0.abs().max()
+    if not 0 < largest < torch.inf:
+        raise ValueError("v0 must be finite and not zero: it is the vector to start from; random numbers will do")
+    v0 = v0 / largest
+    if random:
+        return v0 / vector_norm(v0), 1.0
+    # were v0 without any component along v, no number of steps would find it: a little noise has one
+    noise = torch.finfo(v0.dtype).eps ** 0.5 if missed is None else NOISE
+    start = v0 / vector_norm(v0) + noise * _noise(v0.numel(), v0)
+    return start / vector_norm(start), noise / vector_norm(start).item()
 
 
 def _not_finite(steps: int) -> ValueError:
@@ -337,14 +390,15 @@ def _numbers(xs: list[Any]) -> Tensor:
     return torch.tensor(xs, dtype=torch.float64, device="cpu")
 
 
-def _on_host(steps: int, residual: float) -> tuple[Tensor, Tensor]:
-    return torch.tensor(steps, device="cpu"), torch.tensor(residual, dtype=torch.float64, device="cpu")
+def _on_host(steps: int, residual: float, missed: float) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.tensor(steps, device="cpu"), *torch.tensor([residual, missed], dtype=torch.float64, device="cpu")
 
 
 def _noise(size: int, like: Tensor) -> Tensor:
-    """Seeded normal numbers of length about one, the same on every device."""
+    """Seeded normal numbers, real or complex, of length about one, the same on every device."""
+    dtype = torch.complex128 if like.is_complex() else torch.float64
     numbers = torch.Generator("cpu").manual_seed(0)  # devices named, since another may be the default
-    return torch.randn(size, generator=numbers, dtype=torch.float64, device="cpu").div_(size**0.5).to(like)
+    return torch.randn(size, generator=numbers, dtype=dtype, device="cpu").div_(size**0.5).to(like)
 
 
 class Basis:
@@ -394,7 +448,7 @@ def _off(rows: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return torch.addmv(w, rows.mT, along, alpha=-1), along
 
 
-#: name -> method(A, index, v0, tol, maxiter) -> (Triplet, what an adjoint solver may reuse)
+#: name -> method(A, index, v0, tol, maxiter, missed) -> (Triplet, what an adjoint solver may reuse)
 FORWARDS: dict[str, Callable[..., tuple[Triplet, FullSVD | Gram | Ritz]]] = {
     "svd": svd,
     "gram": gram,

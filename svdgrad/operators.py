@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .adjoint import assemble
+from .certificate import check_missed
 from .forward import Triplet
 from .operator import Sparse, function
 from .rule import differentiable_triplet
@@ -23,6 +24,7 @@ def operator_triplet(
     tol: float | None = None,
     maxiter: int | None = None,
     rmatvec: MatVec | None = None,
+    missed: float | None = 1e-3,
 ) -> Triplet:
     """The dominant triplet (σ, u, v) of x ↦ matvec(params, x), differentiable in ``params`` as that of a matrix is.
 
@@ -48,6 +50,9 @@ def operator_triplet(
     tol, maxiter : float, int, optional
         The iteration stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and gives up after maxiter
         steps (default: 1000).
+    missed : float, optional
+        It also goes on until the probability that it has missed a value above 1.001 σ is at most this; None trusts v0,
+        as for ``singular_triplet``.
     rmatvec : callable, optional
         ``rmatvec(params, y)`` = Aᴴ y, where that is faster, or where ``matvec`` cannot be differentiated by x.
 
@@ -65,7 +70,7 @@ def operator_triplet(
         v0 is zero or not finite; params hold NaN or Inf; matvec is not linear, as far as its first products show;
         matvec reads a tensor that requires a gradient from elsewhere than params, or depends on no part of params.
     ConvergenceError
-        The iteration ran out of steps. The message names the residual that was reached.
+        The iteration ran out of steps. The message names what was reached, and what was not.
     TieError, PhaseError, NearTieWarning
         In backward, as for ``singular_triplet``; the gap is an estimate from the iteration's other Ritz values.
 
@@ -88,11 +93,17 @@ def operator_triplet(
         from .compiled import refuse_transforms
 
         refuse_transforms()
-    return _operator_triplet(matvec, params, v0, tol, maxiter, rmatvec)
+    return _operator_triplet(matvec, params, v0, tol, maxiter, rmatvec, missed)
 
 
 def _operator_triplet(
-    matvec: MatVec, params: Any, v0: Tensor, tol: float | None, maxiter: int | None, rmatvec: MatVec | None
+    matvec: MatVec,
+    params: Any,
+    v0: Tensor,
+    tol: float | None,
+    maxiter: int | None,
+    rmatvec: MatVec | None,
+    missed: float | None,
 ) -> Triplet:
     if not (isinstance(v0, Tensor) and (v0.is_floating_point() or v0.is_complex())):
         found = getattr(v0, "dtype", type(v0).__name__)
@@ -104,11 +115,12 @@ def _operator_triplet(
     if v0.numel() == 0:
         raise ValueError(f"v0 must have at least one entry, found shape {tuple(v0.shape)}")
     check_stopping(tol, maxiter)
+    check_missed(missed)
     with plain_mode(), full_precision((v0,)):
         start = v0.detach().to(torch.promote_types(v0.dtype, torch.float32))
         start = start.clone() if start.is_inference() else start
         A = function(matvec, params, start, rmatvec)
-        how = How(0, "lanczos", "cg", tol, maxiter)
+        how = How(0, "lanczos", "cg", tol, maxiter, missed)
         sigma, u, v = differentiable_triplet(A, start.reshape(-1), how)
     return Triplet(sigma, u.reshape(A.out), v.reshape(v0.shape)).to(v0.dtype)
 
@@ -140,6 +152,7 @@ def rank_two_gradient(
     tol: float | None = None,
     maxiter: int | None = None,
     v0: Tensor | None = None,
+    missed: float | None = 1e-3,
 ) -> tuple[Tensor, RankTwo]:
     """The value of ``loss(triplet)`` and its gradient with respect to A as (u, v, p, q, ξ), with no m×n array made.
 
@@ -153,7 +166,7 @@ def rank_two_gradient(
     """
     if not callable(loss):
         raise TypeError(f"loss must be a function of a triplet, found {type(loss).__name__}")
-    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0)
+    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
     if len(A.shape) != 2 or A.dtype.is_complex:
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
     X = X.at([x.detach() for x in X.leaves])

@@ -19,6 +19,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .adjoint import LARGEST_ONLY, SOLVERS
 from .adjoint.krylov import cg_of
+from .certificate import check_missed
 from .forward import FORWARDS, KNOWN, Ritz, Triplet, check_entries, lanczos_of, tie
 from .matrices import direction, root_of_scale, size_of
 from .operator import Dense, Operator, Sparse, of_sparse_tensor
@@ -55,6 +56,7 @@ class How:
     adjoint: str
     tol: float | None = None
     maxiter: int | None = None
+    missed: float | None = 1e-3
 
 
 def choose(forward: str, adjoint: str, A: Tensor, index: int = 0) -> tuple[str, str]:
@@ -99,6 +101,7 @@ def validate(
     v0: Tensor | None,
     tol: float | None = None,
     maxiter: int | None = None,
+    missed: float | None = 1e-3,
 ) -> tuple[str, str]:
     """Raise an error for what cannot be, and tell what "auto" stands for."""
     if not isinstance(A, Tensor):
@@ -141,6 +144,12 @@ def validate(
         raise ValueError(
             f"forward {forward!r} does not iterate, found tol = {tol} and maxiter = {maxiter}: only 'lanczos' takes "
             "them, and 'auto', which meets any tol where it does not iterate"
+        )
+    check_missed(missed)
+    if forward in ("svd", "gram") and missed != 1e-3:
+        raise ValueError(
+            f"missed is the risk that an iteration may take, and forward {forward!r} has none, found missed={missed}: "
+            "leave it out, or use forward 'lanczos'"
         )
     forward, adjoint = choose(forward, adjoint, A, index)
     if forward in ("gram", "lanczos") and index % min(m, n) != 0:
@@ -214,10 +223,11 @@ def prepare(
     tol: float | None,
     maxiter: int | None,
     v0: Tensor | None,
+    missed: float | None,
 ) -> tuple[Dense | Sparse, How]:
     """The operator of A in single precision or better, and how its triplet is found; an error for what cannot be."""
     if isinstance(A, Tensor) and (A.layout == torch.strided or A.is_nested):
-        forward, adjoint = validate(A, index, forward, adjoint, v0, tol, maxiter)
+        forward, adjoint = validate(A, index, forward, adjoint, v0, tol, maxiter, missed)
         X: Dense | Sparse = Dense(A.to(torch.promote_types(A.dtype, torch.float32)))
     elif isinstance(A, Sparse | Tensor):
         if isinstance(A, Tensor) and A.layout not in (torch.sparse_coo, torch.sparse_csr):
@@ -226,12 +236,13 @@ def prepare(
                 "make it dense with A.to_dense(), or give products with it to operator_triplet"
             )
         check_stopping(tol, maxiter)
+        check_missed(missed)
         forward, adjoint = validate_sparse(A, index, forward, adjoint, v0)
         dtype = torch.promote_types(A.dtype, torch.float32)
         X = A.at((A.values.to(dtype),)) if isinstance(A, Sparse) else of_sparse_tensor(A.to(dtype))
     else:
         raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
-    return X, How(index, forward, adjoint, tol, maxiter)
+    return X, How(index, forward, adjoint, tol, maxiter, missed)
 
 
 def validate_sparse(A: Tensor | Sparse, index: int, forward: str, adjoint: str, v0: Tensor | None) -> tuple[str, str]:
@@ -279,7 +290,7 @@ def find_triplet(A: Operator, v0: Tensor | None, how: How) -> tuple[Tensor, ...]
     with full_precision(A.leaves):
         if isinstance(A, Dense):
             return _of_matrix(A.A, v0, how)
-        triplet, known = lanczos_of(A.products(), A.shape, A.vector, v0, how.tol, how.maxiter)
+        triplet, known = lanczos_of(A.products(), A.shape, A.vector, v0, how.tol, how.maxiter, how.missed)
     return (*triplet, *known)
 
 
@@ -292,7 +303,7 @@ def _of_matrix(A: Tensor, v0: Tensor | None, how: How) -> tuple[Tensor, ...]:
             if subnormal:
                 root = root_of_scale(A)
                 A = A * root[..., None, None] * root[..., None, None]
-    triplet, known = FORWARDS[how.forward](A, how.index, v0, how.tol, how.maxiter)
+    triplet, known = FORWARDS[how.forward](A, how.index, v0, how.tol, how.maxiter, how.missed)
     if root is not None:
         S = known.S / root[..., None] / root[..., None]
         triplet, known = triplet._replace(sigma=triplet.sigma / root / root), known._replace(S=S)

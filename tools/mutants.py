@@ -60,6 +60,7 @@ TESTS = {
     "operators.py": ["test_operators", "doctest"],
     "diagnosis.py": ["test_operators", "doctest"],
     "steps.py": ["test_steps", "test_triplet", "test_operators", "test_properties", "test_transforms"],
+    "certificate.py": ["test_certificate"],
     "forward.py": [
         "test_forward",
         "test_devices",
