@@ -111,8 +111,8 @@ def compare(
             keep(rows)
             return
         try:
-            if name == "jax" and where.type == "cuda":
-                run()  # there JAX compiles every operation at its first use, for seconds that no later run takes
+            if name == "jax":
+                run()  # compiles every operation, which may take seconds that no later run takes
             answer, timing = measure(run, where, 1 if name == "differences" else repeat, patience)
             if name == "jax":
                 timing = timing._replace(peak=math.nan)  # JAX's memory is not PyTorch's
