@@ -62,7 +62,7 @@ def parts(device: str, out: Path, quick: bool, python: str = sys.executable) -> 
         # at this size a run takes seconds, and forty digits take minutes
         Part(
             "largest contest",
-            contest([large], "--extend", "--judge", "long_double", "--budget", "25"),
+            contest([large], "--extend", "--judge", "long_double", "--budget", "25", "--repeat", "3"),
             IN_ALL,
             f"{device}-*.json",
         ),

@@ -61,7 +61,7 @@ class Sizes:
         )
         self.batches = [(32, 32), (100, 8)] if quick else [(1024, 32), (10_000, 8)]
         self.larger = 384 if quick else 8192
-        self.products = [256] if quick else [2048, 4096]
+        self.profile = [256] if quick else [2048, 4096]
         square = [64, 128] if quick else [64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
         long = [(4, 64)] if quick else [(times, n) for times in (4, 16) for n in (64, 256, 512, 1024)]
         self.auto = [(n, n) for n in square] + [(times * n, n) for times, n in long]
@@ -75,6 +75,7 @@ class Record:
         self.folder = folder
         old = sorted(folder.glob(f"speed-{where.type}-*.json"))
         self.record = run.read(old[-1]) if old else {**records.header(where), "quick": quick}
+        self.failures: list[str] = []
 
     def keep(self, section: str, rows: Rows, text: str) -> None:
         self.record.setdefault(section, []).extend(rows)
@@ -102,7 +103,7 @@ def hardware(where: torch.device) -> dict[str, Any]:
         "host": records.hardware(torch.device("cpu")),
         "host memory": _or_why(lambda: os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         "python": sys.version,
-        "packages": {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()},
+        "packages": _or_why(lambda: {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}),
         "PyTorch's build": torch.__config__.show().splitlines(),
         "judge": oracles.judge()[1],
         "devices of JAX": _or_why(_jax_devices),
@@ -168,12 +169,12 @@ def speed(where: torch.device, record: Record, sizes: Sizes, seconds: float) -> 
     for dtype in dtypes:
         for m, n in sizes.single:
             _guarded(record, "speed", lambda: _contest(m, n, dtype, IN_TORCH, clock, where, record))
-            if n in sizes.products:
-                _guarded(record, "products", lambda: _products(n, dtype, where, record, clock))
+            if m > 64:  # smaller ones have no products worth the name
+                _guarded(record, "products", lambda: _products(m, n, dtype, where, record, clock))
         for size, n in sizes.batches:
             _guarded(record, "speed", lambda: _batch(size, n, dtype, IN_TORCH, clock, where, record))
     for dtype in dtypes:
-        for m, n in reversed(sizes.single):
+        for m, n in sizes.single:
             _guarded(record, "speed", lambda: _contest(m, n, dtype, IN_JAX, clock, where, record))
         for size, n in sizes.batches:
             _guarded(record, "speed", lambda: _batch(size, n, dtype, IN_JAX, clock, where, record))
@@ -189,6 +190,7 @@ def _guarded(record: Record, section: str, part: Callable[[], None]) -> None:
         part()
     except Exception as failure:  # noqa: BLE001
         told = f"{type(failure).__name__}: {failure}".splitlines()[0]
+        record.failures.append(told)
         record.keep("failures", [{"section": section, "note": told}], f"{section}: a table failed: {told}")
 
 
@@ -222,7 +224,9 @@ def _batch(
 
 def _larger(n: int, clock: Clock, where: torch.device, record: Record) -> None:
     """Beyond what all are asked: svdgrad and the fastest driver, where memory and time are foretold to do."""
-    rows = [row for row in record.record["speed"] if row["name"] in DRIVERS and not row.get("batch") and row["ms"]]
+    rows = [
+        row for row in record.record.get("speed", []) if row["name"] in DRIVERS and not row.get("batch") and row["ms"]
+    ]
     rows = [row for row in rows if row["dtype"] == "float32"]
     largest = max((row["n"] for row in rows), default=None)
     fastest = min((row for row in rows if row["n"] == largest), key=run.seconds_of, default=None)
@@ -289,8 +293,8 @@ class Counted(TorchDispatchMode):
 class Lanczos:
     """A value by products, and its gradient, as two steps that can be looked at one by one."""
 
-    def __init__(self, n: int, dtype: str, where: torch.device) -> None:
-        A = matrices.gaussian(n, n, dtype=getattr(torch, dtype))
+    def __init__(self, m: int, n: int, dtype: str, where: torch.device) -> None:
+        A = matrices.gaussian(m, n, dtype=getattr(torch, dtype))
         self.xi, self.phi, self.psi = (x.to(where) for x in loss_vectors(A))
         self.A = A.to(where).requires_grad_()
 
@@ -311,19 +315,18 @@ class Lanczos:
         return ahead.count, back.count
 
 
-def _products(n: int, dtype: str, where: torch.device, record: Record, clock: Clock) -> None:
+def _products(m: int, n: int, dtype: str, where: torch.device, record: Record, clock: Clock) -> None:
     """How many products one value and gradient takes, and what the products alone take, beside the copy of before."""
-    if clock.refusal("svdgrad", dtype, n, n):
+    if clock.refusal("svdgrad", dtype, m, n):
         return
-    asked = Lanczos(n, dtype, where)
+    asked = Lanczos(m, n, dtype, where)
     ahead, back = asked.products()
-    A, x = asked.A.detach(), asked.psi
-    pairs = 50
+    A, pairs = asked.A.detach(), 50
 
     def many() -> None:
         for _ in range(pairs):
-            A @ x
-            A.mT @ x
+            A @ asked.psi
+            A.mT @ asked.phi
 
     def both() -> Tensor:
         return asked.adjoint(asked.forward())
@@ -335,10 +338,11 @@ def _products(n: int, dtype: str, where: torch.device, record: Record, clock: Cl
     rate = 1e-6 * A.numel() * A.element_size() / one
     copy = record.record["bandwidth"][-1]["GB/s"]
     row = {
-        "n": n, "dtype": dtype, "forward products": ahead, "adjoint products": back, "ms": whole, "one product ms": one,
+        "m": m, "n": n, "dtype": dtype, "forward products": ahead, "adjoint products": back,
+        "ms": whole, "one product ms": one,
         "GB/s": rate, "of the copy": rate / copy, "products' share": (ahead + back) * one / whole,
     }  # fmt: skip
-    record.keep("products", [row], f"\nproducts, {n}×{n}, {dtype}\n{run._lines(row)}")
+    record.keep("products", [row], f"\nproducts, {m}×{n}, {dtype}\n{run._lines(row)}")
 
 
 # --- profile ---------------------------------------------------------------------------------------------------------
@@ -346,8 +350,8 @@ def _products(n: int, dtype: str, where: torch.device, record: Record, clock: Cl
 
 def profile(where: torch.device, record: Record, sizes: Sizes, folder: Path) -> None:
     """One Lanczos forward and one adjoint: launches, waits of the host, and the share of the products."""
-    for n in sizes.products:
-        asked = Lanczos(n, "float32", where)
+    for n in sizes.profile:
+        asked = Lanczos(n, n, "float32", where)
         value = asked.forward()
         passes = {"forward": asked.forward, "adjoint": lambda: asked.adjoint(value)}
         for (name, work), products in zip(passes.items(), asked.products()):
@@ -360,10 +364,10 @@ def profile(where: torch.device, record: Record, sizes: Sizes, folder: Path) -> 
             if where.type == "cuda":
                 row["waits by place"] = _or_why(lambda: _waits(work))
             record.keep("profile", [row], f"\nprofile, {name}, {n}×{n}, float32\n{_profile_text(row)}")
-    asked = Lanczos(sizes.products[0], "float32", where)
+    asked = Lanczos(sizes.profile[0], sizes.profile[0], "float32", where)
     trace = folder / "trace.json.gz"
     _profiled(lambda: asked.adjoint(asked.forward()), where, asked.A)[1].export_chrome_trace(str(trace))
-    print(f"\n{trace.name}, of both at {sizes.products[0]}: {trace.stat().st_size / 2**20:.1f} MiB")
+    print(f"\n{trace.name}, of both at {sizes.profile[0]}: {trace.stat().st_size / 2**20:.1f} MiB")
     if trace.stat().st_size > LARGEST_FILE:
         trace.unlink()
 
@@ -488,8 +492,8 @@ def main(arguments: list[str] | None = None) -> None:
             profile(where, record, sizes, options.out)
         else:
             auto(where, record, sizes, options.seconds)
-    if failures := record.record.get("failures"):
-        sys.exit("\n".join(row["note"] for row in failures))
+    if record.failures:
+        sys.exit("\n".join(record.failures))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from card import Card, OnCard
 
 from benchmarks import card, device
 from benchmarks import run as speed
+from svdgrad import matrices
+from svdgrad.checks import relative_error
+from svdgrad.compare import loss_vectors
 
 ROOT = Path(card.__file__).parent.parent
 CPU = torch.device("cpu")
@@ -140,9 +144,26 @@ def test_without_a_card_it_says_so_and_ends(tmp_path):
     assert states(tmp_path) == {"hardware": "failed with status 2, and wrote no hardware.json"}
 
 
+@pytest.mark.parametrize("name", device.IN_TORCH.keys() - device.DRIVERS.keys())
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["one", "batch"])
+def test_a_contestant_takes_what_is_on_a_card_and_answers_there(name, batch, monkeypatch):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # it knows no card that is not there
+    peer = device.IN_TORCH[name]
+    if name == "torch.lobpcg":
+        pytest.skip("its backward makes a generator of random numbers, which a card that is not there has not")
+    A = torch.stack([matrices.gaussian(40, 30, seed) for seed in range(3)]) if batch else matrices.gaussian(40, 30)
+    asked = A, *loss_vectors(A), torch.ones(30, dtype=A.dtype)
+    _, wanted = peer.make(*asked)()
+    with Card() as there:
+        value, found = peer.make(*there.put(asked))()
+    assert isinstance(value, OnCard) and isinstance(found, OnCard) and found.shape == wanted.shape
+    if name != "torch.svd_lowrank":  # whose random numbers are of the device
+        assert relative_error(found.numbers, wanted) < 1e-9  # within rounding, at gaps of a hundredth or more
+
+
 def test_products_are_counted():
     """Two a step, one for u; and as many as the benchmarks count in another way."""
-    asked = device.Lanczos(256, "float64", CPU)
+    asked = device.Lanczos(256, 200, "float64", CPU)
     A = asked.A.detach()
     assert asked.products() == speed.count_products(A, asked.xi, asked.phi, asked.psi)[:2]
 
