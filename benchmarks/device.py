@@ -350,65 +350,78 @@ def _products(m: int, n: int, dtype: str, where: torch.device, record: Record, c
 
 def profile(where: torch.device, record: Record, sizes: Sizes, folder: Path) -> None:
     """One Lanczos forward and one adjoint: launches, waits of the host, and the share of the products."""
+    _guarded(record, "profile", lambda: _trace(sizes.profile[0], where, folder / "trace.json.gz"))
     for n in sizes.profile:
         asked = Lanczos(n, n, "float32", where)
         value = asked.forward()
-        passes = {"forward": asked.forward, "adjoint": lambda: asked.adjoint(value)}
-        for (name, work), products in zip(passes.items(), asked.products()):
-            milliseconds = statistics.median(stopwatch(work, where)[1] for _ in range(6))
-            _profiled(work, where, asked.A)  # the first session sets the profiler up, which takes longer than the work
-            row = {"pass": name, "n": n, "dtype": "float32", "ms": milliseconds, "products": products}
-            row |= _profiled(work, where, asked.A)[0]
-            steps = max(1, products // 2)
-            row |= {"steps": steps, "launches a step": row["launches"] / steps, "waits a step": row["waits"] / steps}
-            if where.type == "cuda":
-                row["waits by place"] = _or_why(lambda: _waits(work))
-            record.keep("profile", [row], f"\nprofile, {name}, {n}×{n}, float32\n{_profile_text(row)}")
-    asked = Lanczos(sizes.profile[0], sizes.profile[0], "float32", where)
-    trace = folder / "trace.json.gz"
-    _profiled(lambda: asked.adjoint(asked.forward()), where, asked.A)[1].export_chrome_trace(str(trace))
-    print(f"\n{trace.name}, of both at {sizes.profile[0]}: {trace.stat().st_size / 2**20:.1f} MiB")
-    if trace.stat().st_size > LARGEST_FILE:
-        trace.unlink()
+        ahead, back = asked.products()
+        _guarded(record, "profile", lambda: _pass("forward", asked.forward, ahead, asked.A, where, record))
+        _guarded(
+            record, "profile", lambda: _pass("adjoint", lambda: asked.adjoint(value), back, asked.A, where, record)
+        )
 
 
-def _profiled(work: Callable[[], Any], where: torch.device, A: Tensor) -> tuple[dict[str, Any], Any]:
-    """What PyTorch's profiler saw of one run. On CUDA times are those of the kernels, on a CPU of the operations."""
-    cuda = where.type == "cuda"
+def _trace(n: int, where: torch.device, path: Path) -> None:
+    """Both passes as PyTorch's profiler saw them, for chrome://tracing or Perfetto."""
+    asked = Lanczos(n, n, "float32", where)
+    both = lambda: asked.adjoint(asked.forward())
+    _seen(both, where)  # the first session sets the profiler up, which takes longer than the work
+    _seen(both, where).export_chrome_trace(str(path))
+    print(f"{path.name}, of both passes at {n}×{n}: {path.stat().st_size / 2**20:.1f} MiB", flush=True)
+    if path.stat().st_size > LARGEST_FILE:
+        path.unlink()
+
+
+def _pass(name: str, work: Callable[[], Any], products: int, A: Tensor, where: torch.device, record: Record) -> None:
+    n, steps = A.shape[0], max(1, products // 2)
+    work()
+    row = {"pass": name, "n": n, "dtype": "float32", "products": products, "steps": steps}
+    row |= {"ms": statistics.median(stopwatch(work, where)[1] for _ in range(5))}
+    row |= _summary(_seen(work, where), A)
+    row |= {"launches a step": row["launches"] / steps, "waits a step": row["waits"] / steps}
+    if where.type == "cuda":
+        row["waits by place"] = _or_why(lambda: _waits(work))
+    record.keep("profile", [row], f"\nprofile, {name}, {n}×{n}, float32\n{_profile_text(row)}")
+
+
+def _seen(work: Callable[[], Any], where: torch.device) -> Any:
+    """What PyTorch's profiler saw of one run."""
     kinds = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(
-        activities=[kinds.CPU, kinds.CUDA] if cuda else [kinds.CPU], record_shapes=True
-    ) as seen:
+    activities = [kinds.CPU, kinds.CUDA] if where.type == "cuda" else [kinds.CPU]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as seen:
         work()
-        if cuda:
+        if where.type == "cuda":
             torch.cuda.synchronize(where)
+    return seen
+
+
+def _summary(seen: Any, A: Tensor) -> dict[str, Any]:
+    """On CUDA times are those of the kernels and copies, on a CPU those of the operations."""
+    cuda, kinds = A.is_cuda, torch.autograd.DeviceType
     events = list(seen.events())
-    on_card = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
-    on_host = [e for e in events if e.device_type == torch.autograd.DeviceType.CPU]
+    on_host = [e for e in events if e.device_type == kinds.CPU]
     calls = Counter(e.name for e in on_host if re.match("cu(da)?[A-Z]", e.name))
     taken: Counter[str] = Counter()
     often: Counter[str] = Counter()
-    for e in on_card if cuda else on_host:
+    for e in [e for e in events if e.device_type == kinds.CUDA] if cuda else on_host:
         taken[e.name] += e.time_range.elapsed_us() if cuda else e.self_cpu_time_total
         often[e.name] += 1
-    products = 0.0
-    for e in on_host:
-        if e.name.removeprefix("aten::") in PRODUCTS and any(
-            _entries(x) >= A.numel() / 2 for x in e.input_shapes or ()
-        ):
-            products += sum(k.duration for k in e.kernels) if cuda else e.self_cpu_time_total
+    by_products = [
+        sum(k.duration for k in e.kernels) if cuda else e.self_cpu_time_total
+        for e in on_host
+        if e.name.removeprefix("aten::") in PRODUCTS and any(_entries(x) >= A.numel() / 2 for x in e.input_shapes or ())
+    ]
     busy = sum(taken.values())
-    row = {
+    return {
         "busy ms": 1e-3 * busy,
-        "products ms": 1e-3 * products,
-        "products' share": products / busy if busy else None,
+        "products ms": 1e-3 * sum(by_products),
+        "products' share": sum(by_products) / busy if busy else None,
         "launches": sum(count for name, count in calls.items() if "Launch" in name),
-        # what the profiler and the timing do at the end is no wait of the work
+        # that the whole device is waited for at the end is the profiler's doing, and ours
         "waits": sum(count for name, count in calls.items() if re.search("(Stream|Event)Synchronize", name)),
         "calls": dict(calls.most_common()),
         "longest": [{"name": name[:120], "ms": 1e-3 * us, "count": often[name]} for name, us in taken.most_common(20)],
     }
-    return row, seen
 
 
 def _entries(shape: Any) -> int:
@@ -476,6 +489,7 @@ def main(arguments: list[str] | None = None) -> None:
         where = device(options.device)
     except ValueError as problem:
         parser.error(str(problem))
+    options.out.mkdir(parents=True, exist_ok=True)
     sizes = Sizes(options.quick)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' own

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,6 +167,39 @@ def test_products_are_counted():
     asked = device.Lanczos(256, 200, "float64", CPU)
     A = asked.A.detach()
     assert asked.products() == speed.count_products(A, asked.xi, asked.phi, asked.psi)[:2]
+
+
+def test_the_profile_of_a_card_is_summed_up_by_its_names():
+    """Events as PyTorch gives them where there is a card: two kernels are products with A, one is with a basis."""
+    kinds = torch.autograd.DeviceType
+
+    def event(name, kind, us=0.0, shapes=None, kernels=()):
+        taken = SimpleNamespace(elapsed_us=lambda: us)
+        kernels = [SimpleNamespace(duration=duration) for duration in kernels]
+        return SimpleNamespace(name=name, device_type=kind, time_range=taken, input_shapes=shapes, kernels=kernels)
+
+    A = SimpleNamespace(is_cuda=True, numel=lambda: 64)
+    events = [
+        event("aten::mv", kinds.CPU, shapes=[[8, 8], [8]]),
+        event("aten::addmv_", kinds.CPU, shapes=[[8], [8, 8], [8], [], []], kernels=[3.0]),
+        event("aten::mm", kinds.CPU, shapes=[[8, 8], [8, 1]], kernels=[2.0]),
+        event("aten::mv", kinds.CPU, shapes=[[3, 8], [8]], kernels=[4.0]),
+        event("aten::cat", kinds.CPU, shapes=[[[8], [8]], []]),
+        *(event(name, kinds.CPU) for name in ("cudaLaunchKernel", "cuLaunchKernelEx", "cudaStreamSynchronize")),
+        *(event(name, kinds.CPU) for name in ("cudaMemcpyAsync", "cudaDeviceSynchronize", "custom")),
+        *(event("gemv", kinds.CUDA, us) for us in (3.0, 2.0, 4.0)),
+        event("Memcpy DtoH (Device -> Pageable)", kinds.CUDA, 1.0),
+    ]
+    found = device._summary(SimpleNamespace(events=lambda: events), A)
+    assert found["busy ms"] == pytest.approx(0.01) and found["products ms"] == pytest.approx(0.005)
+    assert (found["launches"], found["waits"]) == (2, 1) and set(found["calls"]) == {
+        "cudaLaunchKernel",
+        "cuLaunchKernelEx",
+        "cudaStreamSynchronize",
+        "cudaMemcpyAsync",
+        "cudaDeviceSynchronize",
+    }
+    assert found["longest"][0] == {"name": "gemv", "ms": pytest.approx(0.009), "count": 3}
 
 
 def test_a_table_that_fails_is_recorded_and_the_next_begins(tmp_path):
