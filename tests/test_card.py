@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -233,14 +234,14 @@ def test_all_parts_work_on_a_cpu(tmp_path):
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) <= 8 and all(path.parent == tmp_path for path in files)
     assert all(path.stat().st_size <= device.LARGEST_FILE for path in files)
-    assert all(set(path.name) <= set(NAMES) for path in files)
+    assert all(re.fullmatch("[A-Za-z0-9._-]+", path.name) for path in files)
 
     (path,) = tmp_path.glob("cpu-*.json")
     contest = json.loads(path.read_text(encoding="utf-8"))
     assert {(row["m"], row["n"], row["dtype"]) for row in contest["rows"]} == {
         (m, n, dtype) for m, n in ((64, 32), (128, 64)) for dtype in ("float32", "float64")
     }
-    assert contest["judge"].endswith("float64 refined in long double (svdgrad.oracles.long_double), at 128×64")
+    assert "float64 refined in long double (svdgrad.oracles.long_double), at " in contest["judge"]
 
     (path,) = tmp_path.glob("speed-*.json")
     record = speed.read(path)
@@ -252,13 +253,8 @@ def test_all_parts_work_on_a_cpu(tmp_path):
             assert row["note"] == "not run: takes the matrices of a batch one by one"
         else:
             assert row["ms"] > 0, row
-            if row["name"] != "torch.svd_lowrank" and "error" in row and row["error"] is not None:
-                assert row["error"] < 1, row
+            if row["name"].startswith("svdgrad") and row["error"] is not None:
+                assert row["error"] <= row["bound"], row
     assert {row["pass"] for row in record["profile"]} == {"forward", "adjoint"}
     assert all(row["products ms"] > 0 and row["steps"] > 5 for row in record["profile"])
-    assert (
-        "skipped" in log and "error" not in (tmp_path / "tests.xml").read_text(encoding="utf-8").split('errors="0"')[0]
-    )
-
-
-NAMES = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+    assert 'errors="0" failures="0"' in (tmp_path / "tests.xml").read_text(encoding="utf-8")
