@@ -42,11 +42,10 @@ def parts(device: str, out: Path, quick: bool, python: str = sys.executable) -> 
         command = [python, "-m", "benchmarks.device", name, "--device", device, "--out", str(out)]
         return [*command, "--seconds", "{seconds}", *(["--quick"] if quick else [])]
 
-    def contest(shapes: list[tuple[int, int]], *more: str) -> list[str]:
-        sizes = [word for m, n in shapes for word in ("--shape", str(m), str(n))]
-        runs = ["--repeat", "2" if quick else "10", "--patience", "2"]
+    def contest(repeat: int, shapes: list[tuple[int, int]], *more: str) -> list[str]:
         command = [python, "-m", "svdgrad.compare", "--device", device, "--record", str(out)]
-        return [*command, *sizes, *runs, *more]
+        sizes = [word for m, n in shapes for word in ("--shape", str(m), str(n))]
+        return [*command, *sizes, "--repeat", str(2 if quick else repeat), "--patience", "2", *more]
 
     tests = [python, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-m", "cuda", "-v", "--tb=short"]
     tests += ["-rfE", "--durations=5", "--continue-on-collection-errors", f"--junitxml={out / 'tests.xml'}"]
@@ -55,14 +54,14 @@ def parts(device: str, out: Path, quick: bool, python: str = sys.executable) -> 
     return [
         Part("hardware", measure("hardware"), 40, "hardware.json"),
         Part("tests", [*tests, *map(str, test_files())], 150, "tests.xml"),
-        Part("contest", contest(small), 120, f"{device}-*.json"),
+        Part("contest", contest(10, small), 120, f"{device}-*.json"),
         Part("speed", measure("speed"), 200, speed, least=60),
         Part("profile", measure("profile"), 45, speed, least=30),
         Part("auto", measure("auto"), 45, speed, least=30),
         # at this size a run takes seconds, and forty digits take minutes
         Part(
             "largest contest",
-            contest([large], "--extend", "--judge", "long_double", "--budget", "25", "--repeat", "3"),
+            contest(3, [large], "--extend", "--judge", "long_double", "--budget", "25"),
             IN_ALL,
             f"{device}-*.json",
         ),
