@@ -4,7 +4,7 @@ PYTHON ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint check book test slow mutants notebooks bench clean
+.PHONY: help setup lint check book test slow mutants notebooks bench card clean
 
 # two workers, a file to each, and one thread of arithmetic to a worker: more threads than cores only wait for each other
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -51,6 +51,9 @@ bench: setup ## svdgrad beside its peers, ten to fifteen minutes; ARGS="--quick"
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps -r benchmarks/requirements.txt || \
 		echo "bench: not all could be installed; those that are missing will be named"
 	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+card: ## nine minutes on a machine with an NVIDIA GPU, results into OUT=FOLDER; DEVICE=cpu QUICK=1 rehearses it
+	@PYTHON="$(PYTHON)" OUT="$(OUT)" DEVICE="$(DEVICE)" QUICK="$(QUICK)" tools/card.sh
 
 clean: ## remove what was built, but not the environment
 	@rm -rf _build .pytest_cache .hypothesis svdgrad.egg-info build dist

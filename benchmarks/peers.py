@@ -16,8 +16,10 @@ import numpy as np
 import scipy.sparse.linalg
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import svdgrad
+from svdgrad import oracles
 from svdgrad.adjoint import ATTEMPTS, assemble
 from svdgrad.forward import Triplet, lanczos
 
@@ -34,6 +36,8 @@ class Peer(NamedTuple):
     most: float = float("inf")
     """the largest m + n that it is asked for: some form matrices of that size"""
     note: str = ""
+    batched: bool = True
+    """whether it takes a batch as a whole"""
 
     def missing(self) -> str:
         """Why it cannot run here. Empty if it can."""
@@ -68,15 +72,15 @@ def _forward_only(A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v: Tensor) ->
     return run
 
 
-def _torch_svd(A: Tensor) -> Any:
-    U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+def _torch_svd(A: Tensor, driver: str | None = None) -> Any:
+    U, S, Vh = torch.linalg.svd(A, full_matrices=False, driver=driver)
     return S[..., 0], U[..., 0], Vh[..., 0, :]
 
 
 def _torch_lowrank(A: Tensor) -> Any:
     torch.manual_seed(0)
     U, S, V = torch.svd_lowrank(A)
-    return S[0], U[:, 0], V[:, 0]
+    return S[..., 0], U[..., 0], V[..., 0]
 
 
 def _from_gram(eigenpair: Callable[[Tensor], Any], A: Tensor) -> Any:
@@ -98,14 +102,16 @@ def _lobpcg(G: Tensor) -> Any:
 
 def _power(A: Tensor, steps: int = 100) -> Any:
     """Unrolled: PyTorch records every step."""
-    v = torch.randn(A.shape[1], generator=torch.Generator().manual_seed(0), dtype=A.dtype)
+    v = torch.randn(A.shape[-1], generator=torch.Generator().manual_seed(0), dtype=A.dtype).to(A.device)
     for _ in range(steps):
-        u = A @ v
-        v = A.mT @ (u / u.norm())
-        sigma = v.norm()
-        v = v / sigma
-    u = A @ v
-    return u.norm(), u / u.norm(), v
+        v = normalize(_mv(A.mT, normalize(_mv(A, v), dim=-1)), dim=-1)
+    u = _mv(A, v)
+    return u.norm(dim=-1), normalize(u, dim=-1), v
+
+
+def _mv(A: Tensor, x: Tensor) -> Tensor:
+    """A x, of one matrix, or of each of a batch."""
+    return A @ x if A.ndim == 2 else (A @ x.unsqueeze(-1)).squeeze(-1)
 
 
 def _notebook(A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v: Tensor) -> Run:
@@ -160,25 +166,26 @@ def _dominant_symeig(A: Tensor, *rest: Tensor) -> Run:
 
 
 def _jax(triplet: Callable[[Any], Any], A: Tensor, *rest: Tensor) -> Run:
-    """f and its gradient by JAX, compiled beforehand; ``triplet`` is of jax.numpy."""
+    """f and its gradient by JAX, compiled beforehand, where A is if JAX can; ``triplet`` is of jax.numpy."""
     import jax
     import jax.numpy as jnp
 
-    wide = A.dtype == torch.float64
-    with jax.enable_x64(wide):
-        A, xi, phi, psi, v = (jnp.asarray(x.numpy()) for x in (A, *rest))
+    wide, where = A.dtype == torch.float64, oracles.jax_device(A)
+    # on a card JAX multiplies float32 matrices in fewer digits unless told not to
+    with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
+        A, xi, phi, psi, v = (jax.device_put(x.cpu().numpy(), where) for x in (A, *rest))
 
         def f(A: Any) -> Any:
             sigma, ui, vi = triplet(A)
             sign = jnp.sign(jax.lax.stop_gradient(vi) @ v)
-            return xi * sigma + sign * (ui @ phi + vi @ psi)
+            return (xi * sigma + sign * (ui @ phi + vi @ psi)).sum()
 
         compiled = jax.jit(jax.value_and_grad(f)).lower(A).compile()
 
     def run() -> Answer:
         with jax.enable_x64(wide):
-            value, gradient = jax.block_until_ready(compiled(A))
-        return np.asarray(value), np.asarray(gradient)
+            answer: Answer = jax.block_until_ready(compiled(A))
+        return answer
 
     return run
 
@@ -188,7 +195,7 @@ def _jax_svd(A: Tensor, *rest: Tensor) -> Run:
 
     def triplet(A: Any) -> Any:
         U, S, Vh = jnp.linalg.svd(A, full_matrices=False)
-        return S[0], U[:, 0], Vh[0]
+        return S[..., 0], U[..., 0], Vh[..., 0, :]
 
     return _jax(triplet, A, *rest)
 
@@ -245,6 +252,11 @@ def _torch(triplet: Callable[[Tensor], Any], note: str = "") -> Peer:
     return Peer(partial(_autograd, triplet), note=note)
 
 
+def torch_svd(driver: str | None = None) -> Peer:
+    """By one of the drivers that PyTorch has on CUDA: gesvd, gesvdj, gesvda."""
+    return _torch(partial(_torch_svd, driver=driver))
+
+
 XITORCH = {"needs": "xitorch==0.5.1", "module": "xitorch"}
 MATFREE = {"needs": "matfree==0.6.3", "module": "matfree", "note": "told the number of steps"}
 
@@ -257,8 +269,8 @@ PEERS: dict[str, Peer] = {
     "svdgrad doubling": ours("auto", "doubling"),
     "svdgrad.jax": ours_in_jax("auto"),
     "notebook: bordered lstsq": Peer(_notebook, most=1024),
-    "torch.linalg.svd": _torch(_torch_svd),
-    "torch.lobpcg": _torch(partial(_from_gram, _lobpcg), "tol=10 ε, at most 300 steps"),
+    "torch.linalg.svd": torch_svd(),
+    "torch.lobpcg": _torch(partial(_from_gram, _lobpcg), "tol=10 ε, at most 300 steps")._replace(batched=False),
     "torch.svd_lowrank": _torch(_torch_lowrank, "two power iterations on six random vectors: its default"),
     "power iteration": _torch(_power, "100 steps, differentiated"),
     "jax.numpy.linalg.svd": Peer(_jax_svd, "jax", "jax"),

@@ -8,6 +8,7 @@ that alone.
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from torch import Tensor
 import svdgrad
 from svdgrad import forward, matrices, records
 from svdgrad.adjoint import krylov
-from svdgrad.compare import loss_vectors, stopwatch
+from svdgrad.compare import loss_vectors, measure, stopwatch
 
 from .peers import PEERS, Peer, _autograd, _torch_svd, ours, ours_in_jax
 from .problem import Problem, problem, truth
@@ -59,7 +60,16 @@ class Clock:
         self.rounds = 7 if quick else 15
         self.budget = 1.0 if quick else 2.0  # seconds for all runs of a contestant in a table
         self.limit = 10.0 if quick else 60.0  # seconds that one run may be foretold to take
+        self.deadline = math.inf  # of time.monotonic: nothing begins after it
         self.past: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def refusal(self, name: str, dtype: str, m: int, n: int) -> str:
+        """Why a contestant should not run. Empty if it may."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            return "not run: no time is left"
+        seconds, limit = self.foretold(name, dtype, m, n), min(self.limit, left)
+        return f"not run: estimated {seconds:.0f} s, the limit is {limit:.0f} s" if seconds > limit else ""
 
     def foretold(self, name: str, dtype: str, m: int, n: int) -> float:
         """From the largest matrix so far, as mn·min(m, n) grows. Of small ones none: there the calls take the time."""
@@ -73,14 +83,18 @@ class Clock:
 
 
 def take_turns(
-    runs: dict[str, Callable[[], Any]], rounds: int, budget: float
-) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """The first answer of each, or the exception that it raised, and its times in milliseconds, alternating."""
+    runs: dict[str, Callable[[], Any]], rounds: int, budget: float, where: torch.device = CPU
+) -> tuple[dict[str, Any], dict[str, list[float]], dict[str, float]]:
+    """The first answer of each, or the exception that it raised, its times in milliseconds, alternating, and the peak
+    of its memory, which is known of CUDA only.
+    """
     answers: dict[str, Any] = {}
     first: dict[str, float] = {}
+    peaks: dict[str, float] = {}
     for name, run in runs.items():
         try:
-            answers[name], first[name] = stopwatch(run, CPU)
+            answers[name], timing = measure(run, where, 1)
+            first[name], peaks[name] = timing.milliseconds, timing.peak
         except Exception as failure:  # noqa: BLE001  (a contestant's failure is a result, not the end of the others)
             answers[name] = failure
     times: dict[str, list[float]] = {name: [] for name in first}
@@ -89,8 +103,8 @@ def take_turns(
             if first[name] + sum(times[name]) < 1e3 * budget:
                 if first[name] < QUICK_RUN:
                     runs[name]()
-                times[name].append(stopwatch(runs[name], CPU)[1])
-    return answers, {name: times[name] or [first[name]] for name in times}
+                times[name].append(stopwatch(runs[name], where)[1])
+    return answers, {name: times[name] or [first[name]] for name in times}, peaks
 
 
 def spread(times: list[float]) -> dict[str, Any]:
@@ -98,10 +112,11 @@ def spread(times: list[float]) -> dict[str, Any]:
     return {"ms": statistics.median(times), "lower": lower, "upper": upper, "runs": len(times)}
 
 
-def contest(m: int, n: int, dtype: str, peers: dict[str, Peer], clock: Clock, judged: bool | None = True) -> Rows:
-    """One table. ``judged``: True by forty digits, False in float64, None not at all."""
-    kind = getattr(torch, dtype)
-    asked = problem(m, n)
+def race(
+    asked: tuple[Tensor, ...], dtype: str, peers: dict[str, Peer], clock: Clock, where: torch.device = CPU
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """A row for each contestant, with its times, and its answer, if it has one; asked are A, ξ, φ, ψ and v."""
+    *batch, m, n = asked[0].shape
     rows: dict[str, dict[str, Any]] = {}
     runs: dict[str, Callable[[], Any]] = {}
     for name, peer in peers.items():
@@ -109,33 +124,49 @@ def contest(m: int, n: int, dtype: str, peers: dict[str, Peer], clock: Clock, ju
         why = peer.missing()
         if not why and m + n > peer.most:
             why = f"not run: forms a matrix of size m + n, asked up to {peer.most:.0f}"
-        if not why and (seconds := clock.foretold(name, dtype, m, n)) > clock.limit:
-            why = f"not run: estimated {seconds:.0f} s, the limit is {clock.limit:.0f} s"
-        if why:
+        if not why and batch and not peer.batched:
+            why = "not run: takes the matrices of a batch one by one"
+        if why := why or clock.refusal(name, dtype, m, n):
             rows[name]["note"] = why
             continue
         try:
-            runs[name] = peer.make(*asked.arguments(kind))
+            runs[name] = peer.make(*(x.to(where) for x in asked))
         except Exception as failure:  # noqa: BLE001
             rows[name]["note"] = _told(failure)
-    answers, times = take_turns(runs, clock.rounds, clock.budget)
-    right = None if judged is None else truth(m, n, judged)
-    for name, answer in answers.items():
-        row = rows[name]
+    answers, times, peaks = take_turns(runs, clock.rounds, clock.budget, where)
+    for name, answer in list(answers.items()):
         if isinstance(answer, Exception):
-            row["note"] = _told(answer)
+            rows[name]["note"] = _told(answers.pop(name))
             continue
-        row |= spread(times[name])
-        clock.remember(name, dtype, m, n, seconds_of(row))
-        if right is not None:
-            row |= {
-                "error": error(answer, right.value, right.gradient),
-                "bound": asked.bound(kind),
-                "judge": right.judge,
-            }
+        rows[name] |= spread(times[name])
+        if not math.isnan(peaks[name]):
+            rows[name]["peak"] = peaks[name]
+        if not batch:
+            clock.remember(name, dtype, m, n, seconds_of(rows[name]))
     base = rows.get("svdgrad", {}).get("ms")
     for row in rows.values():
         row["ratio"] = row["ms"] / base if row["ms"] and base else None
+    return rows, answers
+
+
+def contest(
+    m: int,
+    n: int,
+    dtype: str,
+    peers: dict[str, Peer],
+    clock: Clock,
+    judged: bool | str | None = True,
+    where: torch.device = CPU,
+) -> Rows:
+    """One table. ``judged``: True by forty digits, or by the judge that it names; False in float64; None not at all."""
+    kind = getattr(torch, dtype)
+    asked = problem(m, n)
+    rows, answers = race(asked.arguments(kind), dtype, peers, clock, where)
+    if judged is not None and answers:
+        right = truth(m, n, judged)
+        for name, answer in answers.items():
+            wrong = error(answer, right.value, right.gradient)
+            rows[name] |= {"error": wrong, "bound": asked.bound(kind), "judge": right.judge}
     return list(rows.values())
 
 
@@ -145,7 +176,7 @@ def error(answer: tuple[Any, Any], value: float, gradient: np.ndarray) -> float:
     if G is None:
         found = abs(float(f) - value) / abs(value)
     else:
-        G = np.asarray(G.detach() if isinstance(G, Tensor) else G, dtype=np.float64)
+        G = np.asarray(G.detach().cpu() if isinstance(G, Tensor) else G, dtype=np.float64)
         found = float(np.linalg.norm(G - gradient) / np.linalg.norm(gradient))
     return found if np.isfinite(found) else float("inf")
 
@@ -251,7 +282,7 @@ def floor(n: int, dtype: str, clock: Clock) -> dict[str, Any]:
         "products in torch": in_torch,
         "copy": lambda: A.clone(),
     }
-    _, times = take_turns(runs, 3 * clock.rounds, clock.budget)
+    _, times, _ = take_turns(runs, 3 * clock.rounds, clock.budget)
     ms = {name: statistics.median(taken) for name, taken in times.items()}
     one = ms["products"] / (2 * pairs)
     least = (ahead + back) * one
@@ -322,7 +353,7 @@ def backward(m: int, n: int, dtype: str, clock: Clock) -> Rows:
 
 
 def _compared(runs: dict[str, Callable[[], Any]], clock: Clock, about: dict[str, Any]) -> Rows:
-    answers, times = take_turns(runs, 2 * clock.rounds, clock.budget)
+    answers, times, _ = take_turns(runs, 2 * clock.rounds, clock.budget)
     rows: Rows = [{"name": name, **about, **spread(times[name]), "note": ""} for name in runs]
     value, gradient = answers["torch.linalg.svd"]
     for row in rows:
@@ -372,9 +403,8 @@ def write(record: dict[str, Any], folder: Path) -> Path:
             return {key: plain(value) for key, value in x.items()}
         return [plain(y) for y in x] if isinstance(x, list) else records._written(x)
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"speed-{record['device']}-{record['date']}.json"
-    path.write_text(json.dumps(plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    records.write_json(plain(record), path)
     return path
 
 

@@ -2,7 +2,8 @@
 
 With ``--record FOLDER`` the same at four sizes, in a file that the book reads. At every size the judge is the gradient
 in extended precision: it takes a few dozen products with A in forty digits and one float64 factorisation, so it reaches
-4096×4096 in two minutes and three gigabytes on one core of a CPU.
+4096×4096 in two minutes and three gigabytes on one core of a CPU. Where python-flint is not installed, and with
+``--judge long_double``, it has three digits more than float64.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from .adjoint import ATTEMPTS, SOLVERS, assemble
 from .checks import relative_error
 from .forward import Triplet, svd
 from .matrices import mv, project
-from .records import Row, hardware, milliseconds, short, write_record
+from .records import Row, hardware, header, milliseconds, read_record, record_path, short, write_record
 
 #: the shapes that a record holds, from one where calling a library takes the time to one where only some ways fit
 SHAPES = [(64, 32), (512, 256), (2048, 1024), (4096, 4096)]
@@ -72,21 +73,30 @@ def loss_vectors(A: Tensor, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def compare(
-    A: Tensor, repeat: int = 5, differences: bool = True, budget: float = math.inf, past: Iterable[Row] = ()
+    A: Tensor,
+    repeat: int = 5,
+    differences: bool = True,
+    budget: float = math.inf,
+    past: Iterable[Row] = (),
+    judge: Callable[..., np.ndarray] | None = None,
+    patience: float = 10.0,
+    keep: Callable[[list[Row]], Any] = lambda rows: None,
 ) -> list[Row]:
-    """Every attempt, every solver and every witness, judged by the extended-precision gradient.
+    """Every attempt, every solver and every witness, judged by a gradient of more digits: ``oracles.judge()`` unless
+    given.
 
     Shape: A (m, n), on the device and in the dtype to compare in. A random loss is used, see ``loss_vectors``.
     A way is not run, and its row says why, if it would not fit in the memory that is free, or if a run is foretold,
     from ``past`` rows of smaller matrices, to take more than ``budget`` seconds; nor is ``differences``, with its 2mn
-    SVDs, if not wanted.
+    SVDs, if not wanted. For ``patience`` see ``measure``. ``keep`` is called with the rows so far after each way.
     """
-    from .oracles import ORACLES, jax_device
+    from . import oracles
+    from .oracles import ORACLES
 
     m, n = A.shape
     xi, phi, psi = loss_vectors(A)
     triplet, known = svd(A)
-    truth = ORACLES["extended"](A, xi, phi, psi, triplet.v)
+    truth = (judge or oracles.judge()[0])(A, xi, phi, psi, triplet.v)
     past = list(past)
     cpu, dtype = torch.device("cpu"), str(A.dtype).removeprefix("torch.")
     rows = []
@@ -98,18 +108,24 @@ def compare(
         unwanted = "" if differences or name != "differences" else f"it takes {2 * m * n} SVDs"
         if note := unwanted or too_much(row, A, budget, past):
             rows.append(row._replace(note=f"not run: {note}"))
+            keep(rows)
             return
         try:
-            answer, timing = measure(run, where, 1 if name == "differences" else repeat)
+            if name == "jax":
+                run()  # compiles every operation, which may take seconds that no later run takes
+            answer, timing = measure(run, where, 1 if name == "differences" else repeat, patience)
             if name == "jax":
                 timing = timing._replace(peak=math.nan)  # JAX's memory is not PyTorch's
             row = row._replace(**timing._asdict(), **judge(answer))
         except (torch.OutOfMemoryError, MemoryError):
             row = row._replace(note="not run: out of memory")
+        except ModuleNotFoundError as missing:
+            row = row._replace(note=f"not run: {missing.name} is not installed")
         except (RuntimeError, ArithmeticError, ValueError) as problem:  # PyTorch's LinAlgError and JAX's are among them
             kind_of = type(problem).__name__.lstrip("_")
             row = row._replace(error=math.inf, note=f"{kind_of}: {problem}".splitlines()[0])
         rows.append(row)
+        keep(rows)
 
     def judge_adjoint(answer: tuple[Tensor, Tensor]) -> dict[str, Any]:
         gradient = assemble(triplet, xi, *answer)
@@ -122,16 +138,27 @@ def compare(
             add(kind, name, partial(way, A, triplet, phi, psi), judge_adjoint, A.device)
     for name, oracle in ORACLES.items():
         if name != "extended":
-            on_card = {"torch": True, "newton": True, "jax": jax_device(A).platform != "cpu"}.get(name, False)
             run = partial(oracle, A, xi, phi, psi, triplet.v)
             add(
                 "witness",
                 name,
                 run,
                 lambda G: {"error": _finite(relative_error(G, truth))},
-                A.device if on_card else cpu,
+                A.device if _runs_where_a_is(name, A) else cpu,
             )
     return rows
+
+
+def _runs_where_a_is(name: str, A: Tensor) -> bool:
+    """Of a witness, whether it calculates on the device of A, and not on the host."""
+    if name == "jax":
+        from .oracles import jax_device
+
+        try:
+            return bool(jax_device(A).platform != "cpu")
+        except ModuleNotFoundError:
+            return False
+    return name in ("torch", "newton")
 
 
 def _finite(error: float) -> float:
@@ -308,9 +335,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--budget", type=float, default=60.0, help="seconds that one run of a way may take, 60 unless given"
     )
+    parser.add_argument(
+        "--patience", type=float, default=10.0, help="seconds after which no way is run once more, 10 unless given"
+    )
+    parser.add_argument(
+        "--judge", choices=["extended", "long_double"], help="extended unless given, if python-flint is installed"
+    )
+    parser.add_argument(
+        "--extend", action="store_true", help="keep what today's record of this device and code holds of other shapes"
+    )
     options = parser.parse_args(arguments)
     try:
-        from . import oracles  # noqa: F401
+        from . import oracles
     except ModuleNotFoundError as missing:
         parser.error(
             f"the witnesses need {missing.name}, which is not installed: pip install 'svdgrad[oracles]' brings it"
@@ -325,9 +361,10 @@ def main(arguments: list[str] | None = None) -> None:
         if where.type == "cuda"
         else "the clock of the host"
     )
+    judge, called = oracles.JUDGES[options.judge] if options.judge else oracles.judge()
     about = {
         "matrix": f"standard normal entries, seed {options.seed}",
-        "judge": "forty-digit gradient (svdgrad.oracles.extended), at every size",
+        "judge": f"{called}, at every size",
         "times": f"milliseconds, median and quartiles of up to {repeat} runs after a first, by {by}",
         "peak": "bytes, by torch.cuda" if where.type == "cuda" else "not measured: PyTorch counts on CUDA only",
         "float32 products": torch.get_float32_matmul_precision(),
@@ -335,22 +372,55 @@ def main(arguments: list[str] | None = None) -> None:
         "seed": options.seed,
     }
     print(f"gradient of ξσ + φ·u + ψ·v at a Gaussian matrix, seed {options.seed}, on {hardware(where)}")
+    shapes = options.shape or (SHAPES if options.record else SHAPES[:1])
     rows: list[Row] = []
     path = None
-    for m, n in options.shape or (SHAPES if options.record else SHAPES[:1]):
+    record = {**header(where), **about} if options.record else about
+    if options.record and options.extend and (old := record_path(where, options.record)).exists():
+        record, rows = _extended(read_record(old), record, shapes, options.dtype, parser.error)
+
+    def keep(found: list[Row]) -> Path | None:
+        """Called after each way, so that what is interrupted is not lost."""
+        return write_record([*rows, *found], where, options.record, record) if options.record else None
+
+    for m, n in shapes:
         if (needed := judge_memory(m, n)) > (free := free_memory(torch.device("cpu"))):
-            about[f"{m}×{n}"] = f"not run: the judge needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-            print(f"\n{m}×{n} {about[f'{m}×{n}']}")
+            record[f"{m}×{n}"] = f"not run: the judge needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+            print(f"\n{m}×{n} {record[f'{m}×{n}']}")
             continue
         for dtype in options.dtype:
             A = matrices.gaussian(m, n, seed=options.seed, dtype=getattr(torch, dtype)).to(where)
-            found = compare(A, repeat, differences=A.numel() <= 64 * 64, budget=options.budget, past=rows)
+            found = compare(
+                A,
+                repeat,
+                differences=A.numel() <= 64 * 64,
+                budget=options.budget,
+                past=rows,
+                judge=judge,
+                patience=options.patience,
+                keep=keep,
+            )
+            path = keep(found)
             rows += found
             print(f"\n{m}×{n}, {dtype}\n{table(found)}", flush=True)
-            if options.record:  # after each, so that what is interrupted is not lost
-                path = write_record(rows, where, options.record, about)
     if path:
         print(f"\nwritten to {path}")
+
+
+def _extended(
+    old: dict[str, Any], new: dict[str, Any], shapes: Iterable[Any], dtypes: list[str], refuse: Callable[[str], Any]
+) -> tuple[dict[str, Any], list[Row]]:
+    """What an old record says of itself, with the judge of the new shapes, and its rows of other shapes."""
+    for key in ("code", "versions", "seed"):
+        if old[key] != new[key]:
+            refuse(f"--extend: the record of today was made with another {key}, {old[key]}: move it elsewhere")
+    asked = [(m, n, dtype) for m, n in shapes for dtype in dtypes]
+    rows = [row for row in old.pop("rows") if (row.m, row.n, row.dtype) not in asked]
+    if old["judge"] != new["judge"]:
+        sizes = ", ".join(f"{m}×{n}" for m, n in shapes)
+        new_judge = new["judge"].replace("every size", sizes)
+        old["judge"] = f"{old['judge'].replace('every size', 'the other sizes')}; {new_judge}"
+    return old, rows
 
 
 if __name__ == "__main__":

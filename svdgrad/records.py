@@ -2,6 +2,7 @@
 them.
 """
 
+import ast
 import hashlib
 import importlib.metadata
 import json
@@ -53,19 +54,57 @@ class Row(NamedTuple):
     """why the way was not run, or what it raised"""
 
 
+#: the modules that are timed, "" for the package itself: the ways of the contest, the package in PyTorch and in JAX
+TIMED = ("", "adjoint", "jax", "oracles")
+
+
 def code() -> dict[str, str]:
-    """The version of the code at hand: ``svdgrad.__version__``, and 12 digits of the SHA-256 of all its source
-    files.
+    """The version of the code at hand: ``svdgrad.__version__``, and 12 digits of the SHA-256 of the files that the
+    timed code imports. A change of any other file, of a figure or a check, leaves a record as good as it was.
     """
     from . import __version__
 
     root = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
+    for path in timed_files(root):
         # the length keeps a line that moves from one file to the next from going unnoticed
         source = path.read_bytes().replace(b"\r\n", b"\n")
         digest.update(f"{path.relative_to(root).as_posix()} {len(source)}\n".encode() + source)
     return {"version": __version__, "sources": digest.hexdigest()[:12]}
+
+
+def timed_files(root: Path) -> list[Path]:
+    """The files of the package in the folder ``root`` that hold the modules in ``TIMED``, what these import, and so on.
+
+    They are found by reading the import statements, wherever in a file they stand, so that nothing has to be installed.
+    A package's ``__init__.py`` runs before any of its modules, and counts with them.
+    """
+    found: set[Path] = set()
+    asked = [tuple(filter(None, name.split("."))) for name in TIMED]
+    while asked:
+        module = asked.pop()
+        folder = root.joinpath(*module)
+        file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        if file in found or not file.is_file():
+            continue
+        found.add(file)
+        asked += [module[:length] for length in range(len(module))]
+        asked += _imported(file, module if folder.is_dir() else module[:-1], root.name)
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _imported(file: Path, package: tuple[str, ...], top: str) -> list[tuple[str, ...]]:
+    """What a file of ``package`` may import from under ``top``, as paths of names: modules, and names within them."""
+    asked: list[list[str]] = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            asked += [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = node.module.split(".") if node.module else []
+            if node.level:
+                names = [top, *package[: len(package) + 1 - node.level], *names]
+            asked += [names, *([*names, alias.name] for alias in node.names)]
+    return [tuple(names[1:]) for names in asked if names[0] == top]
 
 
 def is_stale(record: dict[str, Any]) -> bool:
@@ -120,23 +159,45 @@ def _driver() -> str | None:
         return None
 
 
-def write_record(rows: Iterable[Row], where: torch.device, folder: Path, about: dict[str, Any]) -> Path:
-    """One JSON file ``<device>-<hardware>-<date>.json`` with the rows and all that says what they are."""
-    record = {
+def header(where: torch.device) -> dict[str, Any]:
+    """What a record says of the machine and the code that made it."""
+    return {
         "device": where.type,
         "hardware": hardware(where),
         "cpus": os.cpu_count(),
         "date": time.strftime("%Y-%m-%d"),
         "code": code(),
         "versions": versions(),
-        **about,
-        "rows": [{key: _written(value) for key, value in row._asdict().items()} for row in rows],
     }
-    slug = re.sub("[^a-z0-9]+", "-", record["hardware"].lower()).strip("-")
-    path = Path(folder) / f"{where.type}-{slug}-{record['date']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_record(rows: Iterable[Row], where: torch.device, folder: Path, about: dict[str, Any]) -> Path:
+    """One JSON file, at ``record_path``, with the rows after all that says what they are."""
+    record = {**about, "rows": [{key: _written(value) for key, value in row._asdict().items()} for row in rows]}
+    path = record_path(where, folder)
+    write_json(record, path)
     return path
+
+
+def record_path(where: torch.device, folder: Path) -> Path:
+    """``<device>-<hardware>-<date>.json``, of today."""
+    slug = re.sub("[^a-z0-9]+", "-", hardware(where).lower()).strip("-")
+    return Path(folder) / f"{where.type}-{slug}-{time.strftime('%Y-%m-%d')}.json"
+
+
+def write_json(value: Any, path: Path) -> None:
+    """In one step: a program that is killed leaves the old file or the new one, and no half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record with its ``rows`` as ``Row``."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record["rows"] = [Row(**{key: _read(value) for key, value in row.items()}) for row in record["rows"]]
+    return record
 
 
 def read_records(folder: Path, device_type: str) -> list[dict[str, Any]]:
@@ -145,8 +206,7 @@ def read_records(folder: Path, device_type: str) -> list[dict[str, Any]]:
     """
     newest: dict[str, dict[str, Any]] = {}
     for path in sorted(Path(folder).glob(f"{device_type}-*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["rows"] = [Row(**{key: _read(value) for key, value in row.items()}) for row in record["rows"]]
+        record = read_record(path)
         if record["date"] >= newest.get(record["hardware"], record)["date"]:
             newest[record["hardware"]] = record
     return sorted(newest.values(), key=lambda record: record["date"], reverse=True)

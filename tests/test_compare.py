@@ -1,8 +1,10 @@
 """The comparison table: complete, right, honest about a missing device, and recorded for others to read."""
 
+import inspect
 import json
 import math
 import shutil
+import subprocess
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -14,6 +16,8 @@ import torch
 import svdgrad
 from svdgrad import compare, matrices, records
 from svdgrad.adjoint import ATTEMPTS, SOLVERS
+from svdgrad.checks import check
+from svdgrad.figures import figure
 from svdgrad.oracles import ORACLES
 
 
@@ -116,7 +120,7 @@ def row(name, m, n, ms=math.nan, kind="solver", **more):
 def test_the_memory_of_jax_is_not_told_as_that_of_pytorch(monkeypatch):
     """PyTorch counts its own memory only, so of JAX it has nothing to say, and of every other way it has."""
     timing = compare.Timing(1.0, 1.0, 1.0, 1, 4096.0)
-    monkeypatch.setattr(compare, "measure", lambda run, where, repeat: (run(), timing))
+    monkeypatch.setattr(compare, "measure", lambda run, *rest: (run(), timing))
     peaks = {row.name: row.peak for row in compare.compare(matrices.gaussian(6, 4))}
     assert math.isnan(peaks.pop("jax"))
     assert set(peaks.values()) == {4096.0}
@@ -323,18 +327,121 @@ def test_a_headline_says_where_jax_ran(tmp_path, device):
     assert records.headline(record).endswith(f"driver 999.5, jax on {device})")
 
 
-def test_the_version_of_the_code_changes_with_every_source_file(monkeypatch, tmp_path):
+@pytest.fixture
+def copy_of_the_package(monkeypatch, tmp_path):
+    """A copy, and a function from an object of the package to the file in the copy that holds it."""
     package = Path(records.__file__).parent
     copy = shutil.copytree(package, tmp_path / "svdgrad", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(records, "__file__", str(copy / Path(records.__file__).name))
+
+    def file_of(thing):
+        return copy / Path(inspect.getsourcefile(inspect.unwrap(thing))).relative_to(package)
+
+    return file_of
+
+
+TIMED = [
+    svdgrad.singular_triplet,
+    svdgrad.operator_triplet,
+    svdgrad.forward.lanczos,
+    SOLVERS["schur"],
+    ORACLES["newton"],
+]
+NOT_TIMED = [figure, check, compare.main, records.write_record]
+
+
+@pytest.mark.parametrize("thing", TIMED + NOT_TIMED, ids=lambda thing: thing.__name__)
+def test_the_version_of_the_code_changes_with_what_is_timed_and_with_nothing_else(thing, copy_of_the_package):
     here = records.code()
     assert here["version"] == svdgrad.__version__ and len(here["sources"]) == 12
-    monkeypatch.setattr(records, "__file__", str(copy / "records.py"))
-    assert records.code() == here
-    file = copy / "adjoint" / "schur.py"
+    file = copy_of_the_package(thing)
     file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
-    assert records.code() == here
-    file.write_bytes(file.read_bytes() + b"#")
-    assert records.code() != here
+    assert records.code() == here, "the ends of the lines are those of the system"
+    file.write_bytes(file.read_bytes().replace(b'"""', b'"""Of course, ', 1))
+    assert (records.code() == here) == (thing in NOT_TIMED)
+
+
+def test_the_version_of_the_code_covers_whatever_a_timed_program_loads():
+    """Read off the import statements; Python itself says here what it has loaded."""
+    program = """
+import sys, torch, svdgrad, svdgrad.jax, svdgrad.oracles
+A = torch.eye(3, dtype=torch.float64).cumsum(0).requires_grad_()
+for forward in ("svd", "gram", "lanczos"):
+    svdgrad.singular_triplet(A, forward=forward).u[0].backward()
+svdgrad.operator_triplet(lambda A, x: A @ x, A, torch.ones(3).double()).u[0].backward()
+print(*(module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "svdgrad"), sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = {Path(line) for line in done.stdout.splitlines()}
+    assert len(loaded) > 10 and loaded <= set(records.timed_files(Path(records.__file__).parent))
+
+
+def test_imports_are_followed_however_they_are_written(tmp_path):
+    package = tmp_path / "package"
+    files = {
+        "__init__.py": "if True:\n    from .a import f",
+        "a.py": "def f():\n    import package.deep.b",
+        "deep/__init__.py": "",
+        "deep/b.py": "from ..c import d, no_module\nfrom . import e",
+        "deep/e.py": "from package import g",
+        "c/__init__.py": "",
+        "c/d.py": "import json, torch",
+        "g.py": "",
+        "unasked.py": "from . import a",
+    }
+    for name, source in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(source, encoding="utf-8")
+    found = {path.relative_to(package).as_posix() for path in records.timed_files(package)}
+    assert found == files.keys() - {"unasked.py"}
+
+
+def test_a_record_that_is_cut_short_while_it_is_written_stays_what_it_was(monkeypatch, tmp_path):
+    path = tmp_path / "record.json"
+    records.write_json({"rows": [1]}, path)
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        records.write_json({"rows": [1, 2]}, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"rows": [1]}
+    assert list(tmp_path.glob("*.json")) == [path]
+
+
+def test_a_record_is_written_after_every_way(monkeypatch, tmp_path):
+    lengths = []
+    monkeypatch.setattr(compare, "write_record", lambda rows, *_: lengths.append(len(rows)))
+    compare.main(["--device", "cpu", "--dtype", "float64", "--shape", "6", "4", "--record", str(tmp_path)])
+    assert lengths[:-1] == list(range(1, lengths[-1] + 1))
+
+
+def record_of(tmp_path, *options):
+    compare.main(["--device", "cpu", "--dtype", "float64", "--repeat", "1", "--record", str(tmp_path), *options])
+    (record,) = records.read_records(tmp_path, "cpu")
+    return record
+
+
+def test_a_record_is_extended_by_other_shapes(tmp_path, capsys):
+    old = record_of(tmp_path, "--shape", "6", "4", "--shape", "8", "4")
+    new = record_of(tmp_path, "--shape", "8", "4", "--shape", "5", "5", "--judge", "long_double", "--extend")
+    assert {(r.m, r.n) for r in new["rows"]} == {(6, 4), (8, 4), (5, 5)} and len(new["rows"]) == 1.5 * len(old["rows"])
+    assert [r for r in new["rows"] if r.m == 6] == [r for r in old["rows"] if r.m == 6]
+    assert new["judge"] == (
+        "forty-digit gradient (svdgrad.oracles.extended), at the other sizes; "
+        "float64 refined in long double (svdgrad.oracles.long_double), at 8×4, 5×5"
+    )
+    with pytest.raises(SystemExit):
+        record_of(tmp_path, "--shape", "4", "4", "--seed", "3", "--extend")
+    assert "made with another seed, 0" in capsys.readouterr().err
+    assert {(r.m, r.n) for r in record_of(tmp_path, "--shape", "3", "3")["rows"]} == {(3, 3)}
+
+
+def test_without_python_flint_and_tqdm_the_record_names_the_other_judge(monkeypatch, tmp_path):
+    for name in ("flint", "tqdm", "jax"):
+        monkeypatch.setitem(sys.modules, name, None)
+    record = record_of(tmp_path, "--shape", "6", "4")
+    assert record["judge"] == "float64 refined in long double (svdgrad.oracles.long_double), at every size"
+    rows = {row.name: row for row in record["rows"]}
+    assert rows["schur"].error < 1e-13 and rows["differences"].error < 1e-7
+    assert rows["jax"].note == "not run: jax is not installed"
 
 
 def test_columns_stand_side_by_side():

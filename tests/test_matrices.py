@@ -36,6 +36,7 @@ def test_prescribed_singular_values_are_met_and_counted():
 
 
 def test_elevation_is_the_grid_that_matplotlib_ships():
+    pytest.importorskip("matplotlib", reason="the grid is one of matplotlib's sample files")
     A = matrices.elevation()
     assert A.shape == (344, 403) and A.dtype == torch.float64
     assert abs(A.mean()) < 1e-10 and 200 < A.max() < 600

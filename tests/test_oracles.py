@@ -1,9 +1,11 @@
 """The witnesses, each against something that it shares no code with."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, NAN_MATRICES, problem
+from families import FAMILIES, NAN_MATRICES, NARROW, problem
 
 from svdgrad import matrices, oracles
 from svdgrad.checks import relative_error
@@ -34,6 +36,44 @@ def test_extended_gradient_against_sixty_digit_differences(shape):
             step[i, j] = h
             difference = extended_value(base + step, xi, phi, psi, v) - extended_value(base - step, xi, phi, psi, v)
             assert abs(difference / (2 * h) - G[i, j]) <= 2e-16 * np.abs(G).max()
+
+
+WIDE = pytest.mark.skipif(np.finfo(np.longdouble).eps > 2.0**-60, reason="long double is float64 on this processor")
+
+
+@WIDE
+@pytest.mark.parametrize("family", FAMILIES | NARROW)
+def test_long_double_agrees_with_forty_digits(family):
+    """To float64's last digit, and to a tenth of what rounding an entry of A changes: as it promises."""
+    asked = (FAMILIES | NARROW)[family]
+    A = asked.matrix()
+    xi, phi, psi, v, _ = problem(A, asked.index)
+    wanted = oracles.extended(A, xi, phi, psi, v, asked.index)
+    eps = np.finfo(float).eps
+    found = oracles.long_double(A, xi, phi, psi, v, asked.index)
+    assert relative_error(found, wanted) <= eps + 0.1 * eps / asked.relative_gap()
+
+
+@WIDE
+@pytest.mark.parametrize("index", [1, -1])
+def test_long_double_serves_any_simple_triplet(index):
+    A = matrices.gaussian(9, 5)
+    xi, phi, psi, v, _ = problem(A, index)
+    wanted, found = (judge(A, xi, phi, psi, v, index) for judge in (oracles.extended, oracles.long_double))
+    assert relative_error(found, wanted) <= 1e-14  # a gap of a hundredth of σ₁ or more
+
+
+def test_long_double_says_where_it_has_no_more_digits(monkeypatch):
+    monkeypatch.setattr(np, "longdouble", np.float64)
+    A = matrices.gaussian(3, 2)
+    with pytest.raises(NotImplementedError, match="found ε = 2.2e-16: install python-flint"):
+        oracles.long_double(A, 1.0, A[:, 0], A[0], A[0])
+
+
+def test_the_judge_is_the_one_that_can_run(monkeypatch):
+    assert oracles.judge() == oracles.JUDGES["extended"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert oracles.judge() == oracles.JUDGES["long_double"]
 
 
 @pytest.mark.parametrize("index", [0, 1, -1])
