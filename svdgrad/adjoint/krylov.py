@@ -72,7 +72,7 @@ def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
     weight = 1 / ((1 - theta) * (1 + theta)).clamp_min(torch.finfo(theta.dtype).eps) - 1
     if W.ndim == 2:
         W_H, weighted = W.mH, W * weight
-        return lambda r: torch.addmv(r, weighted, W_H @ r)
+        return lambda r: torch.addmv(r, weighted, W_H @ r) if r.ndim == 1 else r + mv(weighted, mv(W_H, r))
     return lambda r: r + mv(W, weight * mv(W.mH, r))
 
 
