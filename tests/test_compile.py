@@ -9,11 +9,8 @@ import svdgrad
 from svdgrad import compiled, matrices
 from svdgrad.checks import relative_error
 
-# PyTorch itself calls what it deprecates, when forward mode is first used
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # torch.compile asks for it, not svdgrad
-]
+# torch.compile asks for it, not svdgrad
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 
 
 @pytest.fixture(autouse=True)

@@ -81,9 +81,6 @@ def test_products_of_an_iteration_are_those_of_the_matrix(layout, threads, dtype
         assert np.linalg.norm(one.resolve_conj().numpy() - other) <= rounding
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated"
-)  # of PyTorch's own forward mode, at its first use
 def test_products_of_what_is_recorded_are_recorded():
     A = matrices.gaussian(300, 300).requires_grad_()
     matvec, rmatvec = matrices.products(A)

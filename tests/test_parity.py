@@ -13,8 +13,6 @@ from svdgrad import matrices
 from svdgrad.checks import relative_error
 from svdgrad.operator import Sparse
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-
 EPS = torch.finfo(torch.float64).eps
 SHAPES = [(6, 4), (4, 6), (5, 5)]
 

@@ -16,9 +16,6 @@ import svdgrad
 from svdgrad import adjoint
 from svdgrad.forward import FORWARDS
 
-# of PyTorch's own, at the first torch.func.jvp
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
 METHODS = ["auto", *FORWARDS]
 SHAPES = [(6, 4), (4, 6), (5, 5)]
 #: powers of two: in float32 from 1e-30 to 1e30, with cotangents from 1e-34 on; in float64 from 1e-271 to 1e271

@@ -9,9 +9,6 @@ from svdgrad import matrices
 from svdgrad.checks import relative_error
 from svdgrad.steps import GRAM_UP_TO, LONG
 
-# PyTorch itself calls what it deprecates, when forward mode is first used
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-
 EPS = torch.finfo(torch.float64).eps
 GAP = 0.3
 #: the last shape that goes to the Gram matrix, and the first that does not, in size and in shape

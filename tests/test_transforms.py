@@ -15,9 +15,6 @@ from svdgrad.adjoint import SOLVERS
 from svdgrad.checks import relative_error
 from svdgrad.oracles import extended
 
-# PyTorch itself calls what it deprecates, when forward mode is first used
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script")
-
 SHAPES = [(5, 3), (3, 5), (4, 4)]
 #: for results that differ by rounding only; the matrices here have gaps of a quarter of σ₁ or more
 ROUNDING = 1e3 * torch.finfo(torch.float64).eps
