@@ -258,16 +258,16 @@ def golub_kahan(
             if residual <= tol or step == v0.numel():
                 squares, Y = squares.flip(-1).clamp_min(0), Y.flip(-1)
                 if square <= 0:  # of V only the first row is not zero, and any eigenvector of T = 0 will do
-                    Y = torch.eye(step)
+                    Y = torch.eye(step, dtype=Y.dtype, device=Y.device)
                 # a Ritz vector helps the adjoint by 1/(1 − θ²), θ in units of σ: below five it saves no step
                 W = V.rows(step).mT @ Y[:, : max(1, int((squares > 0.8 * square).sum()))].to(v0)
                 v = W[:, 0] / vector_norm(W[:, 0])
                 u = matvec(v)
                 length = vector_norm(u)
                 # a zero matrix says nothing of u: any unit vector will do
-                u = u / length if length > 0 else torch.eye(1, u.numel()).to(u)[0]
+                u = u / length if length > 0 else torch.eye(1, u.numel(), dtype=u.dtype, device=u.device)[0]
                 S = squares.sqrt().to(v0.real)
-                return Triplet(S[0].clone(), u, v), Ritz(S, W, torch.tensor(step), torch.tensor(residual))
+                return Triplet(S[0].clone(), u, v), Ritz(S, W, *_on_host(step, residual))
             look = step + _steps_to_go(history, step, residual, tol)
     raise ConvergenceError(
         f"Lanczos bidiagonalisation reached a residual of {residual:.1e} σ in {most} steps, where {tol:.1e} σ was "
@@ -309,12 +309,17 @@ def _numbers(xs: list[Any]) -> Tensor:
     """In float64 on the CPU, whatever they were; from a GPU in one piece."""
     if isinstance(xs[0], Tensor):
         return torch.stack(xs).double().cpu()
-    return torch.tensor(xs, dtype=torch.float64)
+    return torch.tensor(xs, dtype=torch.float64, device="cpu")
+
+
+def _on_host(steps: int, residual: float) -> tuple[Tensor, Tensor]:
+    return torch.tensor(steps, device="cpu"), torch.tensor(residual, dtype=torch.float64, device="cpu")
 
 
 def _noise(size: int, like: Tensor) -> Tensor:
     """Seeded normal numbers of length about one, the same on every device."""
-    return torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).div_(size**0.5).to(like)
+    numbers = torch.Generator("cpu").manual_seed(0)  # devices named, since another may be the default
+    return torch.randn(size, generator=numbers, dtype=torch.float64, device="cpu").div_(size**0.5).to(like)
 
 
 class Basis:

@@ -265,8 +265,8 @@ def predicted_singular_values(name: str, S: Tensor, m: int, n: int, index: int =
     if name not in MATRICES:
         raise ValueError(f"no closed form under the name {name!r}: the names are {', '.join(map(repr, MATRICES))}")
     sigma = S[index]
-    others = S[torch.arange(len(S)) != index % len(S)]
-    weight = torch.as_tensor(beta, dtype=S.dtype)
+    others = S[torch.arange(len(S), device=S.device) != index % len(S)]
+    weight = torch.as_tensor(beta, dtype=S.dtype, device=S.device)
     length = torch.hypot(sigma, weight)
     # what A sends to zero: for matrices of size m + n, of size m (like P), and of size n (like Q)
     both, left, right = abs(m - n), m - len(S), n - len(S)

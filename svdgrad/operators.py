@@ -11,7 +11,7 @@ from .adjoint import assemble
 from .adjoint.krylov import schur_cg
 from .forward import KNOWN, Triplet, fix_sign, golub_kahan
 from .matrices import project
-from .steps import check_gap, check_stopping, find_triplet, solve_adjoint, validate
+from .steps import check_gap, check_stopping, find_triplet, full_precision, solve_adjoint, validate
 
 MatVec = Callable[[Any, Tensor], Tensor]
 
@@ -82,7 +82,8 @@ def operator_triplet(
         raise ValueError(f"v0 must have at least one entry, found shape {tuple(v0.shape)}")
     check_stopping(tol, maxiter)
     leaves, spec = pytree.tree_flatten(params)
-    sigma, u, v, *_ = _OperatorTriplet.apply(matvec, spec, v0.detach(), tol, maxiter, *leaves)
+    with full_precision(v0):
+        sigma, u, v, *_ = _OperatorTriplet.apply(matvec, spec, v0.detach(), tol, maxiter, *leaves)
     return Triplet(sigma, u, v)
 
 
@@ -108,6 +109,11 @@ class _OperatorTriplet(torch.autograd.Function):
                 "operator_triplet is differentiable once, and a second derivative was asked for (create_graph=True): "
                 "form the matrix and use singular_triplet, which is differentiable any number of times"
             )
+        with full_precision(ctx.saved_tensors[0]):
+            return _OperatorTriplet._pull_back(ctx, xi, phi, psi)
+
+    @staticmethod
+    def _pull_back(ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None) -> tuple[Tensor | None, ...]:
         sigma, u, v, v0, *tensors = ctx.saved_tensors
         leaves = [
             other if x is None else x.detach().requires_grad_(x.requires_grad) for x, other in zip(tensors, ctx.others)

@@ -133,9 +133,10 @@ def newton_step(A: Any, sigma: Any, u: Any, v: Any) -> tuple[Any, Any, Any]:
     import torch
 
     m, n = A.shape
-    K = torch.cat([torch.cat([sigma * torch.eye(m).to(A), -A], 1), torch.cat([-A.T, sigma * torch.eye(n).to(A)], 1)])
+    I_m, I_n = (torch.eye(size, dtype=A.dtype, device=A.device) for size in (m, n))
+    K = torch.cat([torch.cat([sigma * I_m, -A], 1), torch.cat([-A.T, sigma * I_n], 1)])
     W = torch.block_diag(u[:, None], v[:, None])
-    J = torch.cat([torch.cat([K, W], 1), torch.cat([W.T, torch.zeros(2, 2).to(A)], 1)])
+    J = torch.cat([torch.cat([K, W], 1), torch.cat([W.T, A.new_zeros(2, 2)], 1)])
     F = torch.cat([sigma * u - A @ v, sigma * v - A.T @ u, torch.stack([u @ u - 1, v @ v - 1]) / 2])
     s = torch.linalg.solve(J, -F)
     return sigma + (s[-2] + s[-1]) / 2, u + s[:m], v + s[m:-2]
