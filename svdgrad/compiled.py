@@ -14,7 +14,7 @@ from . import triplet as triplet_module
 from .forward import Triplet
 from .matrices import outer_sum
 from .operator import Dense
-from .steps import How, along_u, find_triplet, prepare, solve_adjoint
+from .steps import How, along_u, check_phase, find_triplet, keep_phase, prepare, solve_adjoint
 from .transforms import transformed
 
 
@@ -97,12 +97,16 @@ def solve(
     v: Tensor,
     phi: Tensor,
     psi: Tensor,
+    v0: Tensor | None,
     adjoint: str,
     forward: str,
     known: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """(p, q)."""
     how = How(0, forward, adjoint)
+    if A.is_complex():
+        check_phase(u, v, phi, psi)
+        psi = keep_phase(u, v, phi, psi, v0)
     p, q = solve_adjoint(Dense(A), Triplet(sigma, u, v), phi, psi, how, "loss", known)
     return p.contiguous(), q.contiguous()
 
@@ -115,6 +119,7 @@ def _(
     v: Tensor,
     phi: Tensor,
     psi: Tensor,
+    v0: Tensor | None,
     adjoint: str,
     forward: str,
     known: list[Tensor],
@@ -123,14 +128,14 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    A, *_, ctx.forward, ctx.adjoint = inputs
-    ctx.save_for_backward(A, *output)
+    A, v0, *_, ctx.forward, ctx.adjoint = inputs
+    ctx.save_for_backward(A, v0, *output)
 
 
 def _backward(ctx: Any, bars: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    A, sigma, u, v, *known = ctx.saved_tensors
+    A, v0, sigma, u, v, *known = ctx.saved_tensors
     xi, phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in zip((sigma, u, v), bars))
-    p, q = solve(A, sigma, u, v, phi, psi, ctx.adjoint, ctx.forward, known)
+    p, q = solve(A, sigma, u, v, phi, psi, v0, ctx.adjoint, ctx.forward, known)
     return outer_sum((along_u(sigma, u, xi, phi, p), u), (v, q)), None, None, None, None
 
 

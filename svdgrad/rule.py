@@ -16,7 +16,7 @@ from torch.linalg import vecdot
 from .forward import Triplet
 from .newton import anchor, newton
 from .operator import Dense, Operator, dense
-from .steps import How, along_u, find_triplet, solve_adjoint
+from .steps import How, along_u, find_triplet, keep_phase, solve_adjoint
 from .transforms import mapped_by_autograd, newton_steps_wanted, one_by_one, to_front, transformed
 
 
@@ -69,6 +69,9 @@ class _Triplet(torch.autograd.Function):
         psi = torch.zeros_like(v) if psi is None else psi
         # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
         step = _Solve.apply if torch.is_grad_enabled() else _Solve.forward
+        if u.is_complex():
+            step(A, ctx.how, "phase", *leaves, sigma, u, v, phi, psi, *known)
+            psi = keep_phase(u, v, phi, psi, ctx.v0)
         p, q = step(A, ctx.how, "loss", *leaves, sigma, u, v, phi, psi, *known)
         return None, None, None, *A.pull((along_u(sigma, u, xi, phi, p), u), (v, q), wanted)
 
@@ -129,7 +132,7 @@ class _Solve(torch.autograd.Function):
     and μ = vᴴψ. A cotangent (p̄, q̄) is pulled back by J [y; z; α; γ] = [p̄; q̄; 0; 0], the same system; then φ̄ = y,
     ψ̄ = z, and what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ. A tangent is pushed forward by J dx = dc − dJ x.
     ``role`` says what (φ, ψ) is: "loss", "tangent", or "again" for the derivative of a solve; it decides what is
-    checked.
+    checked. With "phase" that is the phase of the loss, and nothing is solved.
     """
 
     @staticmethod

@@ -314,17 +314,17 @@ def solve_adjoint(
     A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, how: How, role: str, known: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not
-    use.
+    use. With the role "phase" nothing is solved, but the phase checked: here numbers can be read, under vmap too.
     """
-    if role == "loss" and not (phi.any() or psi.any()):
-        return torch.zeros_like(phi), torch.zeros_like(psi)
     sigma, u, v = triplet
+    if role == "phase":
+        check_phase(u, v, phi, psi)
+    if role == "phase" or role == "loss" and not (phi.any() or psi.any()):
+        return torch.zeros_like(phi), torch.zeros_like(psi)
     left = KNOWN[how.forward](*known)
     if role != "again":
         check_gap(*A.shape, sigma, left.S)
         check_normal(sigma)
-    if role == "loss" and u.is_complex():
-        check_phase(u, v, phi, psi)
     with full_precision(A.leaves):
         if isinstance(A, Dense):
             return SOLVERS[how.adjoint](A.A, triplet, phi, psi, left)
@@ -416,13 +416,20 @@ def check_normal(sigma: Tensor) -> None:
 def check_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
     """Raise a PhaseError for a loss that changes with the common phase of u and v: f(e^{iθ}u, e^{iθ}v) ≠ f(u, v)
     (eq-phase-blind).
+
+    The slope Im(uᴴφ + vᴴψ) is zero for a loss that is blind to the phase, up to rounding. Of cotangents that are no
+    rounding themselves that is some ε (‖φ‖ + ‖ψ‖). But a loss may be stationary at the triplet, as ‖A − σuvᴴ‖² is: then
+    φ and ψ are differences of terms that cancel, and all that is left of them is rounding. How large the terms were
+    they do not tell. What they tell is that independent errors of their size, alike in φ and ψ since the terms are the
+    same, make a slope with a standard deviation of √(‖φ‖‖ψ‖/min(m, n)) or less. Up to three of these no error is
+    raised. A loss of u alone, or of v alone, has one zero cotangent and is judged by the ε (‖φ‖ + ‖ψ‖). What is left
+    unseen is a loss that sees the phase in u and v together; its gradient is right nevertheless, for the phase of the
+    sign rule, which ``keep_phase`` keeps.
     """
-    size = size_of(phi, psi)
-    phi, psi = phi / size, psi / size
-    slope = (vecdot(u, phi) + vecdot(v, psi)).imag.abs()
-    size = torch.linalg.vector_norm(phi, dim=-1) + torch.linalg.vector_norm(psi, dim=-1)
-    worst = (slope / size.clamp_min(torch.finfo(size.dtype).tiny)).max().item()
-    if worst > 1e3 * torch.finfo(u.dtype).eps:
+    slope, size, deviation, _ = _phase_slope(u, v, phi, psi)
+    allowed = torch.maximum(1e3 * torch.finfo(u.dtype).eps * size, 3 * deviation)
+    if (slope.abs() > allowed).any():
+        worst = (slope.abs() / size.clamp_min(torch.finfo(size.dtype).tiny)).max().item()
         raise PhaseError(
             "the loss depends on the common phase of u and v, which is not determined by A: multiplying both by "
             "e^{iθ} changes it, "
@@ -430,3 +437,30 @@ def check_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
             f"complex vector. "
             "Use moduli, inner products with the phase taken out, or products such as u vᴴ"
         )
+
+
+def keep_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, v0: Tensor | None) -> Tensor:
+    """ψ − i Im(uᴴφ + vᴴψ) w/wᴴv: the cotangent of v where the common phase is kept as the sign rule has it, wᴴv > 0
+    (eq-phase), with w = v0, or the unit vector at the largest entry of v.
+
+    It adds what the loss gains by the turn that keeps wᴴv real, as forward mode does. Where the slope is rounding, as
+    it is of a loss that is blind to the phase, ψ stays as it is.
+    """
+    slope, size, _, unit = _phase_slope(u, v, phi, psi)
+    if v0 is None:
+        w = torch.zeros_like(v).scatter(-1, v.detach().abs().argmax(-1, keepdim=True), 1)
+    else:
+        w = direction(v0.detach()).to(v)
+    along = vecdot(v, w).real
+    seen = (slope.abs() > 1e3 * torch.finfo(u.dtype).eps * size) & (along != 0)
+    turn = torch.where(seen, slope / torch.where(along == 0, 1, along), 0) * unit
+    return psi - 1j * turn.unsqueeze(-1) * w
+
+
+def _phase_slope(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Im(uᴴφ + vᴴψ), ‖φ‖ + ‖ψ‖ and √(‖φ‖‖ψ‖/min(m, n)) in units of the largest entry of φ and ψ, and that entry."""
+    unit = size_of(phi.detach(), psi.detach())
+    phi, psi = phi / unit, psi / unit
+    a, b = (torch.linalg.vector_norm(x.detach(), dim=-1) for x in (phi, psi))
+    slope: Tensor = (vecdot(u, phi) + vecdot(v, psi)).imag
+    return slope, a + b, (a * b / min(u.shape[-1], v.shape[-1])).sqrt(), unit.squeeze(-1)

@@ -84,8 +84,9 @@ def singular_triplet(
         numbers. The value, and the gradient of a loss of σ alone, are always given.
     PhaseError
         In backward, if A is complex and the loss changes with the common phase of u and v, which A does not determine
-        (eq-phase-blind). Forward mode keeps to the phase described at v0 instead, and so does what is nested in two of
-        them.
+        (eq-phase-blind). Where that is by so little that it may be rounding of both cotangents, as it is for
+        ‖A − σuvᴴ‖², there is no error: a loss that sees the phase in u and v together can pass for one. Its gradient is
+        that at the phase described at v0, to which forward mode keeps, and what is nested in two of them.
     ConvergenceError
         "lanczos" ran out of steps; the message names what was reached, and what was not.
     NotImplementedError
