@@ -224,7 +224,8 @@ def test_a_record_holds_every_row_and_what_made_it(capsys, tmp_path):
 
     written = json.loads(path.read_text(encoding="utf-8"), parse_constant=no_constant)
     assert written["code"] == records.code() and written["budget"] == 30 and "forty-digit" in written["judge"]
-    assert written["versions"]["torch"] == torch.__version__
+    # the name of the build, such as +cu130, is not in the metadata of PyPI's wheels
+    assert torch.__version__.split("+")[0] == written["versions"]["torch"].split("+")[0]
     assert written["versions"].keys() >= {"cuda", "driver", "jax", "numpy"}
     assert "not measured" in written["peak"] and written["rows"][0]["peak"] is None
 
