@@ -10,8 +10,9 @@ from torch.utils import _pytree as pytree
 from .adjoint import assemble
 from .adjoint.krylov import schur_cg
 from .forward import KNOWN, Triplet, fix_sign, golub_kahan
+from .gap import check_gap, largest_unseen, with_value
 from .matrices import project
-from .steps import check_gap, find_triplet, solve_adjoint, validate
+from .steps import find_triplet, solve_adjoint, validate
 
 MatVec = Callable[[Any, Tensor], Tensor]
 
@@ -123,8 +124,9 @@ class _OperatorTriplet(torch.autograd.Function):
         if phi is not None or psi is not None:
             phi = torch.zeros_like(u) if phi is None else phi.reshape(-1)
             psi = torch.zeros_like(v) if psi is None else psi.reshape(-1)
-            check_gap(u.numel(), v.numel(), sigma, ctx.known.S)
             A = _Operator(ctx.matvec, pytree.tree_unflatten([_detached(x) for x in leaves], ctx.spec), v0)
+            unseen = largest_unseen(A.product, A.transposed, sigma, ctx.known)
+            check_gap(u.numel(), v.numel(), sigma, with_value(ctx.known.S, unseen))
             phi, psi = project(u, phi), project(v, psi)
             p, q = schur_cg(A.product, A.transposed, Triplet(sigma, u, v), phi, psi, ctx.known)
             p, q = project(u, p), project(v, q)  # a loose u is not orthogonal to what comes out

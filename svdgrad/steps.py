@@ -4,7 +4,6 @@ Everything that can be wrong with an input is looked at here. triplet.py makes t
 shows them to torch.compile, operators.py and diagnosis.py use them as they are.
 """
 
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,21 +13,12 @@ from torch.linalg import vecdot
 
 from .adjoint import LARGEST_ONLY, SOLVERS, assemble
 from .certificate import check_missed
-from .forward import FORWARDS, FullSVD, Gram, Ritz, Triplet, check_entries, tie
-
-
-class TieError(ArithmeticError):
-    """A gradient through u or v was asked for, and σ equals another singular value (or zero, if m ≠ n) up to
-    rounding.
-    """
+from .forward import FORWARDS, FullSVD, Gram, Ritz, Triplet, check_entries
+from .gap import check_gap, values_near
 
 
 class PhaseError(ValueError):
     """A loss of a complex triplet depends on the common phase of u and v, which A does not determine."""
-
-
-class NearTieWarning(UserWarning):
-    """A gradient through u or v has fewer than two digits, since σ is close to another singular value."""
 
 
 #: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, and beyond it
@@ -147,7 +137,7 @@ def solve_adjoint(
         return torch.zeros_like(phi), torch.zeros_like(psi)
     m, n = A.shape[-2:]
     if role != "again":
-        check_gap(m, n, sigma, known.S)
+        check_gap(m, n, sigma, values_near(A, sigma, known))
     if role == "loss" and A.is_complex():
         check_phase(u, v, phi, psi)
     with full_precision(A):
@@ -162,62 +152,6 @@ def gradient(triplet: Triplet, xi: Tensor | None, phi: Tensor, p: Tensor, q: Ten
     if triplet.u.is_complex():
         xi = (0 if xi is None else xi) + 1j * vecdot(triplet.u, phi).imag / triplet.sigma
     return assemble(triplet, xi, p, q)
-
-
-def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> float:
-    """The distance from σ to the nearest other singular value, and to zero if m ≠ n, over σ₁; of a batch the
-    smallest.
-    """
-    if S.ndim == 1:
-        # one look at the device, and the rest by Python's numbers: each call on tensors would cost as much as all of
-        # this
-        value, values = sigma.item(), S.cpu().tolist()
-        distances = sorted(abs(x - value) for x in values)[1:2]  # the smallest is that of σ from itself
-        nearest = min([*distances, values[0], *[value] * (m != n)])
-        return nearest / values[0] if values[0] > 0 else 0.0
-    distance = (S - sigma.unsqueeze(-1)).abs()
-    largest = nearest = S[..., 0]
-    if S.shape[-1] > 1:
-        nearest = torch.minimum(distance.kthvalue(2).values, largest)
-    if m != n:
-        nearest = torch.minimum(nearest, sigma)
-    return (nearest / largest).nan_to_num(0.0).min().item()  # 0/0 for a zero matrix
-
-
-def expected_error(gap: float, dtype: torch.dtype) -> float:
-    """The relative error to expect of the gradient of a loss of u or v, 4 ε/gap: within a factor of 30 of what is
-    measured.
-    """
-    return 4 * torch.finfo(dtype).eps / gap
-
-
-def check_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
-    """Raise a TieError or warn, once for a batch, by its smallest gap."""
-    if sigma.numel() == 0:
-        return  # an empty batch
-    gap = relative_gap(sigma.detach(), S, m, n)
-    if m == n and not (sigma > torch.finfo(S.dtype).tiny ** 0.4 * S[..., 0]).all():
-        raise TieError(
-            "σ is zero, where u and v have signs of their own and A v = σ u says nothing of u. Likely cause: a "
-            "singular matrix and "
-            "index −1. A loss of σ alone has a gradient here; otherwise differentiate the null vector as an "
-            "eigenvector of AᴴA"
-        )
-    if not gap > tie(m, n, S.dtype):
-        raise TieError(
-            f"u and v have no derivative where σ is not simple; found a relative gap of {gap:.1e}, which is a tie up "
-            f"to rounding. "
-            "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values. "
-            "A loss of σ alone has a gradient here; otherwise perturb A, or use the subspace of the tied values"
-        )
-    if (expected := expected_error(gap, S.dtype)) > 1e-2:
-        warnings.warn(
-            f"σ is close to another singular value: relative gap {gap:.1e}, so a relative error of about "
-            f"{expected:.0e} is to be "
-            f"expected in the gradient with {str(S.dtype).removeprefix('torch.')}, by any method",
-            NearTieWarning,
-            stacklevel=3,
-        )
 
 
 def check_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
