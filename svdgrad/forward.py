@@ -229,7 +229,7 @@ def golub_kahan(
     alone is formed, with the tridiagonal T = BᵀB of AᴴA V = V T + αβ v eᵀ, α the last entry of B (eq-tridiagonal). The
     dominant eigenpair (θ², y) of the small T gives v = V y and u = A v/σ, with residual ‖Aᴴu − σv‖ = αβ abs(y_k)/θ
     (eq-ritz-residual). Stops where that is at most ``tol`` σ, by default ten times the unit roundoff, and the
-    probability that a larger value was missed is at most ``missed``. For that it starts from v0 and a
+    probability that a larger value was missed is at most ``missed`` (eq-missed). For that it starts from v0 and a
     twentieth of noise, or from v0 alone if that is ``random``; with ``missed`` None from v0 and next to no noise. V is
     kept orthonormal, since without that copies of σ appear. Cost: two products a step, and one; memory: the basis V.
     Raises ConvergenceError after ``maxiter`` steps, and ValueError where a product is not finite, or not linear, as far
