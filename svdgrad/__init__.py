@@ -3,8 +3,9 @@
 from . import adjoint, forward, matrices
 from .diagnosis import Diagnosis, diagnose
 from .forward import ConvergenceError, Triplet
+from .gap import NearTieWarning, TieError
 from .operators import RankTwo, operator_triplet, rank_two_gradient
-from .steps import NearTieWarning, PhaseError, TieError
+from .steps import PhaseError
 from .triplet import singular_triplet, spectral_norm
 
 __all__ = [

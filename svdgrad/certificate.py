@@ -25,7 +25,7 @@ def check_missed(missed: float | None) -> None:
 
 
 def hidden(diagonal: list[float], off: list[float], value: float) -> float:
-    """The largest abs⟨w, v₁⟩ that an eigenvector w for ``value`` can have: 1/√Σ πᵢ(λ)², i = 0 … k.
+    """The largest abs⟨w, v₁⟩ that an eigenvector w for ``value`` can have: 1/√Σ πᵢ(λ)², i = 0 … k (eq-hidden).
 
     ``diagonal (k,)`` and ``off (k,)`` are those of T, the last of ``off`` the length of what the next vector was before
     it was normalised. Where ``value`` does not exceed the eigenvalues of T, nothing is known, and the answer is 1.
@@ -44,7 +44,7 @@ def hidden(diagonal: list[float], off: list[float], value: float) -> float:
 
 
 def probability(share: float, size: int, noise: float, is_complex: bool) -> float:
-    """A bound for the probability that abs⟨w, v₁⟩ ≤ ``share``, for any w of length one.
+    """A bound for the probability that abs⟨w, v₁⟩ ≤ ``share``, for any w of length one (eq-missed).
 
     ⟨w, v₁⟩ is normally distributed, with standard deviation ``noise``/√size about whatever v0 has of w. So the
     probability is at most the largest density times the length of an interval, or for complex numbers the area of a

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from .forward import KNOWN, Ritz
+from .gap import expected_error, relative_gap, values_near
 from .operator import Sparse
-from .steps import expected_error, find_triplet, prepare, relative_gap
+from .steps import find_triplet, prepare
 
 
 class Diagnosis(NamedTuple):
@@ -25,7 +26,7 @@ class Diagnosis(NamedTuple):
     steps: int
     """steps of the iteration; zero for a direct method"""
     products: int
-    """products with A or Aᴴ; zero for a direct method"""
+    """products with A or Aᴴ that found the triplet; zero for a direct method"""
     residual: float
     """max(‖Av − σu‖, ‖Aᴴu − σv‖)/σ"""
     missed: float
@@ -58,7 +59,8 @@ def diagnose(
     triplet.
 
     Arguments and errors are those of ``singular_triplet``. With "lanczos" the gap is estimated from the iteration's
-    second Ritz value, which lies at or below σ₂: the estimate is never too small. Cost: that of the forward method.
+    second Ritz value, and from a search for a value near σ that the iteration cannot see. Both lie at or below σ₂, so
+    the estimate is never too small. Cost: that of the forward method, and some ten steps for the search.
 
     >>> print(diagnose(torch.diag(torch.tensor([3.0, 2.0], dtype=torch.float64))))
     sigma            3
@@ -79,7 +81,7 @@ def diagnose(
     X = X.at([x.detach() for x in X.leaves])
     sigma, u, v, *left = find_triplet(X, v0, how)
     known = KNOWN[how.forward](*left)
-    gap = relative_gap(sigma, known.S, *X.shape)
+    gap = relative_gap(sigma, values_near(X, sigma, known), *X.shape)
     residual = torch.maximum(vector_norm(X.mv(v) - sigma * u), vector_norm(X.rmv(u) - sigma * v))
     residual = residual / torch.where(sigma > 0, sigma, 1)
     steps = int(known.steps) if isinstance(known, Ritz) else 0

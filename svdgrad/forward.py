@@ -83,13 +83,6 @@ def check_entries(A: Tensor) -> float:
     return largest
 
 
-def tie(m: int, n: int, dtype: torch.dtype) -> float:
-    """8 ε √(m + n): singular values of an m×n matrix come out right to a few ε σ₁, and what is closer cannot be told
-    apart.
-    """
-    return float(8 * torch.finfo(dtype).eps * (m + n) ** 0.5)
-
-
 class ConvergenceError(ArithmeticError):
     """An iteration ran out of steps before its residual reached the tolerance, or before it was improbable enough that
     it had missed a larger singular value.
@@ -220,7 +213,7 @@ def lanczos_of(
         start = start if start.any() else None  # a v0 in the null space of A says nothing
     random = start is None
     if start is None:
-        start = _noise(min(m, n), like)
+        start = noise(min(m, n), like)
     if wide:
         (sigma, v, u), ritz = golub_kahan(rmatvec, matvec, start, tol, maxiter, missed, random)
     else:
@@ -261,7 +254,7 @@ def golub_kahan(
     alone is formed, with the tridiagonal T = BᵀB of AᴴA V = V T + αβ v eᵀ, α the last entry of B (eq-tridiagonal). The
     dominant eigenpair (θ², y) of the small T gives v = V y and u = A v/σ, with residual ‖Aᴴu − σv‖ = αβ abs(y_k)/θ
     (eq-ritz-residual). Stops where that is at most ``tol`` σ, by default ten times the unit roundoff, and the
-    probability that a larger value was missed is at most ``missed``. For that it starts from v0 and a
+    probability that a larger value was missed is at most ``missed`` (eq-missed). For that it starts from v0 and a
     twentieth of noise, or from v0 alone if that is ``random``; with ``missed`` None from v0 and next to no noise. V is
     kept orthonormal, since without that copies of σ appear. Cost: two products a step, and one; memory: the basis V.
     Raises ConvergenceError after ``maxiter`` steps, and ValueError where a product is not finite, or not linear, as far
@@ -274,7 +267,7 @@ def golub_kahan(
     most = min(size, 1000 if maxiter is None else maxiter)
     if most < 1:
         raise ValueError(f"maxiter must be at least 1, found {maxiter}")
-    start, noise = _start(v0, missed, random)
+    start, amount = _start(v0, missed, random)
     first = matvec(start)
     largest = first.abs().max().item()
     if not math.isfinite(largest):
@@ -290,7 +283,7 @@ def golub_kahan(
     alphas: list[float | Tensor] = []
     betas: list[float | Tensor] = []
     history: list[tuple[int, float]] = []
-    enough = math.inf if missed is None else allowed(missed, size, noise, is_complex)
+    enough = math.inf if missed is None else allowed(missed, size, amount, is_complex)
     look = 5
     for step in range(1, most + 1):
         if step > 1:
@@ -300,7 +293,7 @@ def golub_kahan(
         betas.append(beta)
         # the small problem costs as much as some products: look where both conditions are expected to hold
         if step >= look or step == most:
-            diagonal, off = _numbers(alphas + betas).split(step)
+            diagonal, off = numbers(alphas + betas).split(step)
             if not (diagonal + off).isfinite().all():
                 raise _not_finite(step)
             squares, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
@@ -323,14 +316,14 @@ def golub_kahan(
                 u = u / length if length > 0 else torch.eye(1, u.numel(), dtype=u.dtype, device=u.device)[0]
                 S = squares.sqrt().to(v0.real)
                 return Triplet(S[0].clone(), u, v), Ritz(
-                    S, W, *_on_host(step, residual, probability(share, size, noise, is_complex))
+                    S, W, *_on_host(step, residual, probability(share, size, amount, is_complex))
                 )
             look = step + _steps_to_go(history, step, max(residual, tol * share / enough), tol)
     if residual <= tol:
         raise ConvergenceError(
             f"Lanczos bidiagonalisation reached the residual that was wanted, {tol:.1e} σ, in {most} steps, but a "
             f"larger singular value may have been missed with a probability of "
-            f"{probability(share, size, noise, is_complex):.1e}, where missed={missed:g} was asked for. Likely cause: "
+            f"{probability(share, size, amount, is_complex):.1e}, where missed={missed:g} was asked for. Likely cause: "
             "a loose tol. Raise maxiter or missed, or trust v0 with missed=None"
         )
     raise ConvergenceError(
@@ -341,7 +334,7 @@ def golub_kahan(
 
 
 def _start(v0: Tensor, missed: float | None, random: bool) -> tuple[Tensor, float]:
-    """The vector of length one to start from, and the length of the noise in it."""
+    """The vector of length one to start from, and the amount of noise in it, as a length."""
     largest = v0.abs().max()
     if not 0 < largest < torch.inf:
         raise ValueError("v0 must be finite and not zero: it is the vector to start from; random numbers will do")
@@ -349,9 +342,9 @@ def _start(v0: Tensor, missed: float | None, random: bool) -> tuple[Tensor, floa
     if random:
         return v0 / vector_norm(v0), 1.0
     # were v0 without any component along v, no number of steps would find it: a little noise has one
-    noise = torch.finfo(v0.dtype).eps ** 0.5 if missed is None else NOISE
-    start = v0 / vector_norm(v0) + noise * _noise(v0.numel(), v0)
-    return start / vector_norm(start), noise / vector_norm(start).item()
+    length = torch.finfo(v0.dtype).eps ** 0.5 if missed is None else NOISE
+    start = v0 / vector_norm(v0) + length * noise(v0.numel(), v0)
+    return start / vector_norm(start), length / vector_norm(start).item()
 
 
 def _not_finite(steps: int) -> ValueError:
@@ -383,7 +376,7 @@ def _steps_to_go(history: list[tuple[int, float]], step: int, residual: float, t
     return max(2, min(most, math.ceil(math.log(residual / tol) / rate)))
 
 
-def _numbers(xs: list[Any]) -> Tensor:
+def numbers(xs: list[Any]) -> Tensor:
     """In float64 on the CPU, whatever they were; from a GPU in one piece."""
     if isinstance(xs[0], Tensor):
         return torch.stack(xs).double().cpu()
@@ -394,21 +387,25 @@ def _on_host(steps: int, residual: float, missed: float) -> tuple[Tensor, Tensor
     return torch.tensor(steps, device="cpu"), *torch.tensor([residual, missed], dtype=torch.float64, device="cpu")
 
 
-def _noise(size: int, like: Tensor) -> Tensor:
+def noise(size: int, like: Tensor, seed: int = 0) -> Tensor:
     """Seeded normal numbers, real or complex, of length about one, the same on every device."""
     dtype = torch.complex128 if like.is_complex() else torch.float64
-    numbers = torch.Generator("cpu").manual_seed(0)  # devices named, since another may be the default
-    return torch.randn(size, generator=numbers, dtype=dtype, device="cpu").div_(size**0.5).to(like)
+    generator = torch.Generator("cpu").manual_seed(seed)  # devices named, since another may be the default
+    return torch.randn(size, generator=generator, dtype=dtype, device="cpu").div_(size**0.5).to(like)
 
 
 class Basis:
-    """Orthonormal vectors as the rows of one tensor, which doubles when it is full."""
+    """Orthonormal vectors as the rows of one tensor, which doubles when it is full: ``first`` after those ``before``
+    it.
+    """
 
-    def __init__(self, first: Tensor) -> None:
+    def __init__(self, first: Tensor, before: Tensor | None = None) -> None:
+        self.size = 1 if before is None else len(before) + 1
         # memory is taken as rows are written: a first megabyte is free, and spares most from being moved
-        self.array = first.new_empty((max(16, 2**18 // first.numel()), first.numel()))
-        self.array[0] = first
-        self.size = 1
+        self.array = first.new_empty((max(16, 2 * self.size, 2**18 // first.numel()), first.numel()))
+        if before is not None:
+            self.array[: len(before)] = before
+        self.array[self.size - 1] = first
 
     def rows(self, size: int | None = None) -> Tensor:
         return self.array[: size or self.size]

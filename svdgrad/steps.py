@@ -5,7 +5,6 @@ shows them to torch.compile, operators.py and diagnosis.py use them as they are.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,24 +19,15 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from .adjoint import LARGEST_ONLY, SOLVERS
 from .adjoint.krylov import cg_of
 from .certificate import check_missed
-from .forward import FORWARDS, KNOWN, Ritz, Triplet, check_entries, lanczos_of, tie
+from .forward import FORWARDS, KNOWN, Ritz, Triplet, check_entries, lanczos_of
+from .gap import TieError, check_gap, values_near
 from .matrices import direction, root_of_scale, size_of
 from .operator import Dense, Operator, Sparse, of_sparse_tensor
 from .transforms import transformed
 
 
-class TieError(ArithmeticError):
-    """A gradient through u or v was asked for, and σ equals another singular value (or zero, if m ≠ n) up to
-    rounding, or is subnormal.
-    """
-
-
 class PhaseError(ValueError):
     """A loss of a complex triplet depends on the common phase of u and v, which A does not determine."""
-
-
-class NearTieWarning(UserWarning):
-    """A gradient through u or v has fewer than two digits, since σ is close to another singular value."""
 
 
 #: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, and beyond it
@@ -323,7 +313,7 @@ def solve_adjoint(
         return torch.zeros_like(phi), torch.zeros_like(psi)
     left = KNOWN[how.forward](*known)
     if role != "again":
-        check_gap(*A.shape, sigma, left.S)
+        check_gap(*A.shape, sigma, values_near(A, sigma, left))
         check_normal(sigma)
     with full_precision(A.leaves):
         if isinstance(A, Dense):
@@ -341,62 +331,6 @@ def along_u(sigma: Tensor, u: Tensor, xi: Tensor | None, phi: Tensor, p: Tensor)
     if u.is_complex():
         xi = (0 if xi is None else xi) + 1j * vecdot(u, phi).imag / sigma
     return p if xi is None else torch.addcmul(p, xi.unsqueeze(-1), u)
-
-
-def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> float:
-    """The distance from σ to the nearest other singular value, and to zero if m ≠ n, over σ₁; of a batch the
-    smallest.
-    """
-    if S.ndim == 1:
-        # one look at the device, and the rest by Python's numbers: each call on tensors would cost as much as all of
-        # this
-        value, values = sigma.item(), S.cpu().tolist()
-        distances = sorted(abs(x - value) for x in values)[1:2]  # the smallest is that of σ from itself
-        nearest = min([*distances, values[0], *[value] * (m != n)])
-        return nearest / values[0] if values[0] > 0 else 0.0
-    distance = (S - sigma.unsqueeze(-1)).abs()
-    largest = nearest = S[..., 0]
-    if S.shape[-1] > 1:
-        nearest = torch.minimum(distance.kthvalue(2).values, largest)
-    if m != n:
-        nearest = torch.minimum(nearest, sigma)
-    return (nearest / largest).nan_to_num(0.0).min().item()  # 0/0 for a zero matrix
-
-
-def expected_error(gap: float, dtype: torch.dtype) -> float:
-    """The relative error to expect of the gradient of a loss of u or v, 4 ε/gap: within a factor of 30 of what is
-    measured.
-    """
-    return 4 * torch.finfo(dtype).eps / gap
-
-
-def check_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
-    """Raise a TieError or warn, once for a batch, by its smallest gap."""
-    if sigma.numel() == 0:
-        return  # an empty batch
-    gap = relative_gap(sigma.detach(), S, m, n)
-    if m == n and not (sigma > torch.finfo(S.dtype).tiny ** 0.4 * S[..., 0]).all():
-        raise TieError(
-            "σ is zero, where u and v have signs of their own and A v = σ u says nothing of u. Likely cause: a "
-            "singular matrix and "
-            "index −1. A loss of σ alone has a gradient here; otherwise differentiate the null vector as an "
-            "eigenvector of AᴴA"
-        )
-    if not gap > tie(m, n, S.dtype):
-        raise TieError(
-            f"u and v have no derivative where σ is not simple; found a relative gap of {gap:.1e}, which is a tie up "
-            f"to rounding. "
-            "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values. "
-            "A loss of σ alone has a gradient here; otherwise perturb A, or use the subspace of the tied values"
-        )
-    if (expected := expected_error(gap, S.dtype)) > 1e-2:
-        warnings.warn(
-            f"σ is close to another singular value: relative gap {gap:.1e}, so a relative error of about "
-            f"{expected:.0e} is to be "
-            f"expected in the gradient with {str(S.dtype).removeprefix('torch.')}, by any method",
-            NearTieWarning,
-            stacklevel=3,
-        )
 
 
 def check_normal(sigma: Tensor) -> None:

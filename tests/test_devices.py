@@ -20,7 +20,7 @@ from svdgrad.adjoint.krylov import CHECK_EVERY
 from svdgrad.checks import relative_error
 from svdgrad.compare import loss_vectors
 from svdgrad.forward import FORWARDS, Triplet, svd
-from svdgrad.steps import relative_gap
+from svdgrad.gap import relative_gap
 
 WAYS = {("attempt", name): way for name, way in ATTEMPTS.items()} | {
     ("solver", name): way for name, way in SOLVERS.items()

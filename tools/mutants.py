@@ -61,6 +61,7 @@ TESTS = {
     "diagnosis.py": ["test_operators", "doctest"],
     "steps.py": ["test_steps", "test_triplet", "test_operators", "test_properties", "test_transforms"],
     "certificate.py": ["test_certificate"],
+    "gap.py": ["test_steps", "test_ties", "test_triplet", "test_operators"],
     "forward.py": [
         "test_forward",
         "test_devices",

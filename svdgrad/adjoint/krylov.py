@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
-from ..forward import FullSVD, Gram, Ritz, Triplet, tie
+from ..forward import FullSVD, Gram, Ritz, Triplet
+from ..gap import tie, tied
 from ..matrices import Map, mv, products, project, size_of
 from .schur import not_dominant
 
@@ -57,8 +58,17 @@ def schur_cg(
         return phi / s, torch.zeros_like(psi)
     size = size_of(phi, psi)
     phi, psi = phi / size, psi / size
-    q, Aq = _cg(matvec, rmatvec, _preconditioner(s, ritz), s, v, phi, psi)
+    try:
+        q, Aq = _cg(matvec, rmatvec, _preconditioner(s, ritz), s, v, phi, psi)
+    except _NotDefinite as found:
+        if ritz is None:
+            raise not_dominant("cg", str(found)) from None
+        raise tied(f"found while its adjoint system was solved: {found}") from None
     return (phi + Aq) / s * size, q / s * size
+
+
+class _NotDefinite(Exception):
+    """σ²I − AᴴA is not positive definite off v: σ is not the largest singular value, or not simple."""
 
 
 def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
@@ -95,15 +105,13 @@ def _cg(
         if not (rz > 16 * stop).any():
             break
         if not iterate(matvec, rmatvec, precondition, s, v, stop, x, Ax, r, z, rz):
-            raise not_dominant("cg", "σ²I − AᴴA has negative curvature off v")
+            raise _NotDefinite("σ²I − AᴴA has negative curvature off v")
         r = project(v, b - x + rmatvec(Ax) / s)
     # at most 1/2gap as large as b; what is larger than a tie allows shows one to which the Ritz values, which see no
     # copies, are blind
     gap = tie(phi.shape[-1], psi.shape[-1], b.dtype)
     if (2 * gap * vector_norm(x, dim=-1) > vector_norm(b, dim=-1)).any():
-        raise not_dominant(
-            "cg", f"the solution is larger than a relative gap above {gap:.0e}, a tie up to rounding, allows"
-        )
+        raise _NotDefinite(f"the solution is larger than a relative gap above {gap:.0e}, a tie up to rounding, allows")
     return x, Ax
 
 

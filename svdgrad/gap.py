@@ -1,0 +1,180 @@
+"""How far σ is from the other singular values, and what is said where it is too near for a derivative of u and v."""
+
+import os
+import sys
+import warnings
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from .certificate import RESOLUTION, hidden, probability
+from .forward import Basis, ConvergenceError, FullSVD, Gram, Ritz, noise, numbers
+from .matrices import Map, project
+from .operator import Dense, Operator
+
+
+class TieError(ArithmeticError):
+    """A gradient through u or v was asked for, and σ equals another singular value (or zero, if m ≠ n) up to
+    rounding.
+    """
+
+
+class NearTieWarning(UserWarning):
+    """A gradient through u or v has few right digits, since σ is close to another singular value."""
+
+
+#: a value that equals σ, and that Lanczos's iteration cannot see, is overlooked with at most this probability
+OVERLOOKED = 1e-2
+
+
+def tie(m: int, n: int, dtype: torch.dtype) -> float:
+    """8 ε √(m + n): singular values of an m×n matrix come out right to a few ε σ₁, and what is closer cannot be told
+    apart.
+    """
+    return float(8 * torch.finfo(dtype).eps * (m + n) ** 0.5)
+
+
+def near_tie(m: int, n: int, dtype: torch.dtype) -> float:
+    """Where ``expected_error`` passes 1%, or four times a tie, whichever is larger: below it comes the warning."""
+    return max(400 * torch.finfo(dtype).eps, 4 * tie(m, n, dtype))
+
+
+def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> float:
+    """The distance from σ to the nearest other singular value, and to zero if m ≠ n, over σ₁; of a batch the
+    smallest.
+    """
+    if S.ndim == 1:
+        # one look at the device, and the rest by Python's numbers: each call on tensors would cost as much as all of
+        # this
+        value, values = sigma.item(), S.cpu().tolist()
+        distances = sorted(abs(x - value) for x in values)[1:2]  # the smallest is that of σ from itself
+        nearest = min([*distances, values[0], *[value] * (m != n)])
+        return nearest / values[0] if values[0] > 0 else 0.0
+    distance = (S - sigma.unsqueeze(-1)).abs()
+    largest = nearest = S[..., 0]
+    if S.shape[-1] > 1:
+        nearest = torch.minimum(distance.kthvalue(2).values, largest)
+    if m != n:
+        nearest = torch.minimum(nearest, sigma)
+    return (nearest / largest).nan_to_num(0.0).min().item()  # 0/0 for a zero matrix
+
+
+def expected_error(gap: float, dtype: torch.dtype) -> float:
+    """The relative error to expect of the gradient of a loss of u or v, 4 ε/gap: within a factor of 30 of what is
+    measured.
+    """
+    return 4 * torch.finfo(dtype).eps / gap
+
+
+def values_near(A: Operator, sigma: Tensor, known: FullSVD | Gram | Ritz) -> Tensor:
+    """The singular values that are known, shape (..., k); after Lanczos with one more, from a search for copies of σ.
+
+    Lanczos's iteration sees one vector of a multiple value, since its space holds one; see ``largest_unseen``.
+    """
+    if not isinstance(known, Ritz):
+        return known.S
+    if sigma.ndim > 0:  # a batch, which only a matrix can be
+        batch, (m, n) = sigma.shape, A.shape
+        matrices = A.leaves[0].expand(*batch, m, n).reshape(-1, m, n)
+        parts = [x.reshape(-1, *x.shape[len(batch) :]) for x in (sigma, *known)]
+        found = [values_near(Dense(X), s, Ritz(*left)) for X, s, *left in zip(matrices, *parts)]
+        return torch.stack(found).reshape(*batch, -1) if found else known.S
+    matvec, rmatvec = A.products()
+    m, n = A.shape
+    value = largest_unseen(*((rmatvec, matvec) if m < n else (matvec, rmatvec)), sigma, known)
+    return torch.cat([known.S, torch.full_like(known.S[:1], value)])
+
+
+def largest_unseen(matvec: Map, rmatvec: Map, sigma: Tensor, ritz: Ritz) -> float:
+    """The largest singular value that Lanczos's iteration finds from fresh noise off v.
+
+    With P the matrix of (eq-preconditioner), P⁻¹ᐟ²(I − AᴴA/σ²)P⁻¹ᐟ² has off v as many eigenvalues at or below zero as
+    there are other values at or above σ; all but those are near one, so few steps find them. It stops where one at zero
+    is overlooked with a probability of at most ``OVERLOOKED``; where one is found, not before a lower one is as
+    improbable, and its distance from zero is known to a tenth. Raises ConvergenceError where a value is larger than σ.
+    """
+    W, s, eps = ritz.W, sigma.item(), torch.finfo(ritz.S.dtype).eps
+    size = len(W) - 1  # of the space off v
+    if size < 1 or s == 0:
+        return 0.0
+    W_H, theta = W[:, 1:].mH, ritz.S[1 : W.shape[1]] / s
+    weighted = W[:, 1:] * (((1 - theta) * (1 + theta)).clamp_min(eps).rsqrt() - 1)
+    half: Map = lambda x: torch.addmv(x, weighted, W_H @ x)  # P⁻¹ᐟ²
+
+    def apply(x: Tensor) -> Tensor:  # the identity less the matrix above: eigenvalues near zero, and those wanted last
+        y = half(x)
+        return x - half(y - rmatvec(matvec(y) / s) / s)
+
+    start = project(W[:, 0], noise(len(W), W[:, 0], seed=1))
+    V = Basis(start / vector_norm(start), W[:, :1].mT)
+    alphas: list[float | Tensor] = []
+    betas: list[float | Tensor] = []
+    every = 2 if start.is_cpu else 4
+    for step in range(1, size + 1):
+        alpha, beta = V.extend(apply(V.last()))
+        alphas.append(alpha)
+        betas.append(beta)
+        if step % every == 0 or step == size:
+            diagonal, off = numbers(alphas + betas).split(step)
+            values, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
+            top, residual = values[-1].item(), abs(off[-1].item() * Y[-1, -1].item())
+            larger = max(1.0, top + 2 * RESOLUTION)
+            share = hidden(diagonal.tolist(), off.tolist(), larger) + eps / size**0.5
+            certain = probability(share, size, 1.0, start.is_complex()) <= OVERLOOKED
+            if certain and (larger == 1 or residual <= max(eps**0.5, 0.1 * abs(1 - top))):
+                break
+    x = half(V.rows()[1 : step + 1].mT @ Y[:, -1].to(start))
+    length = max(vector_norm(x).item(), eps)  # zero where A has sent all but v to zero
+    value: float = max(0.0, 1 - (1 - top) / length**2) ** 0.5  # ‖Ax‖/σ‖x‖
+    if value - 1 > 10 * (ritz.residual.item() + eps**0.5):
+        raise ConvergenceError(
+            f"σ = {s:.6g} is not the largest singular value: when the gap was measured, one was found that is larger "
+            f"by at least {value - 1:.1e} of it. Likely causes: missed=None with a v0 near another singular vector, or "
+            "two values that differ by less than 1e-3. Leave v0 out, or lower tol and missed"
+        )
+    return value * s
+
+
+def check_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
+    """Raise a TieError or warn, once for a batch, by its smallest gap."""
+    if sigma.numel() == 0:
+        return  # an empty batch
+    gap = relative_gap(sigma.detach(), S, m, n)
+    if m == n and not (sigma > torch.finfo(S.dtype).tiny ** 0.4 * S[..., 0]).all():
+        raise TieError(
+            "σ is zero, where u and v have signs of their own and A v = σ u says nothing of u. Likely cause: a "
+            "singular matrix and "
+            "index −1. A loss of σ alone has a gradient here; otherwise differentiate the null vector as an "
+            "eigenvector of AᴴA"
+        )
+    if not gap > tie(m, n, S.dtype):
+        raise tied(f"found a relative gap of {gap:.1e}, which is a tie up to rounding")
+    if gap < near_tie(m, n, S.dtype):
+        warnings.warn(
+            f"σ is close to another singular value: relative gap {gap:.1e}, so a relative error of about "
+            f"{expected_error(gap, S.dtype):.0e} is to be "
+            f"expected in the gradient with {str(S.dtype).removeprefix('torch.')}, by any method",
+            NearTieWarning,
+            stacklevel=_level_of_the_caller(),
+        )
+
+
+def tied(found: str) -> TieError:
+    """The error of a tie, with what was found."""
+    return TieError(
+        f"u and v have no derivative where σ is not simple; {found}. "
+        "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values. "
+        "A loss of σ alone has a gradient here; otherwise perturb A, or use the subspace of the tied values"
+    )
+
+
+def _level_of_the_caller() -> int:
+    """The ``stacklevel`` for a warning, seen from the function that asks, of the first line that is neither this
+    package's nor PyTorch's: that of ``backward()``.
+    """
+    own = tuple(os.path.dirname(file) + os.sep for file in (__file__, torch.__file__))
+    frame, level = sys._getframe(1), 1
+    while frame.f_code.co_filename.startswith(own) and frame.f_back is not None:
+        frame, level = frame.f_back, level + 1
+    return level

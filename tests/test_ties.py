@@ -1,0 +1,233 @@
+"""Ties and near ties on the paths that use products alone, where a Krylov space holds one vector of a multiple σ."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import svdgrad
+from svdgrad import matrices
+from svdgrad.certificate import RESOLUTION
+from svdgrad.forward import lanczos
+from svdgrad.gap import largest_unseen, near_tie, tie
+
+# Importing forward mode makes PyTorch decompose operators for it, which warns.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+
+SHAPES = {"tall": (60, 40), "wide": (40, 60), "square": (50, 50)}
+REAL = [torch.float32, torch.float64]
+DTYPES = [*REAL, torch.complex64, torch.complex128]
+LOSSES = {
+    "u": lambda t: t.u[0].abs(),
+    "v": lambda t: t.v[-1].abs(),
+    "all": lambda t: t.sigma + (t.u[0].conj() * t.v[1]).abs(),
+}
+
+
+def with_values(s, m, n, dtype, seed=0):
+    """U diag(s) Vᴴ with random singular vectors, complex for a complex dtype."""
+    rng = np.random.default_rng(seed)
+    k = len(s)
+    factors = []
+    for size in (m, n):
+        X = rng.standard_normal((size, k))
+        X = X + 1j * rng.standard_normal((size, k)) if dtype.is_complex else X
+        factors.append(np.linalg.qr(X)[0])
+    U, V = factors
+    return torch.from_numpy((U * s) @ V.conj().T).to(dtype)
+
+
+def apart(k, gap):
+    """1, 1 − gap, and a tail that falls evenly from 0.8."""
+    return np.r_[1.0, 1.0 - gap, np.linspace(0.8, 0.1, k - 2)]
+
+
+def run(A, loss, how):
+    """Value and backward, by singular_triplet or as an operator."""
+    A = A.clone().requires_grad_()
+    if how == "operator":
+        t = svdgrad.operator_triplet(lambda A, x: A @ x, A, torch.ones(A.shape[1], dtype=A.dtype))
+    else:
+        t = svdgrad.singular_triplet(A, forward="lanczos", adjoint=how)
+    loss(t).backward()
+    return A.grad
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_of_all_ties_each_is_a_tie_error(shape, dtype):
+    """288 in all: 3 shapes × 4 dtypes × 3 losses × 4 ties × 2 ways, of which complex operators are "saddle" instead."""
+    m, n = SHAPES[shape]
+    k, count = min(m, n), 0
+    values = {
+        "double": np.r_[1, 1, np.linspace(0.8, 0.1, k - 2)],
+        "triple": np.r_[1, 1, 1, np.linspace(0.8, 0.1, k - 3)],
+        "with a neighbour": np.r_[1, 1, 0.99, np.linspace(0.8, 0.1, k - 3)],
+        "half of all": np.r_[np.ones(k // 2), np.full(k - k // 2, 0.5)],
+    }
+    for (name, s), loss in itertools.product(values.items(), LOSSES.values()):
+        A = 7 * with_values(s, m, n, dtype, seed=len(name))
+        for how in ("auto", "saddle" if dtype.is_complex else "operator"):
+            with pytest.raises(svdgrad.TieError, match="have no derivative where σ is not simple; found"):
+                run(A, loss, how)
+            count += 1
+    assert count * len(SHAPES) * len(DTYPES) == 288
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_tie_that_the_loss_does_not_touch_is_one_all_the_same(shape):
+    """Nothing in the adjoint system points to the copy: only fresh noise sees it."""
+    A = with_values(apart(min(SHAPES[shape]), 0), *SHAPES[shape], torch.float64)
+    U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+    t, known = lanczos(A)
+    copy = Vh[:2].T @ torch.tensor([-(Vh[1] @ t.v), Vh[0] @ t.v]).double()
+    X = A.clone().requires_grad_()
+    v = svdgrad.singular_triplet(X, forward="lanczos").v
+    with pytest.raises(svdgrad.TieError):
+        (v @ Vh[5] + 0 * (v @ copy)).backward()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_diagnose_says_the_gap_as_it_is(shape, dtype):
+    eps = torch.finfo(dtype).eps
+    for gap in (0.0, 1e-5, RESOLUTION / 2, 1e-2, 0.1):
+        A = with_values(apart(min(SHAPES[shape]), gap), *SHAPES[shape], dtype)
+        S = torch.linalg.svdvals(A.to(torch.complex128 if dtype.is_complex else torch.float64))
+        found = svdgrad.diagnose(A, forward="lanczos").gap
+        assert abs(found - (1 - S[1] / S[0])) <= 0.1 * gap + 10 * eps, gap
+
+
+@pytest.mark.parametrize("how", ["auto", "operator"])
+def test_a_copy_is_seen_wherever_it_is(how):
+    """A near copy of σ, unseen by the iteration if the start lies in the block of the other: no wrong gradient."""
+    s = np.r_[1.0, np.linspace(0.8, 0.1, 39)]
+    for gap, outcome in ((1e-15, svdgrad.TieError), (6e-14, svdgrad.NearTieWarning)):
+        A = torch.block_diag(*(with_values(f * s, 50, 40, torch.float64, seed=3) for f in (1, 1 - gap)))
+        with pytest.raises(outcome), warnings.catch_warnings():
+            warnings.simplefilter("error", svdgrad.NearTieWarning)
+            run(A, LOSSES["v"], how)
+
+
+def test_a_batch_is_judged_by_its_closest():
+    A = torch.stack([with_values(apart(40, gap), 60, 40, torch.float64) for gap in (0.1, 0.0, 0.2)]).requires_grad_()
+    t = svdgrad.singular_triplet(A, forward="lanczos")
+    assert torch.autograd.grad(t.sigma.sum(), A, retain_graph=True)[0].isfinite().all()
+    with pytest.raises(svdgrad.TieError, match="relative gap"):
+        t.u[:, 0].sum().backward()
+    (svdgrad.singular_triplet(A[::2], forward="lanczos").u[:, 0].sum()).backward()
+
+
+def test_forward_mode_and_vmap_raise_it_too():
+    A, E = with_values(apart(40, 0), 60, 40, torch.float64), matrices.gaussian(60, 40)
+    f = lambda A: svdgrad.singular_triplet(A, forward="lanczos").v
+    with pytest.raises(svdgrad.TieError):
+        torch.func.jvp(f, (A,), (E,))
+    with pytest.raises(svdgrad.TieError):
+        torch.func.vmap(torch.func.grad(lambda A: f(A)[0]))(torch.stack([A, A]))
+
+
+@pytest.mark.parametrize("how", ["auto", "operator"])
+def test_a_value_that_is_larger_is_not_taken_for_a_gap(how):
+    """missed=None trusts a v0 that lies; whoever then asks for a gradient of v is told."""
+    A = with_values(apart(40, 0.05), 60, 40, torch.float64).requires_grad_()
+    v0 = torch.linalg.svd(A.detach(), full_matrices=False).Vh[1]
+    if how == "operator":
+        t = svdgrad.operator_triplet(lambda A, x: A @ x, A, v0, tol=1e-3, missed=None)
+    else:
+        t = svdgrad.singular_triplet(A, forward="lanczos", v0=v0, tol=1e-3, missed=None)
+    assert abs(t.sigma - 0.95) <= 1e-3
+    with pytest.raises(
+        svdgrad.ConvergenceError,
+        match="not the largest singular value: .* larger by at least .*e-02",
+    ):
+        t.v[0].backward()
+
+
+def test_periodic_convolutions_have_ties_by_the_rule():
+    """Frequencies k and −k have the same gain; only where the largest is that of 0 or of n/2 is it simple."""
+    ties = 0
+    for seed in range(20):
+        kernel = matrices.gaussian(3, 3, seed=seed)[None, None].requires_grad_()
+
+        def periodic(kernel, x):
+            return torch.nn.functional.conv2d(torch.nn.functional.pad(x, (1, 1, 1, 1), mode="circular"), kernel)
+
+        gains = torch.fft.fft2(kernel.detach()[0, 0], s=(8, 8)).abs()
+        double = (gains > gains.max() * (1 - 1e-9)).sum() > 1
+        t = svdgrad.operator_triplet(periodic, kernel, matrices.gaussian(8, 8, seed=99)[None, None])
+        assert abs(t.sigma - gains.max()) <= 1e-12
+        t.sigma.backward(retain_graph=True)
+        if double:
+            ties += 1
+            with pytest.raises(svdgrad.TieError):
+                t.v[0, 0, 0, 0].backward()
+        else:
+            t.v[0, 0, 0, 0].backward()
+    assert 8 <= ties < 20
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize("shape", [(400, 300), (300, 400), (350, 350)], ids=str)
+def test_the_search_costs_at_most_a_quarter_of_the_products(shape, dtype):
+    """Of those that the value and the gradient take without it."""
+    A = matrices.gaussian(*shape, dtype=dtype)
+    counts = {"all": 0, "search": 0}
+
+    def matvec(A, x):
+        counts["all"] += 1
+        return A @ x
+
+    X = A.clone().requires_grad_()
+    svdgrad.operator_triplet(matvec, X, torch.ones(shape[1], dtype=dtype)).v[0].backward()
+    tall = A if shape[0] >= shape[1] else A.mT
+    (sigma, _, _), known = lanczos(A)
+
+    def counted(x):
+        counts["search"] += 1
+        return tall @ x
+
+    assert largest_unseen(counted, tall.mT.mv, sigma, known) < 0.97 * sigma
+    assert counts["search"] <= 0.25 * (counts["all"] - counts["search"])
+
+
+# --- the warning ------------------------------------------------------------------------------------------------------
+
+
+def near(dtype=torch.float64):
+    return with_values(apart(40, 200 * torch.finfo(dtype).eps), 60, 40, dtype).requires_grad_()
+
+
+WAYS = {
+    "backward": lambda A: svdgrad.singular_triplet(A, forward="svd").u[0].backward(),
+    "lanczos": lambda A: svdgrad.singular_triplet(A, forward="lanczos").u[0].backward(),
+    "autograd.grad": lambda A: torch.autograd.grad(svdgrad.singular_triplet(A, forward="svd").u[0], A),
+    "create_graph": lambda A: torch.autograd.grad(svdgrad.singular_triplet(A).u[0], A, create_graph=True),
+    "operator": lambda A: svdgrad.operator_triplet(lambda A, x: A @ x, A, torch.ones(40).double()).u[0].backward(),
+    "rank two": lambda A: svdgrad.rank_two_gradient(lambda t: t.u[0], A.detach()),
+    "torch.func.grad": lambda A: torch.func.grad(lambda A: svdgrad.singular_triplet(A).u[0])(A.detach()),
+    "jvp": lambda A: torch.func.jvp(lambda A: svdgrad.singular_triplet(A).u, (A.detach(),), (A.detach(),)),
+    "vmap": lambda A: torch.func.vmap(torch.func.grad(lambda A: svdgrad.singular_triplet(A).u[0]))(A.detach()[None]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_warning_and_it_points_at_the_line_of_the_caller(way):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        WAYS[way](near())
+    caught = [w for w in caught if w.category is svdgrad.NearTieWarning]
+    assert [w.filename for w in caught] == [__file__]
+    assert way in (__import__("linecache").getline(__file__, caught[0].lineno))
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize("size", [1, 10, 1000, 1250, 10_000, 10**6])
+def test_there_is_always_room_for_a_warning_before_an_error(size, dtype):
+    assert near_tie(size, size, dtype) >= 4 * tie(size, size, dtype) > 0
+    assert near_tie(4, 3, dtype) == 400 * torch.finfo(dtype).eps  # where 4 ε/gap passes 1%
