@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .forward import KNOWN, Triplet
-from .steps import find_triplet, gradient, solve_adjoint
+from .steps import check_phase, find_triplet, gradient, keep_phase, solve_adjoint
 
 
 @torch.library.custom_op("svdgrad::triplet", mutates_args=())
@@ -45,11 +45,14 @@ def solve(
     v: Tensor,
     phi: Tensor,
     psi: Tensor,
+    v0: Tensor | None,
     adjoint: str,
     forward: str,
     known: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """(p, q)."""
+    if A.is_complex() and check_phase(u, v, phi, psi):
+        psi = keep_phase(u, v, phi, psi, v0)
     p, q = solve_adjoint(A, sigma, u, v, phi, psi, adjoint, "loss", KNOWN[forward](*known))
     return p.contiguous(), q.contiguous()
 
@@ -62,6 +65,7 @@ def _(
     v: Tensor,
     phi: Tensor,
     psi: Tensor,
+    v0: Tensor | None,
     adjoint: str,
     forward: str,
     known: list[Tensor],
@@ -70,14 +74,14 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    A, *_, ctx.forward, ctx.adjoint = inputs
-    ctx.save_for_backward(A, *output)
+    A, v0, *_, ctx.forward, ctx.adjoint = inputs
+    ctx.save_for_backward(A, v0, *output)
 
 
 def _backward(ctx: Any, bars: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    A, sigma, u, v, *known = ctx.saved_tensors
+    A, v0, sigma, u, v, *known = ctx.saved_tensors
     xi, phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in zip((sigma, u, v), bars))
-    p, q = solve(A, sigma, u, v, phi, psi, ctx.adjoint, ctx.forward, known)
+    p, q = solve(A, sigma, u, v, phi, psi, v0, ctx.adjoint, ctx.forward, known)
     return gradient(Triplet(sigma, u, v), xi, phi, p, q), None, None, None, None
 
 

@@ -24,6 +24,7 @@ from .steps import (
     find_triplet,
     full_precision,
     gradient,
+    keep_phase,
     solve_adjoint,
     validate,
 )
@@ -96,8 +97,9 @@ def singular_triplet(
         numbers. The value, and the gradient of a loss of σ alone, are always given.
     PhaseError
         In backward, if A is complex and the loss changes with the common phase of u and v, which A does not determine
-        (eq-phase-blind). Forward mode keeps to the phase described at v0 instead, and so does what is nested in two of
-        them.
+        (eq-phase-blind). Where that is by so little that it may be rounding of both cotangents, as it is for
+        ‖A − σuvᴴ‖², there is no error: a loss that sees the phase in u and v together can pass for one. Its gradient is
+        that at the phase described at v0, to which forward mode keeps, and what is nested in two of them.
     ConvergenceError
         "lanczos" ran out of steps; the message names the residual that was reached.
     NotImplementedError
@@ -201,16 +203,20 @@ class _SingularTriplet(torch.autograd.Function):
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
         triplet = Triplet(sigma, u, v)
+        # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
+        step = _AdjointSolve.apply if torch.is_grad_enabled() else _AdjointSolve.forward
+        if A.is_complex():
+            if step is _AdjointSolve.forward:
+                seen = check_phase(u, v, phi, psi)
+            else:
+                seen = True  # as far as can be known here, and kept as it is where it is not
+                step(A, sigma, u, v, phi, psi, ctx.adjoint, "phase", ctx.forward, *known)
+            psi = keep_phase(u, v, phi, psi, ctx.v0) if seen else psi
         if ctx.adjoint == "refined" and (phi.any() or psi.any()):
             m, n = A.shape[-2:]
             check_gap(m, n, sigma, KNOWN[ctx.forward](*known).S)
-            if A.is_complex():
-                check_phase(u, v, phi, psi)
             triplet, p, q = refined(A, triplet, phi, psi)
         else:
-            # a function of its own only where the solve may itself be differentiated: each costs as much as a small
-            # solve
-            step = _AdjointSolve.apply if torch.is_grad_enabled() else _AdjointSolve.forward
             p, q = step(A, sigma, u, v, phi, psi, ctx.adjoint, "loss", ctx.forward, *known)
         return (gradient(triplet, xi, phi, p, q),) + (None,) * 6
 
@@ -272,7 +278,7 @@ class _AdjointSolve(torch.autograd.Function):
     and μ = vᴴψ. A cotangent (p̄, q̄) is pulled back by J [y; z; α; γ] = [p̄; q̄; 0; 0], the same system; then φ̄ = y,
     ψ̄ = z, and what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ. A tangent is pushed forward by J dx = dc − dJ x.
     ``role`` says what (φ, ψ) is: "loss", "tangent", or "again" for the derivative of a solve; it decides what is looked
-    at.
+    at. With "phase" that is the phase of the loss, and nothing is solved.
     """
 
     @staticmethod

@@ -405,7 +405,7 @@ def test_the_compiled_operations_are_what_they_announce(shape, dtype, forward):
     sigma, u, v, *known = compiled.triplet(A, None, 0, forward, "spectral")
     zeros = [x.new_zeros(x.shape[::-1]).permute(*reversed(range(x.ndim))) for x in (u, v)]
     for phi, psi in (zeros, (u**3, v**2)):
-        torch.library.opcheck(compiled.solve, (A, sigma, u, v, phi, psi, "spectral", forward, known), **checks)
+        torch.library.opcheck(compiled.solve, (A, sigma, u, v, phi, psi, None, "spectral", forward, known), **checks)
 
 
 def test_what_compile_does_not_serve_is_refused():
