@@ -104,8 +104,7 @@ def solve(
 ) -> tuple[Tensor, Tensor]:
     """(p, q)."""
     how = How(0, forward, adjoint)
-    if A.is_complex():
-        check_phase(u, v, phi, psi)
+    if A.is_complex() and check_phase(u, v, phi, psi):
         psi = keep_phase(u, v, phi, psi, v0)
     p, q = solve_adjoint(Dense(A), Triplet(sigma, u, v), phi, psi, how, "loss", known)
     return p.contiguous(), q.contiguous()

@@ -16,7 +16,7 @@ from torch.linalg import vecdot
 from .forward import Triplet
 from .newton import anchor, newton
 from .operator import Dense, Operator, dense
-from .steps import How, along_u, find_triplet, keep_phase, solve_adjoint
+from .steps import How, along_u, check_phase, find_triplet, keep_phase, solve_adjoint
 from .transforms import mapped_by_autograd, newton_steps_wanted, one_by_one, to_front, transformed
 
 
@@ -70,8 +70,12 @@ class _Triplet(torch.autograd.Function):
         # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
         step = _Solve.apply if torch.is_grad_enabled() else _Solve.forward
         if u.is_complex():
-            step(A, ctx.how, "phase", *leaves, sigma, u, v, phi, psi, *known)
-            psi = keep_phase(u, v, phi, psi, ctx.v0)
+            if step is _Solve.forward:
+                seen = check_phase(u, v, phi, psi)
+            else:
+                seen = True  # as far as can be known here, and kept as it is where it is not
+                step(A, ctx.how, "phase", *leaves, sigma, u, v, phi, psi, *known)
+            psi = keep_phase(u, v, phi, psi, ctx.v0) if seen else psi
         p, q = step(A, ctx.how, "loss", *leaves, sigma, u, v, phi, psi, *known)
         return None, None, None, *A.pull((along_u(sigma, u, xi, phi, p), u), (v, q), wanted)
 

@@ -347,9 +347,9 @@ def check_normal(sigma: Tensor) -> None:
         )
 
 
-def check_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
+def check_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> bool:
     """Raise a PhaseError for a loss that changes with the common phase of u and v: f(e^{iθ}u, e^{iθ}v) ≠ f(u, v)
-    (eq-phase-blind).
+    (eq-phase-blind); tell whether what passes may see it, so that ``keep_phase`` has something to keep.
 
     The slope Im(uᴴφ + vᴴψ) is zero for a loss that is blind to the phase, up to rounding. Of cotangents that are no
     rounding themselves that is some ε (‖φ‖ + ‖ψ‖). But a loss may be stationary at the triplet, as ‖A − σuvᴴ‖² is: then
@@ -360,10 +360,13 @@ def check_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
     unseen is a loss that sees the phase in u and v together; its gradient is right nevertheless, for the phase of the
     sign rule, which ``keep_phase`` keeps.
     """
-    slope, size, deviation, _ = _phase_slope(u, v, phi, psi)
-    allowed = torch.maximum(1e3 * torch.finfo(u.dtype).eps * size, 3 * deviation)
-    if (slope.abs() > allowed).any():
-        worst = (slope.abs() / size.clamp_min(torch.finfo(size.dtype).tiny)).max().item()
+    slope, a, b, _ = _phase_slope(u, v, phi, psi)
+    slope = slope.abs()
+    seen = slope > 1e3 * torch.finfo(u.dtype).eps * (a + b)
+    if not seen.any():
+        return False
+    if (seen & (slope > 3 * (a * b / min(u.shape[-1], v.shape[-1])).sqrt())).any():
+        worst = (slope / (a + b).clamp_min(torch.finfo(slope.dtype).tiny)).max().item()
         raise PhaseError(
             "the loss depends on the common phase of u and v, which is not determined by A: multiplying both by "
             "e^{iθ} changes it, "
@@ -371,6 +374,7 @@ def check_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> None:
             f"complex vector. "
             "Use moduli, inner products with the phase taken out, or products such as u vᴴ"
         )
+    return True
 
 
 def keep_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, v0: Tensor | None) -> Tensor:
@@ -380,21 +384,21 @@ def keep_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, v0: Tensor | None
     It adds what the loss gains by the turn that keeps wᴴv real, as forward mode does. Where the slope is rounding, as
     it is of a loss that is blind to the phase, ψ stays as it is.
     """
-    slope, size, _, unit = _phase_slope(u, v, phi, psi)
+    slope, a, b, unit = _phase_slope(u, v, phi, psi)
     if v0 is None:
         w = torch.zeros_like(v).scatter(-1, v.detach().abs().argmax(-1, keepdim=True), 1)
     else:
         w = direction(v0.detach()).to(v)
     along = vecdot(v, w).real
-    seen = (slope.abs() > 1e3 * torch.finfo(u.dtype).eps * size) & (along != 0)
+    seen = (slope.abs() > 1e3 * torch.finfo(u.dtype).eps * (a + b)) & (along != 0)
     turn = torch.where(seen, slope / torch.where(along == 0, 1, along), 0) * unit
     return psi - 1j * turn.unsqueeze(-1) * w
 
 
 def _phase_slope(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Im(uᴴφ + vᴴψ), ‖φ‖ + ‖ψ‖ and √(‖φ‖‖ψ‖/min(m, n)) in units of the largest entry of φ and ψ, and that entry."""
+    """Im(uᴴφ + vᴴψ), ‖φ‖ and ‖ψ‖ in units of the largest entry of φ and ψ, and that entry."""
     unit = size_of(phi.detach(), psi.detach())
     phi, psi = phi / unit, psi / unit
     a, b = (torch.linalg.vector_norm(x.detach(), dim=-1) for x in (phi, psi))
     slope: Tensor = (vecdot(u, phi) + vecdot(v, psi)).imag
-    return slope, a + b, (a * b / min(u.shape[-1], v.shape[-1])).sqrt(), unit.squeeze(-1)
+    return slope, a, b, unit.squeeze(-1)
