@@ -146,7 +146,7 @@ def test_without_a_card_it_says_so_and_ends(tmp_path):
     assert states(tmp_path) == {"hardware": "failed with status 2, and wrote no hardware.json"}
 
 
-@pytest.mark.parametrize("name", device.IN_TORCH.keys() - device.DRIVERS.keys())
+@pytest.mark.parametrize("name", sorted(device.IN_TORCH.keys() - device.DRIVERS.keys()))
 @pytest.mark.parametrize("batch", [(), (3,)], ids=["one", "batch"])
 def test_a_contestant_takes_what_is_on_a_card_and_answers_there(name, batch, monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # it knows no card that is not there
