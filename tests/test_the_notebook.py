@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from svdgrad.adjoint import ATTEMPTS
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "the-notebook.ipynb"
 STEP = 1e-5
@@ -340,3 +342,62 @@ def test_a_dropped_or_added_quantity_is_found(expected):
     rows = without_shares(printed_rows())
     assert faults({k: v for k, v in rows.items() if k != "cond(A)"}, expected) == ["not printed: cond(A)"]
     assert "no second writing: new" in faults({**rows, "new": ("1", "1")}, expected)[0]
+
+
+# --- the same story elsewhere ----------------------------------------------------------------------------------------
+
+
+def outputs(chapter) -> list[str]:
+    cells = nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4).cells
+    return [line for c in cells for o in c.get("outputs", []) for line in o.get("text", "").splitlines()]
+
+
+def told_in_chapters() -> dict[str, dict[str, str]]:
+    """The residuals and condition numbers that three chapters print: name on the page -> precision -> text."""
+    told = {}
+    for chapter, section in (("block-inversion", "block inversion"), ("mixed", "mixed")):
+        for line in outputs(chapter):
+            if found := re.match(r"(float\d\d) +(\w) +([-+.\de]+) +([-+.\de]+)", line):
+                precision, name, residual, share = found.groups()
+                told.setdefault(f"{section}: residual of {name}", {})[precision] = residual
+                told.setdefault(f"{section}: (share of its right-hand side, {name})", {})[precision] = share
+            elif found := re.fullmatch(r"κ of (the matrix that was named K|\[A.*\]): ([\d.]+)", line):
+                name = {"the": "cond of the matrix that is named K"}.get(found[1][:3], f"cond({found[1]})")
+                told[f"mixed: {name}"] = {"float64": found[2]}
+    section = ""
+    for line in outputs("substitution"):
+        if found := re.match(r"(backward|forward), (?:six|four) residuals", line):
+            section = f"{found[1]} substitution"
+        elif found := re.fullmatch(r" +(\w+) +([\d.]+) +of its right-hand side ([\d.]+)", line):
+            told[f"{section}: residual of {found[1]}"] = {"float64": found[2]}
+            told[f"{section}: (share of its right-hand side, {found[1]})"] = {"float64": found[3]}
+        elif found := re.fullmatch(r"(backward|forward)-substitution: the error of the gradient is (\S+)", line):
+            told[f"{found[1]} substitution: difference to PyTorch's"] = {"float64": found[2]}
+    return told
+
+
+def test_the_chapters_print_what_the_page_prints(expected):
+    told = told_in_chapters()
+    assert sum("residual of" in name for name in told) == 4 + 4 + 4 + 3
+    for name, texts in told.items():
+        # where a chapter prints one precision only, both places of the row hold it
+        row = tuple(texts.get(precision, texts["float64"]) for precision in ("float32", "float64"))
+        assert faults({name: row}, {name: expected[name]}) == []
+
+
+def table_of_nine(text) -> list[tuple[str, ...]]:
+    """(number, way, verdict, chapter) of each row, whatever other columns there are."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [(row[0], row[1], row[-2], row[-1]) for row in rows if row[0].isdigit()]
+
+
+def test_the_nine_ways_and_their_verdicts_are_told_alike():
+    page = "\n".join(c.source for c in nbformat.read(PAGE, as_version=4).cells if c.cell_type == "markdown")
+    nine = table_of_nine(page)
+    assert [row[0] for row in nine] == list("123456789")
+    assert table_of_nine((ROOT / "book" / "intro.md").read_text(encoding="utf-8")) == nine
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_each_attempt_says_what_was_kept(name):
+    assert re.search(r"Kept: .+ Put right: nothing", " ".join(ATTEMPTS[name].__doc__.split()))
