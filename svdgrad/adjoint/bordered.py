@@ -9,7 +9,7 @@ from .. import matrices
 
 
 def bordered(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """The minimum-norm solution x = (p, q, λ, μ) of [K; Wᴴ]ᴴ x = [φ; ψ], border weight β = σ, by QR
+    """The minimum-norm solution x = (p, q, λᵤ, λᵥ) of [K; Wᴴ]ᴴ x = [φ; ψ], border weight β = σ, by QR
     (eq-border-min-norm).
     """
     m = A.shape[-2]
