@@ -1,7 +1,7 @@
-"""check(): the book's assertions. They test the true bound and print only the bound.
+"""check(): the book's assertions. They test the true bound and print it, beside the decade of what was found.
 
-A computed error such as 3.1e-14 differs from machine to machine; "below 1e-12" does not, so an executed notebook can be
-stored with its outputs and compared, word for word, on any machine.
+A computed error such as 3.1e-14 differs from machine to machine, and so may its decade; "below 1e-12" does not. The
+tests compare an executed notebook with its stored outputs word for word, the decades left out (tests/sanitize.cfg).
 """
 
 import math
@@ -11,23 +11,37 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def check(claim: str, error: float, below: float, eq: str | tuple[str, ...] | None = None, what: str = "error") -> None:
-    """Assert that ``0 <= error < below`` and print the claim with its bound.
+def check(
+    claim: str,
+    error: float,
+    below: float = math.inf,
+    eq: str | tuple[str, ...] | None = None,
+    what: str = "error",
+    above: float = 0.0,
+) -> None:
+    """Assert that ``above <= error < below`` and print the claim with the decade of the error and the bound.
 
-    ``what`` says what kind of number it is, if not an error. ``eq`` names the label, or labels, of the numbered
-    equations that the error is a test of; a test of the project lists the equations that no check names.
+    ``above`` is for the wrong way, which has to be shown wrong. ``what`` says what kind of number it is, if not an
+    error. ``eq`` names the label, or labels, of the numbered equations that the error is a test of; a test of the
+    project lists the equations that no check names.
 
     >>> check("two is the square root of four", abs(2 - 4**0.5), below=1e-15)
-    two is the square root of four: error below 1e-15
+    two is the square root of four: error about 0, below 1e-15
+    >>> check("1.4 is the square root of two", abs(1.4 - 2**0.5), above=1e-3)
+    1.4 is the square root of two: error about 0.01, above 0.001
     >>> check("three is the square root of four", abs(3 - 4**0.5), below=1e-15)
     Traceback (most recent call last):
     ...
     AssertionError: three is the square root of four: the error should be below 1e-15, found 1
     """
     error = float(error)
-    if not (math.isfinite(error) and 0 <= error < below):
-        raise AssertionError(f"{claim}: the {what} should be below {below:g}, found {error:g}")
-    print(f"{claim}: {what} below {below:g}")
+    bounds = [f"above {above:g}"] * (above > 0) + [f"below {below:g}"] * (below < math.inf)
+    if not bounds:
+        raise ValueError("a check without a bound cannot fail: give below=, above= or both")
+    if not (math.isfinite(error) and above <= error < below):
+        raise AssertionError(f"{claim}: the {what} should be {' and '.join(bounds)}, found {error:g}")
+    decade = 10.0 ** round(math.log10(error)) if error else 0
+    print(f"{claim}: {what} about {decade:g}, {' and '.join(bounds)}")
 
 
 def grade(answer: Any, truth: Any, below: float = 1e-8) -> None:

@@ -259,6 +259,8 @@ def nbval(path) -> subprocess.CompletedProcess:
             "no:cacheprovider",
             "-c",
             ROOT / "pyproject.toml",
+            "--nbval-sanitize-with",
+            ROOT / "tests" / "sanitize.cfg",
             path,
         ],
         cwd=path.parent,

@@ -190,8 +190,9 @@ LOOK = r"""
     if (shown(e) && !fits(e) && !inBox(e)) faults.push('sticks out to the right: ' + name(e));
 
   // mathematics: all of it typeset, none of it an error
-  for (const e of document.querySelectorAll('mjx-merror')) faults.push('TeX error: ' + e.getAttribute('title') + ' ' +
-  name(e)); for (const e of document.querySelectorAll('.math'))
+  for (const e of document.querySelectorAll('mjx-merror'))
+    faults.push('TeX error: ' + e.getAttribute('title') + ' ' + name(e));
+  for (const e of document.querySelectorAll('.math'))
     if (!e.querySelector('mjx-container')) faults.push('not typeset: ' + name(e));
 
   // contrast of every piece of text in the article with what lies behind it
@@ -207,8 +208,8 @@ LOOK = r"""
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const poor = new Map();
-  for (const e of article.querySelectorAll('p, li, td, th, dt, dd, figcaption, code, pre, span, a, em, strong, h1, h2,
-  h3, summary')) {
+  for (const e of article.querySelectorAll('p, li, td, th, dt, dd, figcaption, code, pre, span, a, em, ' +
+    'strong, h1, h2, h3, summary')) {
     if (e.closest('mjx-container, .headerlink, button') || !shown(e)) continue;
     if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
     const back = behind(e), [x, y] = [over(rgba(getComputedStyle(e).color), back), back].map(light);

@@ -42,5 +42,8 @@ def block_inversion(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor,
 
 
 def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """The four systems with P and Q as they are. Cancels its digits: P is singular along u, Q along v."""
+    """The four systems with P and Q as they are. P is singular along u, Q along v, and digits cancel.
+
+    Kept: the equations, four solves where one would do, the driver. Put right: nothing.
+    """
     return _four_systems(matrices.P(A, sigma), matrices.Q(A, sigma), A, sigma, phi, psi, _least_squares)

@@ -9,7 +9,7 @@ from .. import matrices
 
 
 def bordered(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """The minimum-norm solution x = (p, q, λ, μ) of [K; Wᴴ]ᴴ x = [φ; ψ], border weight β = σ, by QR
+    """The minimum-norm solution x = (p, q, λᵤ, λᵥ) of [K; Wᴴ]ᴴ x = [φ; ψ], border weight β = σ, by QR
     (eq-border-min-norm).
     """
     m = A.shape[-2]
@@ -23,7 +23,10 @@ def bordered(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: T
 
 
 def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with a border of ones. Right where the entries of A are of size one: the weight has no units."""
+    """The same with a border of ones. Right where the entries of A are of size one: the weight has no units.
+
+    Kept: the transposed system and its least-norm solution, the weight of one, the driver. Put right: nothing.
+    """
     m = A.shape[-2]
     B = matrices.bordered(A, sigma, u, v, beta=1.0)
     x = torch.linalg.lstsq(B.mH, torch.cat([phi, psi], -1).unsqueeze(-1), driver="gels").solution.squeeze(-1)

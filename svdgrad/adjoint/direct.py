@@ -18,8 +18,9 @@ def direct(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Ten
 
 
 def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """Least squares with K itself and the unprojected [φ; ψ]. Cancels its digits: K is singular, and gels does not
-    notice.
+    """Least squares with K itself and the unprojected [φ; ψ]. K is singular, gels does not notice, and digits cancel.
+
+    Kept: the equation, the driver, the projection of p and q after the solve. Put right: nothing.
     """
     m = A.shape[-2]
     c = torch.cat([phi, psi], -1)

@@ -32,7 +32,11 @@ def mixed(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tens
 
 
 def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """P and Q by LU, and ordinary least squares with the stacks [Aᴴ; σ²I] and [A; σ²I]. Solves another equation."""
+    """P and Q by LU, and ordinary least squares with the stacks [Aᴴ; σ²I] and [A; σ²I]. Solves another equation.
+
+    Kept: the sum of squares where a difference was meant, σ² in the stack where σ was meant, and an LU factorisation of
+    singular matrices, which raises where one comes out singular exactly. Put right: nothing.
+    """
     s = sigma.unsqueeze(-1)
     x = torch.linalg.solve(matrices.P(A, sigma), (s * phi).unsqueeze(-1)).squeeze(-1)
     z = torch.linalg.solve(matrices.Q(A, sigma), (s * psi).unsqueeze(-1)).squeeze(-1)

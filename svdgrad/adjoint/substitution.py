@@ -52,6 +52,9 @@ def _damped(A: Tensor, sigma: Tensor, phi: Tensor) -> Tensor:
 def backward_attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     """μ, w, ν, y by ordinary least squares on the stacks, x and z by Aᴴx = μ, Az = ν. Another equation, and a lost
     part.
+
+    Kept: the stacks, and the solves with A alone. Put right: nothing in the answer. Left out: the notebook's cell of
+    residuals, in which the two stacks are exchanged, so that it raises for m ≠ n. One right-hand side at a time.
     """
     s = sigma.unsqueeze(-1)
     mu, w = (least_squares_on_stack(A.mH, sigma, b) for b in (-s * phi, -phi))
@@ -63,7 +66,9 @@ def backward_attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor
 
 def forward_attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     """Aμ = σφ and Aᴴν = σψ by least squares, then ordinary least squares on the stacks. Another equation, and a lost
-    part.
+    part; in exact arithmetic the same answer as ``backward_attempt`` (eq-two-attempts).
+
+    Kept: the solves with A alone, and the stacks. Put right: nothing. One right-hand side at a time.
     """
     s = sigma.unsqueeze(-1)
     mu = torch.linalg.lstsq(A, (s * phi).unsqueeze(-1), driver="gels").solution.squeeze(-1)
