@@ -5,12 +5,15 @@ there (``card.py``), which has numbers and counts what crosses to the host; and,
 is one.
 """
 
+import importlib.metadata
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from card import Card, Mixed, OnCard
+from card import DEVICE, Card, Mixed, OnCard
 from families import FAMILIES, problem
 
 import svdgrad
@@ -22,6 +25,7 @@ from svdgrad.compare import loss_vectors
 from svdgrad.forward import FORWARDS, Triplet, svd
 from svdgrad.gap import relative_gap
 
+ROOT = Path(__file__).resolve().parent.parent
 WAYS = {("attempt", name): way for name, way in ATTEMPTS.items()} | {
     ("solver", name): way for name, way in SOLVERS.items()
 }
@@ -198,6 +202,14 @@ def test_the_whole_map_and_its_gradient_stay_on_the_card(method, shape, monkeypa
     assert isinstance(found, OnCard) and relative_error(found.numbers, gradient(A)) <= bound
 
 
+@pytest.mark.parametrize("name", matrices.MATRICES)
+def test_on_the_card_singular_values_in_closed_form_stay_there(name):
+    S = torch.tensor([3.0, 2.0, 1.0])
+    with Card() as card:
+        found = matrices.predicted_singular_values(name, card.put(S), 4, 3)
+    assert isinstance(found, OnCard) and torch.equal(found.numbers, matrices.predicted_singular_values(name, S, 4, 3))
+
+
 def test_cg_stops_a_matrix_that_is_refused_at_the_next_look():
     A, triplet, phi, psi = arguments(200, 150)
     smaller = Triplet(0.5 * triplet.sigma, triplet.u, triplet.v)
@@ -250,6 +262,64 @@ def test_the_card_counts_what_the_host_sends():
         assert isinstance(torch.zeros(3, device=x.device), OnCard) and isinstance(torch.zeros_like(x), OnCard)
     assert card.to_card.total() == 3 and not card.to_host
     assert x.numbers.tolist() == [1, 2, 1]
+    with card:
+        assert x[torch.tensor([1, 0])].numbers.tolist() == [2, 1]  # CUDA takes indices from the host
+    assert card.to_card["index"] == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "refused"),
+    [
+        (Mixed, lambda: torch.randn(3, generator=torch.Generator(), device=DEVICE)),
+        (RuntimeError, lambda: torch.linalg.lstsq(*2 * [torch.eye(3, device=DEVICE)], driver="gelsd")),
+        (RuntimeError, lambda: np.asarray(torch.ones(3, device=DEVICE))),
+        (RuntimeError, lambda: torch.ones(3, device=DEVICE).numpy()),
+    ],
+    ids=["generator", "driver", "array", "numpy"],
+)
+def test_the_card_refuses_what_cuda_refuses(problem, refused):
+    with Card(), pytest.raises(problem):
+        refused()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # which PyTorch's own forward mode uses
+@pytest.mark.parametrize(
+    "done",
+    [
+        lambda A, x: x @ A @ x,  # squeezes in place
+        lambda A, x: torch.func.jvp(lambda B: torch.linalg.solve(B, x), (A,), (A,))[1],  # a tangent of zeros
+        lambda A, x: torch.func.hessian(lambda y: torch.cat([y, x]) @ torch.cat([A @ y, x * y]))(x),
+        lambda A, x: (torch.outer(x, (1j * x + x).conj()).imag + (1j * A).mH.imag) @ x,  # conjugated and negated later
+        lambda A, x: torch.autograd.functional.jacobian(Squared.apply, x),
+    ],
+    ids=["shape", "tangent", "Hessian", "conjugate", "inside a backward"],
+)
+def test_the_card_computes_what_the_host_does(done):
+    A, x = matrices.gaussian(3, 3), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    wanted = done(A, x)
+    with Card() as card:
+        found = done(*card.put((A, x)))
+    assert isinstance(found, OnCard) and found.shape == wanted.shape and torch.equal(found.numbers, wanted)
+
+
+class Squared(torch.autograd.Function):
+    """x², whose backward makes a number for the device of x."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return torch.as_tensor([2.0], dtype=x.dtype, device=x.device) * x * g
+
+
+def test_the_card_prints_a_number_as_cuda_does():
+    with Card() as card:
+        x = card.put(torch.tensor([1.0, 2.5]))
+        assert f"{x[1]:.2f}" == "2.50" and x.tolist() == [1, 2.5]
 
 
 # --- JAX, the witness -----------------------------------------------------------------------------------------------
@@ -275,6 +345,14 @@ def test_jax_works_on_the_cpu_where_a_is_or_where_it_has_no_plugin():
     assert oracles.jax_device(A=torch.ones(2, 2)).platform == oracles.jax_device(np.ones((2, 2))).platform == "cpu"
     on_cuda = SimpleNamespace(device=torch.device("cuda", 0))
     assert oracles.jax_device(on_cuda).platform == ("gpu" if jax_has_cuda() else "cpu")
+
+
+def test_the_extra_cuda_brings_the_plugin_of_jax():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (requirement,) = pyproject["project"]["optional-dependencies"]["cuda"]
+    assert requirement.startswith("jax[cuda13]>=")
+    plugins = [r for r in importlib.metadata.requires("jax") if 'extra == "cuda13"' in r and "plugin" in r]
+    assert [name.split("[")[0] for name in plugins] == ["jax-cuda13-plugin"]
 
 
 def jax_has_cuda() -> bool:

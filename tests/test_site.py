@@ -215,8 +215,8 @@ LOOK = r"""
     const back = behind(e), [x, y] = [over(rgba(getComputedStyle(e).color), back), back].map(light);
     const ratio = (Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05);
     const kind = e.tagName + '.' + e.className;
-    if (ratio < leastContrast && !poor.has(kind)) poor.set(kind, 'contrast ' + ratio.toFixed(2) + ' of ' + kind + ' ' +
-    name(e));
+    if (ratio < leastContrast && !poor.has(kind))
+      poor.set(kind, 'contrast ' + ratio.toFixed(2) + ' of ' + kind + ' ' + name(e));
   }
   return faults.concat([...poor.values()]);
 }
