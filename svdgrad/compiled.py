@@ -15,7 +15,7 @@ from .forward import Triplet
 from .matrices import outer_sum
 from .operator import Dense
 from .steps import How, along_u, check_phase, find_triplet, keep_phase, prepare, solve_adjoint
-from .transforms import transformed
+from .transforms import in_forward_mode, transformed
 
 
 def _hide(owner: Any, *names: str) -> None:
@@ -38,10 +38,10 @@ def refuse_transforms() -> None:
 
     Raised while torch.compile traces, this makes it run the transform as it is; only ``fullgraph=True`` passes it on.
     """
-    if transformed():
+    if transformed() or in_forward_mode():
         raise NotImplementedError(
-            "svdgrad cannot be traced inside a transform of torch.func: leave out fullgraph=True, and the transform "
-            "runs outside the compiled region"
+            "svdgrad cannot be traced inside a transform of torch.func: leave out fullgraph=True, and the transform, "
+            "or forward mode, runs outside the compiled region"
         )
 
 

@@ -9,7 +9,7 @@ from torch.linalg import vector_norm
 from .forward import KNOWN, Ritz
 from .gap import expected_error, relative_gap, values_near
 from .operator import Sparse
-from .steps import find_triplet, prepare
+from .steps import find_triplet, full_precision, prepare
 
 
 class Diagnosis(NamedTuple):
@@ -81,7 +81,8 @@ def diagnose(
     X = X.at([x.detach() for x in X.leaves])
     sigma, u, v, *left = find_triplet(X, v0, how)
     known = KNOWN[how.forward](*left)
-    gap = relative_gap(sigma, values_near(X, sigma, known), *X.shape)
+    with full_precision(X.leaves):
+        gap = relative_gap(sigma, values_near(X, sigma, known), *X.shape)
     residual = torch.maximum(vector_norm(X.mv(v) - sigma * u), vector_norm(X.rmv(u) - sigma * v))
     residual = residual / torch.where(sigma > 0, sigma, 1)
     steps = int(known.steps) if isinstance(known, Ritz) else 0

@@ -26,8 +26,10 @@ from torch.linalg import vecdot
 from .matrices import Map, mv, outer_sum, products
 from .transforms import (
     alive,
+    in_forward_mode,
     is_tracked,
     mapped_levels,
+    moves,
     pull_back,
     sources,
     tangent,
@@ -147,6 +149,20 @@ class Sparse:
     def dtype(self) -> torch.dtype:
         return self.values.dtype
 
+    def check(self) -> None:
+        """Raise an error for places that the matrix does not have."""
+        for name, places, size in (("rows", self.rows, self.shape[0]), ("columns", self.columns, self.shape[1])):
+            if places.dtype not in (torch.int32, torch.int64) or places.shape != self.values.shape or places.ndim != 1:
+                raise ValueError(
+                    f"{name} must be integers, one for each of the {tuple(self.values.shape)} values, found "
+                    f"{places.dtype} of shape {tuple(places.shape)}"
+                )
+            if places.numel() and not 0 <= places.min().item() <= places.max().item() < size:
+                raise ValueError(
+                    f"{name} must be from 0 to {size - 1} for a matrix of shape {self.shape[0]}×{self.shape[1]}, found "
+                    f"{places.min().item()} to {places.max().item()}"
+                )
+
     def at(self, leaves: Sequence[Tensor]) -> Sparse:
         (values,) = leaves
         return replace(self, values=values)
@@ -196,8 +212,8 @@ def of_sparse_tensor(A: Tensor) -> Sparse:
         counts = A.crow_indices().diff()
         rows = torch.repeat_interleave(torch.arange(m, device=A.device), counts)
         columns = A.col_indices()
-    values = A.values()
-    return Sparse(rows, columns, (m, n), values if A.is_leaf else _Once.apply(values))
+    values, twice = A.values(), A.is_leaf and A.layout == torch.sparse_coo
+    return Sparse(rows, columns, (m, n), values if twice else _Once.apply(values))
 
 
 class _Once(torch.autograd.Function):
@@ -265,8 +281,7 @@ class Function:
         return self.matvec(self.params(), x.reshape(self.zero.shape)).reshape(-1)
 
     def rmv(self, y: Tensor) -> Tensor:
-        if self.rmatvec is not None:
-            return self.rmatvec(self.params(), y.reshape(self.out)).reshape(-1)
+        # not by rmatvec, which may read from elsewhere what it should be differentiated by
         x: Tensor
         _, back = pull_back(self.mv, self.zero.reshape(-1))
         (x,) = back(y)
@@ -275,8 +290,22 @@ class Function:
     def products(self) -> tuple[Map, Map]:
         plain = self.at([x.detach() for x in self.leaves])
         x, y = self.graph or plain.with_graph()
-        if self.rmatvec is not None:
-            return torch.no_grad()(plain.mv), torch.no_grad()(plain.rmv)
+        if self.zero.is_complex():
+            _check_complex(plain)
+        if (rmatvec := self.rmatvec) is not None:
+
+            def adjoint(w: Tensor) -> Tensor:
+                with torch.no_grad():
+                    found = rmatvec(plain.params(), w.reshape(self.out))
+                if not isinstance(found, Tensor) or found.shape != self.zero.shape or found.dtype != w.dtype:
+                    what = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else found
+                    raise TypeError(
+                        f"rmatvec(params, y) must return a tensor like v0, {w.dtype} of shape "
+                        f"{tuple(self.zero.shape)}, found {what}"
+                    )
+                return found.reshape(-1)
+
+            return torch.no_grad()(plain.mv), adjoint
 
         def back(w: Tensor) -> Tensor:
             if not y.requires_grad:  # a function that does not depend on x is zero
@@ -316,7 +345,7 @@ class Function:
             f, back = pull_back(value, *chosen)
             found = iter(back(torch.ones_like(f)))
         else:
-            again = torch.is_grad_enabled()
+            again = torch.is_grad_enabled() or in_forward_mode()
             with torch.enable_grad():
                 # views, so that a leaf that was made from another leaf is not followed back to it
                 views = [x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_() for x in chosen]
@@ -405,11 +434,23 @@ def _of_module(matvec: Any, rmatvec: Any, module: torch.nn.Module) -> tuple[Any,
         def forward(self, x: Tensor) -> Any:
             return self.product(self.module, x)
 
+    # a module that occurs twice is one module, and a tensor that two modules share is one tensor: torch.func's own
+    # handling of ties takes the former apart
+    tensors: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for prefix, part in Call(matvec).named_modules():
+        for name, x in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+            path = f"{prefix}.{name}"
+            names[path] = first.setdefault(id(x), path)
+            tensors[names[path]] = x
+
     def of(product: Any) -> Any:
         call = Call(product)
-        return lambda params, x: torch.func.functional_call(call, params, (x,))
+        return lambda params, x: torch.func.functional_call(
+            call, {path: params[name] for path, name in names.items()}, (x,), tie_weights=False
+        )
 
-    tensors = dict(Call(matvec).named_parameters()) | dict(Call(matvec).named_buffers())
     return of(matvec), None if rmatvec is None else of(rmatvec), tensors
 
 
@@ -424,13 +465,41 @@ def _checked(A: Function) -> Function:
     probes = [x.detach().requires_grad_(x.requires_grad) for x in A.leaves]
     graph = x, y = A.at(probes).with_graph()
     if torch.is_grad_enabled():
+        if moves(y):
+            raise ValueError(_ELSEWHERE)
         origins = sources(y) - {id(x)}
         wanted = {id(leaf) for leaf in probes if leaf.requires_grad}
         if origins - wanted:
             raise ValueError(_ELSEWHERE)
         if wanted and not origins & wanted:
             raise ValueError(_NOWHERE)
+        _check_bias([leaf for leaf in probes if leaf.requires_grad], y)
     return replace(A, out=y.shape, graph=graph)
+
+
+def _check_bias(leaves: Sequence[Tensor], y: Tensor) -> None:
+    """At x = 0 a linear function is zero whatever the parameters are, and so are its derivatives by them."""
+    if not leaves or not y.requires_grad:
+        return
+    weights = torch.linspace(1, 2, max(y.numel(), 1), dtype=y.real.dtype, device=y.device).to(y.dtype)[: y.numel()]
+    slopes = torch.autograd.grad(y, leaves, weights.reshape(y.shape), retain_graph=True, allow_unused=True)
+    if any(slope is not None and slope.any() for slope in slopes):
+        raise ValueError(
+            "matvec must be linear in x, found a parameter that matvec(params, 0) depends on, though it is 0 now: "
+            "likely cause: a bias that is zero; leave it out"
+        )
+
+
+def _check_complex(A: Function) -> None:
+    """A(ix) = iAx tells a complex matrix from a function that is linear in real numbers only, such as a conjugate."""
+    x = torch.linspace(1, 2, A.zero.numel(), dtype=A.zero.real.dtype, device=A.zero.device).to(A.zero.dtype)
+    with torch.no_grad():
+        y, turned = A.mv(x), A.mv(1j * x)
+    if not (turned - 1j * y).abs().sum() <= torch.finfo(y.dtype).eps ** 0.5 * y.abs().sum():
+        raise ValueError(
+            "matvec must be linear in x for complex numbers, found matvec(params, ix) ≠ i matvec(params, x): likely "
+            "causes: a conjugate, a real or an imaginary part of x"
+        )
 
 
 def _check_result(x: Tensor, y: Any) -> None:

@@ -54,7 +54,7 @@ def operator_triplet(
         It also goes on until the probability that it has missed a value above 1.001 σ is at most this; None trusts v0,
         as for ``singular_triplet``.
     rmatvec : callable, optional
-        ``rmatvec(params, y)`` = Aᴴ y, where that is faster, or where ``matvec`` cannot be differentiated by x.
+        ``rmatvec(params, y)`` = Aᴴ y for the iterations, where that is faster than the derivative of ``matvec``.
 
     Returns
     -------

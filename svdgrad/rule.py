@@ -7,6 +7,7 @@ the same system and products with A, so that second derivatives need nothing new
 """
 
 from collections.abc import Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from torch.linalg import vecdot
 from .forward import Triplet
 from .newton import anchor, newton
 from .operator import Dense, Operator, dense
-from .steps import How, along_u, check_phase, find_triplet, keep_phase, solve_adjoint
-from .transforms import mapped_by_autograd, newton_steps_wanted, one_by_one, to_front, transformed
+from .steps import How, along_u, check_phase, find_triplet, full_precision, keep_phase, solve_adjoint
+from .transforms import in_forward_mode, mapped_by_autograd, newton_steps_wanted, one_by_one, to_front, transformed
 
 
 def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
@@ -29,6 +30,17 @@ def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
         A, how = Dense(dense(A)), How(0, "svd", "spectral")
     triplet = Triplet(*_Triplet.apply(A, v0, how, *A.leaves)[:3])
     return newton(A.leaves[0], triplet, v0, steps) if steps else triplet
+
+
+def _precisely(method: Any) -> Any:
+    """The method with autocast switched off, where it is on: a backward pass may run inside it."""
+
+    @wraps(method)
+    def inner(ctx: Any, *cotangents: Any) -> Any:
+        with full_precision(ctx.A.leaves):
+            return method(ctx, *cotangents)
+
+    return inner
 
 
 class _Triplet(torch.autograd.Function):
@@ -50,6 +62,7 @@ class _Triplet(torch.autograd.Function):
         ctx.save_for_forward(*leaves, *output)
 
     @staticmethod
+    @_precisely
     def backward(ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None, *_: None) -> Any:
         leaves, (sigma, u, v, *known) = _split(ctx)
         wanted = ctx.needs_input_grad[3:]
@@ -68,7 +81,7 @@ class _Triplet(torch.autograd.Function):
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
         # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
-        step = _Solve.apply if torch.is_grad_enabled() else _Solve.forward
+        step = _Solve.apply if torch.is_grad_enabled() or in_forward_mode() else _Solve.forward
         if u.is_complex():
             if step is _Solve.forward:
                 seen = check_phase(u, v, phi, psi)
@@ -80,6 +93,7 @@ class _Triplet(torch.autograd.Function):
         return None, None, None, *A.pull((along_u(sigma, u, xi, phi, p), u), (v, q), wanted)
 
     @staticmethod
+    @_precisely
     def jvp(ctx: Any, _A: None, _v0: None, _how: None, *dleaves: Tensor | None) -> tuple[Tensor | None, ...]:
         leaves, (sigma, u, v, *known) = _split(ctx)
         A = ctx.A.at(leaves)
@@ -153,6 +167,7 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_forward(*tensors, *output)
 
     @staticmethod
+    @_precisely
     def backward(ctx: Any, p_bar: Tensor, q_bar: Tensor) -> tuple[Any, ...]:
         leaves, (sigma, u, v, phi, psi, *known, p, q) = _split(ctx)
         A = ctx.A.at(leaves)
@@ -166,6 +181,7 @@ class _Solve(torch.autograd.Function):
         return None, None, None, *A_bar, sigma_bar, u_bar, v_bar, y, z, *(None,) * len(known)
 
     @staticmethod
+    @_precisely
     def jvp(ctx: Any, _A: None, _how: None, _role: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         leaves, (sigma, u, v, phi, psi, *known, p, q) = _split(ctx)
         dleaves, (dsigma, du, dv, dphi, dpsi) = tangents[: ctx.count], tangents[ctx.count : ctx.count + 5]
@@ -214,7 +230,8 @@ class _Solve(torch.autograd.Function):
 
 def _split(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """The leaves among the saved tensors, and what follows them."""
-    return ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+    saved = ctx.saved_tensors  # once: a checkpoint unpacks each tensor one time
+    return saved[: ctx.count], saved[ctx.count :]
 
 
 def _stacked(outputs: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

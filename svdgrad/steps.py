@@ -257,6 +257,12 @@ def validate_sparse(A: Tensor | Sparse, index: int, forward: str, adjoint: str, 
                 f"{what} must be 'auto' or {only!r} for a sparse A, which is multiplied with and not factorised, found "
                 f"{name!r}: to use that, make it dense with A.to_dense()"
             )
+    if isinstance(A, Sparse):
+        A.check()
+    if v0 is not None and not isinstance(v0, Tensor):
+        raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
+    if v0 is not None and v0.is_complex() and not A.dtype.is_complex:
+        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
     if v0 is not None and tuple(v0.shape) != tuple(A.shape[1:]):
         raise ValueError(f"v0 must have {A.shape[1]} entries, one for each column of A, found shape {tuple(v0.shape)}")
     return "lanczos", "cg"
@@ -312,10 +318,10 @@ def solve_adjoint(
     if role == "phase" or role == "loss" and not (phi.any() or psi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)
     left = KNOWN[how.forward](*known)
-    if role != "again":
-        check_gap(*A.shape, sigma, values_near(A, sigma, left))
-        check_normal(sigma)
     with full_precision(A.leaves):
+        if role != "again":
+            check_normal(sigma)
+            check_gap(*A.shape, sigma, values_near(A, sigma, left))
         if isinstance(A, Dense):
             return SOLVERS[how.adjoint](A.A, triplet, phi, psi, left)
         assert isinstance(left, Ritz)

@@ -31,8 +31,18 @@ def on_host(x: Tensor) -> bool:
     """Whether x is on a CPU, and nothing of what is done to it is recorded, or mapped, or only pretended."""
     if type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu or torch.compiler.is_compiling():
         return False
-    mapped = transformed() or forward_ad._current_level >= 0
+    mapped = transformed() or in_forward_mode()
     return not (mapped or x.requires_grad and torch.is_grad_enabled())
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of forward mode is open, plain or of torch.func."""
+    return forward_ad._current_level >= 0
+
+
+def moves(x: Tensor) -> bool:
+    """Whether x carries a tangent."""
+    return in_forward_mode() and forward_ad.unpack_dual(x).tangent is not None
 
 
 def mapped_by_autograd(*xs: Tensor | None) -> bool:
@@ -105,12 +115,12 @@ def unwrapped(x: Tensor) -> Tensor:
 
 
 def is_tracked(y: Tensor) -> bool:
-    """Whether a derivative is asked of y, at any level of torch.func."""
+    """Whether a derivative is asked of y, in either mode, at any level of torch.func."""
     while torch._C._functorch.is_functorch_wrapped_tensor(y):
-        if y.requires_grad:
+        if y.requires_grad or moves(y):
             return True
         y = torch._C._functorch.get_unwrapped(y)
-    return bool(y.requires_grad)
+    return bool(y.requires_grad or moves(y))
 
 
 def mapped_levels(*ys: Tensor) -> set[int]:

@@ -170,3 +170,18 @@ def test_an_operator_is_one_call_that_is_not_traced_into():
         assert counts[0][0] == counts[1][0] and torch.equal(counts[0][1], counts[1][1])
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert not traced and graphs[0] == graphs[-1] > 0  # nothing is compiled anew after the first call
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_forward_mode_is_not_dropped(inside):
+    A, E = matrix(), torch.ones(5, 3, dtype=torch.float64)
+
+    def tangent(A, g):
+        with torch.autograd.forward_ad.dual_level():
+            return torch.autograd.forward_ad.unpack_dual(g(torch.autograd.forward_ad.make_dual(A, E))).tangent
+
+    if inside:
+        found = torch.compile(lambda A: tangent(A, norm), backend="aot_eager")(A)
+    else:
+        found = tangent(A, torch.compile(norm, backend="aot_eager"))
+    assert relative_error(found, tangent(A, norm)) <= ROUNDING

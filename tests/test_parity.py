@@ -143,3 +143,17 @@ def test_a_transform_of_every_form_is_that_of_the_matrix(name, form, shape, comp
     truth = transform(lambda theta: p.loss(of_dense(p, theta)), p.theta)
     found = transform(lambda theta: p.loss(FORMS[form](p, theta)), p.theta)
     assert relative_error(found, truth) <= 1e4 * EPS
+
+
+@pytest.mark.parametrize("forward", ["svd", "gram", "lanczos"])
+def test_forward_mode_over_a_backward_pass_that_is_not_recorded(forward):
+    """Dual numbers go through backward() without create_graph too: its solve must not be taken apart for them."""
+    p, x = Problem((6, 4)), Problem((6, 4)).theta
+    forms = {**FORMS, "dense": lambda p, theta: svdgrad.singular_triplet(p.dense(theta), v0=p.v0, forward=forward)}
+    H = hessian(lambda theta: p.loss(of_dense(p, theta)))(x)
+    for form, of in forms.items():
+        with forward_ad.dual_level():
+            y = forward_ad.make_dual(x.clone().requires_grad_(), torch.ones_like(x))
+            (g,) = torch.autograd.grad(p.loss(of(p, y)), y)
+            tangent = forward_ad.unpack_dual(g).tangent
+        assert relative_error(tangent, H.sum(0)) <= 1e4 * EPS, form

@@ -336,3 +336,104 @@ def test_what_a_sparse_matrix_cannot_have_is_refused_with_what_can(name):
     call, message = REFUSED[name]
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+# --- what a stranger found --------------------------------------------------------------------------------------------
+
+
+def test_a_module_that_occurs_twice_is_one_module():
+    layer = nn.Linear(9, 9, bias=False).double()
+    twice = nn.Sequential(layer, nn.Identity(), layer)
+    svdgrad.operator_triplet(lambda m, x: m(x), twice, v0).sigma.backward()
+    assert isinstance(layer.weight, nn.Parameter)
+    (expected,) = gradient(lambda W: svdgrad.spectral_norm(W @ W), layer.weight)
+    assert relative_error(layer.weight.grad, expected) <= 1e4 * EPS
+
+
+def test_two_modules_that_share_a_parameter():
+    one, two = (nn.Linear(9, 9, bias=False).double() for _ in range(2))
+    two.weight = one.weight
+    svdgrad.operator_triplet(lambda m, x: m(x), nn.Sequential(one, two), v0).sigma.backward()
+    (expected,) = gradient(lambda W: svdgrad.spectral_norm(W @ W), one.weight)
+    assert relative_error(one.weight.grad, expected) <= 1e4 * EPS
+
+
+def test_a_tangent_from_elsewhere_is_refused():
+    d, ones = A[0].abs() + 1, torch.ones(9, dtype=torch.float64)
+
+    def f(X, p):
+        return svdgrad.operator_triplet(lambda p, x: p * X * x, p, v0).sigma
+
+    with pytest.raises(ValueError, match=FROM_ELSEWHERE):
+        torch.func.jvp(lambda X: f(X, ones), (d,), (ones,))
+    with pytest.raises(ValueError, match=FROM_ELSEWHERE), torch.autograd.forward_ad.dual_level():
+        f(torch.autograd.forward_ad.make_dual(d, ones), ones)
+
+
+def test_an_adjoint_that_reads_constants_does_no_harm_to_derivatives():
+    constant = A.clone()
+
+    def f(W):
+        return loss(svdgrad.operator_triplet(product, W, v0, rmatvec=lambda _, y: constant.T @ y))
+
+    E = torch.ones_like(A)
+    _, found = torch.func.jvp(f, (A,), (E,))
+    _, expected = torch.func.jvp(lambda W: loss(svdgrad.singular_triplet(W, v0=v0)), (A,), (E,))
+    assert relative_error(found, expected) <= 100 * EPS / GAP
+
+
+@pytest.mark.parametrize("answer", [lambda y: None, lambda y: y[:3], lambda y: y.new_zeros(9).float()])
+def test_an_adjoint_of_another_kind_is_refused(answer):
+    with pytest.raises(TypeError, match=r"rmatvec\(params, y\) must return a tensor like v0"):
+        svdgrad.operator_triplet(product, A, v0, rmatvec=lambda _, y: answer(y))
+
+
+def test_linear_in_real_numbers_only_is_refused():
+    M = torch.complex(A[:9], A[3:])
+    with pytest.raises(ValueError, match="must be linear in x for complex numbers"):
+        svdgrad.operator_triplet(lambda M, x: M @ x.conj(), M, v0.to(M.dtype))
+
+
+def test_a_bias_that_is_zero_is_refused():
+    layer = nn.Linear(9, 12).double()
+    nn.init.zeros_(layer.bias)
+    with pytest.raises(ValueError, match="though it is 0 now: likely cause: a bias"):
+        svdgrad.operator_triplet(lambda layer, x: layer(x), layer, v0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "values", "message"),
+    [
+        ([0, 1], [0, 2], [1.0, 3.0], "columns must be from 0 to 1 for a matrix of shape 2×2, found 0 to 2"),
+        ([-1, 1], [0, 1], [1.0, 3.0], "rows must be from 0 to 1"),
+        ([0, 1], [0, 1], [[3.0, 1.0], [10.0, 20.0]], "rows must be integers, one for each of the"),
+        ([0.0, 1.0], [0, 1], [1.0, 3.0], "rows must be integers"),
+        ([0], [0, 1], [1.0, 3.0], "rows must be integers, one for each of the"),
+    ],
+)
+def test_places_that_a_matrix_does_not_have(rows, columns, values, message):
+    M = Sparse(torch.tensor(rows), torch.tensor(columns), (2, 2), torch.tensor(values))
+    with pytest.raises(ValueError, match=message):
+        svdgrad.singular_triplet(M)
+
+
+def test_a_csr_leaf_is_differentiable_once():
+    X = thinned().to_sparse_csr().requires_grad_()
+    with pytest.raises(NotImplementedError, match="a second derivative was asked for"):
+        torch.autograd.grad(svdgrad.singular_triplet(X).u[0], X, create_graph=True)
+
+
+@pytest.mark.parametrize("f", [svdgrad.spectral_norm, lambda W: loss(svdgrad.singular_triplet(W, forward="lanczos"))])
+def test_a_checkpoint(f):
+    X, Y = A.clone().requires_grad_(), A.clone().requires_grad_()
+    torch.utils.checkpoint.checkpoint(f, X, use_reentrant=False).backward()
+    f(Y).backward()
+    assert torch.equal(X.grad, Y.grad)
+
+
+def test_a_backward_pass_inside_autocast_costs_no_digit():
+    W, X = (A.float().requires_grad_() for _ in range(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss(svdgrad.operator_triplet(product, W, v0.float())).backward()
+    loss(svdgrad.operator_triplet(product, X, v0.float())).backward()
+    assert torch.equal(W.grad, X.grad)

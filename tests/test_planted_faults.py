@@ -14,8 +14,16 @@ ROOT = Path(__file__).parents[1]
 
 #: what is wrong -> (file, the right text, the wrong text)
 FAULTS = {
-    "a flipped sign in the gradient": ("adjoint/__init__.py", "q.conj().unsqueeze(-2))", "-q.conj().unsqueeze(-2))"),
-    "p for u": ("adjoint/__init__.py", "outer(p, v).addcmul_(u.unsqueeze(-1)", "outer(p, v).addcmul_(p.unsqueeze(-1)"),
+    "a flipped sign in the gradient": (
+        "rule.py",
+        "*A.pull((along_u(sigma, u, xi, phi, p), u), (v, q), wanted)",
+        "*A.pull((along_u(sigma, u, xi, phi, p), u), (v, -q), wanted)",
+    ),
+    "p for u": (
+        "rule.py",
+        "*A.pull((along_u(sigma, u, xi, phi, p), u), (v, q), wanted)",
+        "*A.pull((along_u(sigma, u, xi, phi, p), p), (v, q), wanted)",
+    ),
     "A for its transpose": (
         "matrices.py",
         "torch.cat([-A.mH, scaled_identity(sigma, n, A)], -1)",
@@ -28,12 +36,12 @@ FAULTS = {
     ),
     "the part outside range(A) forgotten": ("adjoint/spectral.py", "else mv(U, x - a) + phi", "else mv(U, x)"),
     "the cotangent of sigma forgotten": (
-        "steps.py",
-        "return assemble(triplet, xi, p, q)",
-        "return assemble(triplet, None, p, q)",
+        "rule.py",
+        "along_u(sigma, u, xi, phi, p), u)",
+        "along_u(sigma, u, None, phi, p), u)",
     ),
     "the sign of v0 ignored": ("forward.py", "    if v0 is None:\n        anchor", "    if True:\n        anchor"),
-    "a term of the second derivative lost": ("triplet.py", "A_bar = outer(y, q) + outer(p, z)", "A_bar = outer(y, q)"),
+    "a term of the second derivative lost": ("rule.py", "A.pull((y, p), (q, z), ctx", "A.pull((y,), (q,), ctx"),
 }
 
 
