@@ -213,7 +213,7 @@ def auto(package: str, m: int, n: int, dtype: str, clock: Clock) -> Rows:
     if package == "svdgrad":
         make, chosen = partial(ours, adjoint="auto"), svdgrad.steps.choose("auto", "auto", A)[0]
     else:
-        make, chosen = ours_in_jax, svdgrad.jax._choose(A.numpy(), 0, "auto", "auto", None, None).forward
+        make, chosen = ours_in_jax, svdgrad.jax.auto.choose(A.numpy()).forward
     rows = contest(m, n, dtype, {way: make(way) for way in ("gram", "lanczos")}, clock, judged=None)
     for row in rows:
         row |= {
