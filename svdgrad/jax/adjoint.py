@@ -1,5 +1,6 @@
-"""Ways to solve the adjoint system K̂ [p; q] = [φ; ψ], all with A in units of its largest singular value."""
+"""Ways to solve the adjoint system K̂ [p; q] = [φ; ψ]; each divides by σ what it multiplied by A."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,19 +20,14 @@ def solve_adjoint(
     products: Products, how: How, params: Any, triplet: Triplet, known: Known, c: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     """K̂ [p; q] = c, for numbers only: zero for c = 0 whatever the gap, NaN for any other c at a tie."""
-    (sigma, u, v), (S, U, Vh, W, foreign) = triplet, known
+    (sigma, u, v), (S, _, _, W, foreign) = triplet, known
     m, n, complex_ = u.size, v.size, u.dtype.kind == "c"
-    # A in units of σ₁, up to a factor of two that makes the change exact, and c in units of its largest entry: taken
-    # one after the other the two units leave the range of float32 where their quotient, the unit of p and q, does not
-    exponent = jnp.minimum(jnp.frexp(S[0])[1], jnp.finfo(S.dtype).maxexp - 2)
-    over = jnp.ldexp(jnp.ones_like(sigma), -exponent)
-    sigma, S = sigma * over, S * over
-    A, AH = (lambda x, of=of: times(over, of(params, x)) for of in products)
+    A, AH = (partial(of, params) for of in products)
     size = jnp.maximum(jnp.abs(c[0]).max(), jnp.abs(c[1]).max())
     phi, psi = (times(1 / jnp.where(size == 0, 1, size), x) for x in c)
     lam, mu = dot(u, phi), dot(v, psi)
     inner = _spectral if how.adjoint == "spectral" else _schur_cg
-    p, q = inner(A, AH, how, Triplet(sigma, u, v), Known(S, U, Vh, W), phi - lam * u, psi - mu * v)
+    p, q = inner(A, AH, how, triplet, known, phi - lam * u, psi - mu * v)
     # on [u; v] K̂ multiplies by s, on [u; −v] by 2σ + s, or by 2σ if the relative phase is free
     even = times(1 / S[0], (lam + mu) / 2)
     odd = times(1 / (2 * sigma + (0 if complex_ else S[0])), (lam - mu) / 2)
@@ -43,7 +39,7 @@ def solve_adjoint(
     if how.forward == "lanczos":  # which finds one copy of σ, and nothing of any other
         assert W is not None and foreign is not None
         tied |= has_hidden_copy(*((AH, A) if m < n else (A, AH)), sigma, W, foreign, nothing)
-    p, q = (jnp.where(size == 0, 0, jnp.where(tied, jnp.nan, times(size * over, x))) for x in (p, q))
+    p, q = (jnp.where(size == 0, 0, jnp.where(tied, jnp.nan, times(size, x))) for x in (p, q))
     return p, q
 
 
