@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import svdgrad
-from svdgrad import forward, matrices, records
+from svdgrad import forward, matrices, operator, records
 from svdgrad.adjoint import krylov
 from svdgrad.compare import loss_vectors, measure, stopwatch
 
@@ -213,7 +213,9 @@ def counted() -> Iterator[Callable[[], int]]:
     def counting(A: Tensor) -> Any:
         return tuple(lambda x, product=product: (calls.append(None), product(x))[1] for product in matrices.products(A))
 
-    with patch.object(forward, "products", counting), patch.object(krylov, "products", counting):
+    with ExitStack() as patches:
+        for module in (forward, krylov, operator):  # where products are asked for
+            patches.enter_context(patch.object(module, "products", counting))
         yield lambda: len(calls)
 
 
@@ -244,7 +246,7 @@ def auto(package: str, m: int, n: int, dtype: str, clock: Clock) -> Rows:
     if package == "svdgrad":
         make, chosen = partial(ours, adjoint="auto"), svdgrad.steps.choose("auto", "auto", A)[0]
     else:
-        make, chosen = ours_in_jax, svdgrad.jax._choose(A.numpy(), 0, "auto", "auto", None, None).forward
+        make, chosen = ours_in_jax, svdgrad.jax.auto.choose(A.numpy()).forward
     rows = contest(m, n, dtype, {way: make(way) for way in ("gram", "lanczos")}, clock, judged=None)
     for row in rows:
         row |= {

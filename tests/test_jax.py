@@ -1,11 +1,7 @@
 """The JAX side against extended precision, against differences, and against the PyTorch side."""
 
-import ast
 import re
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +63,7 @@ def normal(*shape, complex_=False, seed=0):
         (np.float32, "cg"),
         (np.float32, "gram"),
         (np.float64, "gram"),
-        (np.float64, "lanczos"),
+        pytest.param(np.float64, "lanczos", marks=pytest.mark.slow),
     ],
     ids=lambda x: getattr(x, "__name__", x),
 )
@@ -120,22 +116,6 @@ def test_a_null_vector_has_a_gradient(x64):
     np.testing.assert_allclose(G, [[0, 0, -1 / 3], [0, 0, 0], [0, 0, 0]], atol=1e-15)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("scale", [1e30, 1e-30])
-def test_entries_and_cotangents_of_any_size_in_single_precision(scale, way):
-    family = FAMILIES["tall"]
-    A = family.matrix(torch.float32)
-    xi, phi, psi, v, _ = problem(A)
-    scaled = A * scale
-    truth = problem(scaled)[-1]
-    assert relative_error(gradient(*arrays(np.float32, scaled, xi, phi, psi, v), **WAYS[way]), truth) <= family.bound(
-        torch.float32
-    )
-    G = gradient(*arrays(np.float32, A, xi * scale, phi * scale, psi * scale, v), **WAYS[way])
-    truth = svdgrad.oracles.extended(A, xi * scale, phi * scale, psi * scale, v)
-    assert relative_error(G, truth) <= family.bound(torch.float32)
-
-
 # --- every derivative
 # --------------------------------------------------------------------------------------------------
 
@@ -168,6 +148,7 @@ def test_first_and_second_derivatives_in_both_modes(x64, shape, index, complex_,
     )
 
 
+@pytest.mark.slow
 def test_derivatives_with_a_given_phase(x64):
     A, v0 = jnp.asarray(normal(4, 3, complex_=True)), jnp.asarray(normal(3, complex_=True, seed=1))
     assert abs(jnp.vdot(v0, sj.singular_triplet(A, v0=v0).v).imag) < 1e-14
@@ -186,6 +167,7 @@ def test_third_derivative(x64):
     assert abs(jax.jit(along[3])(0.0) / difference - 1) < 1e-6
 
 
+@pytest.mark.slow
 def test_forward_and_reverse_and_their_mixtures_agree(x64):
     A, w = jnp.asarray(normal(4, 3)), jnp.asarray(normal(4, seed=1))
 
@@ -231,6 +213,7 @@ def test_the_two_sides_agree(x64, shape, complex_):
         assert relative_error(G, X.grad.resolve_conj()) < 1e-12
 
 
+@pytest.mark.slow
 def test_the_two_sides_agree_on_the_hessian(x64):
     A, w = normal(5, 3), normal(5, seed=1)
     theirs = torch.autograd.functional.hessian(
@@ -245,7 +228,7 @@ def test_the_two_sides_agree_on_the_hessian(x64):
 # --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["svd", "cg", "gram", pytest.param("lanczos", marks=pytest.mark.slow)])
 def test_a_batch_is_its_matrices_one_by_one(x64, way):
     A = np.stack(
         [
@@ -508,7 +491,7 @@ def test_lanczos_stops_at_the_residual_that_tol_names(x64):
     smaller.
     """
     A = jnp.diag(1 / jnp.arange(1.0, 7.0))
-    two_steps = partial(sj.singular_triplet, A, forward="lanczos", maxiter=2, v0=jnp.ones(6))
+    two_steps = partial(sj.singular_triplet, A, forward="lanczos", maxiter=2, v0=jnp.ones(6), missed=None)
     sigma, u, v = two_steps(tol=1.0)
     r = float(jnp.linalg.norm(A.T @ u - sigma * v) / sigma)
     assert jnp.isfinite(two_steps(tol=1.001 * r).sigma) and jnp.isnan(two_steps(tol=0.999 * r).sigma)
@@ -519,22 +502,6 @@ def test_lanczos_stops_at_the_residual_that_tol_names(x64):
 def test_the_triplet_of_zero_has_unit_vectors(shape, way):
     sigma, u, v = sj.singular_triplet(jnp.zeros(shape), **WAYS[way])
     np.testing.assert_allclose([sigma, jnp.linalg.norm(u), jnp.linalg.norm(v)], [0, 1, 1], atol=1e-6)
-
-
-def test_the_package_does_not_need_jax():
-    run = [sys.executable, "-c", "import sys; sys.modules['jax'] = None; import svdgrad; svdgrad.singular_triplet"]
-    assert subprocess.run(run, capture_output=True).returncode == 0
-
-
-def test_nothing_is_shared_with_what_it_witnesses_for():
-    imports = [
-        node
-        for node in ast.walk(ast.parse(Path(sj.__file__).read_text()))
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-    ]
-    names = {getattr(node, "module", None) or node.names[0].name for node in imports}
-    assert {name.split(".")[0] for name in names} == {"collections", "functools", "typing", "jax"}
-    assert not any(getattr(node, "level", 0) for node in imports)
 
 
 # --- operators
@@ -578,6 +545,7 @@ def test_a_convolution(x64):
     assert relative_error(G, truth) < 1e-11
 
 
+@pytest.mark.slow
 def test_links_of_a_graph_and_a_sparse_matrix(x64):
     rng = np.random.default_rng(0)
     D = rng.standard_normal((9, 6)) * (rng.random((9, 6)) < 0.6)
@@ -598,6 +566,7 @@ def test_links_of_a_graph_and_a_sparse_matrix(x64):
     assert relative_error(G.data, truth) < 1e-12  # its indices, which are integers, go along
 
 
+@pytest.mark.slow
 def test_an_operator_twice_and_in_forward_mode(x64):
     A, w, v0 = jnp.asarray(normal(4, 3)), jnp.asarray(normal(4, seed=1)), jnp.ones(3)
     ours, truth = (

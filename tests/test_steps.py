@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,3 +107,13 @@ def test_the_phase_is_checked_in_every_member():
             else:
                 with pytest.raises(svdgrad.PhaseError):
                     check_phase(u, v, *bars)
+
+
+def test_on_a_gpu_the_gram_matrix_is_faster_up_to_a_larger_size():
+    """There an iteration waits for its calls; only the shape and the device decide, so a stand-in has no numbers."""
+
+    def stand_in(n, on_gpu):
+        return SimpleNamespace(shape=(n, n), ndim=2, is_cuda=on_gpu)
+
+    assert [choose("auto", "auto", stand_in(n, False))[0] for n in (320, 321)] == ["gram", "lanczos"]
+    assert [choose("auto", "auto", stand_in(n, True))[0] for n in (321, 2048, 2049)] == ["gram", "gram", "lanczos"]

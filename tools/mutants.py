@@ -39,7 +39,7 @@ CALLS = {"project", "off", "_off", "partial"} | {
     f"{library}.{name}" for library in ("torch", "jnp") for name in ("where", "maximum", "minimum")
 }
 METHODS = {"conj", "abs", "real", "imag", "clone", "contiguous", "detach", "squeeze", "mH", "double", "cpu"}
-#: the tests of jax.py by how long XLA compiles for them: seconds, a minute or two, longer
+#: the tests of jax/ by how long XLA compiles for them: seconds, a minute or two, longer
 JAX = (
     "named or null_vector or identity or half or (precision and float32-svd) or diagonal or (tie and cg-True) or "
     "start or orthogonal"
@@ -73,10 +73,10 @@ TESTS = {
     "compare.py": ["test_compare"],
     "records.py": ["test_compare"],
     "figures.py": ["test_figures"],
-    "jax.py": [f"test_jax -k '{names}'" for names in JAX],
+    "jax/": [f"test_jax -k '{names}'" for names in JAX],
 }
 LIMIT = 120  # seconds of processor time for one fault; more counts as killed, as a loop without end is noticed too
-LIMITS = {"jax.py": 1200}  # XLA compiles for minutes
+LIMITS = {"jax": 1200}  # XLA compiles for minutes
 
 
 class Mutant(NamedTuple):
@@ -173,7 +173,7 @@ def verdict(folder: Path, file: str) -> str:
     """Which test notices what is wrong with ``file`` in ``folder``; runs in a process of its own."""
     import pytest
 
-    resource.setrlimit(resource.RLIMIT_CPU, 2 * (LIMITS.get(file, LIMIT),))
+    resource.setrlimit(resource.RLIMIT_CPU, 2 * (LIMITS.get(file.split("/")[0], LIMIT),))
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     for stream in (1, 2):

@@ -1,0 +1,148 @@
+"""What "auto" means, and the errors for whatever can be seen to be wrong without a number of A."""
+
+import math
+import operator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from .triplet import How
+
+FORWARDS = ("svd", "gram", "lanczos")
+ADJOINTS = ("spectral", "cg")
+
+#: "auto" takes all eigenvectors of the Gram matrix up to this min(m, n), since that is faster there on CPUs:
+#: ``python -m benchmarks.run --only auto`` prints both
+GRAM_UP_TO = 80
+
+
+def as_matrix(A: Any) -> Array:
+    """A as a floating-point array (..., m, n) with no empty side, or an error."""
+    if hasattr(A, "todense"):
+        raise TypeError(
+            f"A must be a dense array, found {type(A).__name__}: a sparse matrix is an operator, "
+            "operator_triplet(lambda M, x: M @ x, M, v0)"
+        )
+    X: Array = jnp.asarray(A)
+    if not jnp.issubdtype(X.dtype, jnp.inexact):
+        raise TypeError(
+            f"A must be floating point, found {X.dtype}: derivatives need real entries, try A.astype(float)"
+        )
+    if X.ndim < 2:
+        raise ValueError(
+            f"A must be a matrix (..., m, n), found shape {X.shape}: make a vector a matrix with A[:, None]"
+        )
+    if 0 in X.shape[-2:]:
+        raise ValueError(
+            f"A must have at least one row and one column, found shape {X.shape}: an empty side has no triplet"
+        )
+    return X
+
+
+def choose(
+    A: Any,
+    index: int = 0,
+    forward: str = "auto",
+    adjoint: str = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
+) -> How:
+    """The methods and their options for an A of this shape."""
+    m, n = A.shape[-2:]
+    index = as_integer("index", index, "static_argnames='index'")
+    if not -min(m, n) <= index < min(m, n):
+        raise ValueError(
+            f"index must be from {-min(m, n)} to {min(m, n) - 1} for a matrix of shape {m}×{n}, found {index}"
+        )
+    for what, name, names in (("forward", forward, FORWARDS), ("adjoint", adjoint, ADJOINTS)):
+        if name not in ("auto", *names):
+            raise ValueError(f"unknown {what} {name!r}: the names are 'auto', {', '.join(map(repr, names))}")
+    asked, dominant = forward, index % min(m, n) == 0
+    if forward == "auto":
+        small = min(m, n) <= GRAM_UP_TO or A.ndim > 2
+        forward = "svd" if not dominant else "gram" if small else "lanczos"
+    adjoint = ("cg" if forward == "lanczos" else "spectral") if adjoint == "auto" else adjoint
+    if forward == "lanczos" and adjoint == "spectral":
+        raise ValueError(
+            "adjoint 'spectral' needs all singular vectors, which forward 'lanczos' does not have: use adjoint 'cg'"
+        )
+    if not dominant and (forward, adjoint) != ("svd", "spectral"):
+        name = "adjoint 'cg'" if forward == "svd" else f"forward {forward!r}"
+        others = "use forward 'svd' and adjoint 'spectral'"
+        raise ValueError(f"{name} needs index 0, the largest singular value, found {index}: {others}")
+    for name, given, has in (("tol", tol, forward == "lanczos"), ("maxiter", maxiter, "cg" in adjoint)):
+        if given is not None and not has and asked != "auto":
+            raise ValueError(
+                f"{name} is an option of an iteration, found it with forward {forward!r} and adjoint {adjoint!r}, "
+                f"which have none: leave it out, or use forward 'lanczos'"
+            )
+    return How(forward, adjoint, index, *iteration(tol, maxiter, missed, min(m, n)))
+
+
+def iteration(
+    tol: float | None, maxiter: int | None, missed: float | None, size: int = 0
+) -> tuple[float | None, int, float | None]:
+    """The options of "lanczos" and "cg", or an error."""
+    if tol is not None and not 0 <= (tol := as_number("tol", tol)) < math.inf:
+        raise ValueError(f"tol must be 0 or more, found {tol}: it bounds the residual ‖Aᴴu − σv‖/σ")
+    if missed is not None and not 0 < (missed := as_number("missed", missed)) <= 1:
+        raise ValueError(
+            f"missed must be a probability, above 0 and up to 1, found {missed}: None trusts v0 without a proof"
+        )
+    if maxiter is None:
+        return tol, max(1000, size), missed
+    maxiter = as_integer("maxiter", maxiter, "static_argnames='maxiter'")
+    if maxiter < 1:
+        raise ValueError(f"maxiter must be at least 1, found {maxiter}")
+    return tol, maxiter, missed
+
+
+def as_integer(name: str, x: Any, static: str) -> int:
+    try:
+        if isinstance(x, bool):
+            raise TypeError
+        return operator.index(x)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an integer, found {type(x).__name__}: under jit it is static, {static}"
+        ) from None
+
+
+def as_number(name: str, x: Any) -> float:
+    try:
+        if isinstance(x, (bool, str)):
+            raise TypeError
+        return float(x)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a number, found {type(x).__name__}: under jit it is static, static_argnames={name!r}"
+        ) from None
+
+
+def as_start(v0: Any, A: Array) -> Array | None:
+    """v0 in the dtype of A, of shape (n,) or (..., n) as the batch asks, not differentiated."""
+    if v0 is None:
+        return None
+    v0 = jnp.asarray(v0)
+    *batch, n = A.shape[:-2] + A.shape[-1:]
+    if v0.shape[-1:] != (n,):
+        raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {v0.shape}")
+    try:
+        fits = np.broadcast_shapes(v0.shape[:-1], tuple(batch)) == tuple(batch)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"v0 must be one vector, or one for each matrix, found shape {v0.shape} for A of shape {A.shape}"
+        )
+    if v0.dtype.kind == "c" and A.dtype.kind != "c":
+        raise TypeError(
+            f"v0 must be real for a real A, found {v0.dtype}: its real part would be all that counts, try v0.real"
+        )
+    if v0.dtype == bool:
+        raise TypeError("v0 must be a vector of numbers, found bool")
+    start: Array = lax.stop_gradient(v0).astype(A.dtype)
+    return start

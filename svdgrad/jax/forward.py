@@ -1,0 +1,57 @@
+"""Ways to find the triplet of one operator: the full SVD, the Gram matrix, Lanczos' iteration (lanczos.py)."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from .lanczos import lanczos
+from .triplet import How, Known, Products, Triplet, image, mm, times
+
+
+def find(products: Products, how: How, params: Any, v0: Array | None) -> tuple[Triplet, Known]:
+    """(σ, u, v), its sign left open, and what is known besides; NaN where the entries are lost to the range."""
+    if how.forward == "svd":
+        U, S, Vh = jnp.linalg.svd(params, full_matrices=False)
+        triplet, known = Triplet(S[how.which], U[:, how.which], Vh[how.which].conj()), Known(S, U, Vh)
+    elif how.forward == "gram":
+        triplet, known = _swapped(*_gram(params.conj().T)) if params.shape[0] < params.shape[1] else _gram(params)
+    else:
+        product, adjoint = (partial(x, params) for x in products)
+        start = v0 if v0 is not None else jax.ShapeDtypeStruct(params.shape[-1:], params.dtype)
+        other = jax.eval_shape(product, start)
+        if other.size < start.size:  # the smaller side has the shorter basis
+            begin = other if v0 is None else product(v0)
+            triplet, known = _swapped(*lanczos(adjoint, product, begin, how))
+        else:
+            triplet, known = lanczos(product, adjoint, start, how)
+    # below the smallest normal number XLA takes numbers for zero: in a matrix that small they are digits of others
+    limits = jnp.finfo(known.S.dtype)
+    lost = (known.S[0] < float(limits.tiny) / float(limits.eps)) & (known.S[0] > 0)
+    if isinstance(params, Array):
+        lost |= (known.S[0] == 0) & _any(params)
+    return Triplet(*(jnp.where(lost, jnp.nan, x) for x in triplet)), known
+
+
+def _any(A: Array) -> Array:
+    """Whether an entry is not zero, by its bits, and not by what XLA takes it for."""
+    bits = jnp.uint64 if jnp.finfo(A.dtype).bits == 64 else jnp.uint32
+    parts = (A.real, A.imag) if A.dtype.kind == "c" else (A,)
+    return jnp.stack([(lax.bitcast_convert_type(x, bits) << 1).any() for x in parts]).any()
+
+
+def _swapped(triplet: Triplet, known: Known) -> tuple[Triplet, Known]:
+    """From the triplet of Aᴴ to that of A."""
+    return Triplet(triplet.sigma, triplet.v, triplet.u), known
+
+
+def _gram(A: Array) -> tuple[Triplet, Known]:
+    """(σ, u, v) of a tall matrix and all its right singular vectors, from AᴴA W = W S² (eq-gram)."""
+    size = jnp.abs(A).max()  # or squares would leave the range of float32 for entries beyond 1e±19
+    size = jnp.where(size == 0, 1, size)
+    A = times(1 / size, A)
+    minus_S2, W = jnp.linalg.eigh(-mm(A.conj().T, A), symmetrize_input=False)  # eigh sorts upwards
+    sigma, u = image(mm(A, W[:, 0]))
+    return Triplet(sigma * size, u, W[:, 0]), Known(jnp.sqrt(jnp.maximum(-minus_S2, 0)) * size, W=W)

@@ -1,0 +1,84 @@
+"""The triplet, what is known besides, and the few operations on vectors that all of ``svdgrad.jax`` is written in.
+
+No two arrays of different dtypes are ever combined, so that ``jax.numpy_dtype_promotion("strict")`` has nothing to
+object to.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+Product = Callable[[Array], Array]
+# (params, x) ↦ A(params) x, and (params, y) ↦ A(params)ᴴ y, on flat vectors
+Products = tuple[Callable[[Any, Array], Array], Callable[[Any, Array], Array]]
+
+
+class Triplet(NamedTuple):
+    """A singular triplet, A v = σ u and Aᴴ u = σ v with ‖u‖ = ‖v‖ = 1: ``sigma (...)``, ``u (..., m)``, ``v (...,
+    n)``.
+    """
+
+    sigma: Array
+    u: Array
+    v: Array
+
+
+class How(NamedTuple):
+    """What is decided before any number is seen, and so is static under jit."""
+
+    forward: str
+    adjoint: str
+    which: int  # the index; a tuple has a method of that name
+    tol: float | None
+    maxiter: int
+    missed: float | None
+
+
+class Known(NamedTuple):
+    """What the forward method leaves behind: singular or Ritz values, descending, and of their vectors what it has."""
+
+    S: Array
+    U: Array | None = None
+    Vh: Array | None = None
+    W: Array | None = None
+    """as columns, of the smaller side: from "gram" all singular vectors, from "lanczos" the first Ritz vectors"""
+    foreign: Array | None = None
+    """for each of these Ritz vectors but the first, a bound on how much of any vector that belongs to σ is in it"""
+
+
+mm = partial(jnp.matmul, precision="highest")  # or a GPU rounds the factors to ten bits
+dot = partial(jnp.vdot, precision="highest")
+
+
+def times(c: Array, x: Array) -> Array:
+    """c x for a real c and an x that may be complex."""
+    return c.astype(x.dtype) * x
+
+
+def norm(x: Array) -> Array:
+    """‖x‖, as a number of real dtype."""
+    length: Array = jnp.linalg.norm(x)
+    return length
+
+
+def unit(x: Array) -> Array:
+    """x/‖x‖, the squares formed of numbers up to one; 0 stays 0."""
+    largest = jnp.abs(x).max()
+    x = times(1 / jnp.where(largest == 0, 1, largest), x)
+    length = norm(x)
+    return times(1 / jnp.where(length == 0, 1, length), x)
+
+
+def off(v: Array, x: Array) -> Array:
+    """(I − vvᴴ) x."""
+    rest: Array = x - dot(v, x) * v
+    return rest
+
+
+def image(w: Array) -> tuple[Array, Array]:
+    """σ and u from A v; A v = 0 says nothing of u: any unit vector will do."""
+    sigma = norm(w)
+    return sigma, jnp.where(sigma == 0, jnp.zeros_like(w).at[0].set(1), times(1 / jnp.where(sigma == 0, 1, sigma), w))
