@@ -150,7 +150,8 @@ def spectral_norm(
     """The largest singular value σ = ‖A‖₂, differentiable: ∂σ/∂A = u vᴴ, with no system to solve and no gap needed.
 
     Parameters, errors and cost are those of ``singular_triplet``; shapes (..., m, n) -> (...).
-    Where σ₁ repeats, u vᴴ is one of many subgradients. Source: the book (eq-dsigma).
+    Where σ₁ repeats, u vᴴ is one of many subgradients. Forward mode moves u and v along with σ, and raises a TieError
+    there. Source: the book (eq-dsigma).
 
     >>> A = torch.eye(2, requires_grad=True)
     >>> spectral_norm(A).backward()
