@@ -348,7 +348,7 @@ def check_normal(sigma: Tensor) -> None:
     if sigma.numel() == 0:
         return  # an empty batch
     tiny, least = torch.finfo(sigma.dtype).tiny, (sigma.amin() if sigma.ndim else sigma).item()
-    if least < tiny:
+    if 0 < least < tiny:  # zero is told by the gap
         raise TieError(
             f"σ = {least:.1e} is below the smallest normal number of {str(sigma.dtype).removeprefix('torch.')}, "
             f"{tiny:.1e}, where digits are lost, and the derivatives of u and v, of the size of 1/σ, leave the range "
