@@ -67,10 +67,13 @@ def expected_error(gap: float, dtype: torch.dtype) -> float:
     return 4 * torch.finfo(dtype).eps / gap
 
 
-def values_near(A: Operator, sigma: Tensor, known: FullSVD | Gram | Ritz) -> Tensor:
+def values_near(
+    A: Operator, sigma: Tensor, known: FullSVD | Gram | Ritz, pair: tuple[Map, Map] | None = None
+) -> Tensor:
     """The singular values that are known, shape (..., k); after Lanczos with one more, from a search for copies of σ.
 
-    Lanczos's iteration sees one vector of a multiple value, since its space holds one; see ``largest_unseen``.
+    Lanczos's iteration sees one vector of a multiple value, since its space holds one; see ``largest_unseen``. ``pair``
+    is the products with A, if they are at hand.
     """
     if not isinstance(known, Ritz):
         return known.S
@@ -80,7 +83,7 @@ def values_near(A: Operator, sigma: Tensor, known: FullSVD | Gram | Ritz) -> Ten
         parts = [x.reshape(-1, *x.shape[len(batch) :]) for x in (sigma, *known)]
         found = [values_near(Dense(X), s, Ritz(*left)) for X, s, *left in zip(matrices, *parts)]
         return torch.stack(found).reshape(*batch, -1) if found else known.S
-    matvec, rmatvec = A.products()
+    matvec, rmatvec = pair or A.products()
     m, n = A.shape
     value = largest_unseen(*((rmatvec, matvec) if m < n else (matvec, rmatvec)), sigma, known)
     return torch.cat([known.S, torch.full_like(known.S[:1], value)])

@@ -290,8 +290,6 @@ class Function:
     def products(self) -> tuple[Map, Map]:
         plain = self.at([x.detach() for x in self.leaves])
         x, y = self.graph or plain.with_graph()
-        if self.zero.is_complex():
-            _check_complex(plain)
         if (rmatvec := self.rmatvec) is not None:
 
             def adjoint(w: Tensor) -> Tensor:
@@ -316,7 +314,7 @@ class Function:
         return torch.no_grad()(plain.mv), back
 
     def with_graph(self) -> tuple[Tensor, Tensor]:
-        """x = 0 and matvec(params, x), with the graph between them; an error where that is not zero."""
+        """x = 0 and matvec(params, x), with the graph between them; an error for what is seen not to be linear."""
         x = torch.zeros_like(self.zero).requires_grad_()
         with torch.enable_grad():
             y = self.matvec(self.params(), x)
@@ -330,6 +328,8 @@ class Function:
             raise ValueError(
                 "matvec must be linear in x, found matvec(params, 0) ≠ 0: likely cause: a bias; leave it out"
             )
+        if x.is_complex():
+            _check_complex(self)
         return x, y
 
     def pull(self, X: Sequence[Tensor], Y: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -413,8 +413,7 @@ def function(
         )
     marked = tuple(_LEAF if isinstance(x, Tensor) else x for x in parts)
     zero = unwrapped(torch.zeros(like.shape, dtype=like.dtype, device=like.device))
-    A = Function(matvec, rmatvec, marked, spec, zero, torch.Size(), tuple(leaves))
-    return _checked(A)
+    return _checked(Function(matvec, rmatvec, marked, spec, zero, torch.Size(), tuple(leaves)))
 
 
 def _plain(x: Tensor) -> Tensor:

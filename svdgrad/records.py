@@ -236,18 +236,6 @@ def headline(record: dict[str, Any]) -> str:
     return line
 
 
-def side_by_side(columns: dict[str, list[Row]]) -> str:
-    """Error and median time of every way, one column of each for each title, as text; ``—`` where a way was not run."""
-    letters = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", columns.items()))
-    lines = [f"{letter}: {title}" for letter, (title, _) in letters.items()]
-    lines += ["", f"{'':<8} {'way':<22}" + "".join(f" {letter + ' error':>9} {'ms':>8}" for letter in letters)]
-    found = [{(r.kind, r.name): (short(r.error), milliseconds(r)) for r in rows} for _, rows in letters.values()]
-    for kind, name in dict.fromkeys(way for column in found for way in column):
-        cells = [column.get((kind, name), ("—", "—")) for column in found]
-        lines.append(f"{kind:<8} {name:<22}" + "".join(f" {error:>9} {ms:>8}" for error, ms in cells))
-    return "\n".join(lines)
-
-
 def short(x: float) -> str:
     """A number of a table in two digits; ``—`` for NaN, ``∞`` for infinity."""
     return "—" if math.isnan(x) else "∞" if math.isinf(x) else f"{x:.1e}"

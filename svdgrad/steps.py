@@ -1,7 +1,7 @@
 """The two steps behind the map A → (σ, u, v), on plain tensors: find a triplet, solve its adjoint system.
 
-Everything that can be wrong with an input is looked at here. triplet.py makes the two steps differentiable, compiled.py
-shows them to torch.compile, operators.py and diagnosis.py use them as they are.
+What can be wrong with a matrix, a start or an option is checked here; operator.py checks functions, gap.py distances.
+rule.py makes the two steps differentiable, compiled.py shows them to torch.compile, diagnosis.py uses them as they are.
 """
 
 import math
@@ -323,13 +323,15 @@ def solve_adjoint(
         return torch.zeros_like(phi), torch.zeros_like(psi)
     left = KNOWN[how.forward](*known)
     with full_precision(A.leaves):
+        # made once: those of a sparse matrix are sorted by rows and by columns first
+        pair = None if isinstance(A, Dense) else A.products()
         if role != "again":
             check_normal(sigma)
-            check_gap(*A.shape, sigma, values_near(A, sigma, left))
-        if isinstance(A, Dense):
-            return SOLVERS[how.adjoint](A.A, triplet, phi, psi, left)
+            check_gap(*A.shape, sigma, values_near(A, sigma, left, pair))
+        if pair is None:
+            return SOLVERS[how.adjoint](A.leaves[0], triplet, phi, psi, left)
         assert isinstance(left, Ritz)
-        return cg_of(A.products(), A.shape, triplet, phi, psi, left)
+        return cg_of(pair, A.shape, triplet, phi, psi, left)
 
 
 def along_u(sigma: Tensor, u: Tensor, xi: Tensor | None, phi: Tensor, p: Tensor) -> Tensor:

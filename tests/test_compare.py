@@ -444,18 +444,6 @@ def test_without_python_flint_and_tqdm_the_record_names_the_other_judge(monkeypa
     assert rows["jax"].note == "not run: jax is not installed"
 
 
-def test_columns_stand_side_by_side():
-    text = records.side_by_side(
-        {
-            "the CPU here": [row("schur", 64, 32, 0.5, error=1e-15), row("cg", 64, 32, 2.0, error=2e-15)],
-            "a card": [row("schur", 64, 32, 0.25, error=3e-15)],
-        }
-    )
-    assert text.splitlines()[:2] == ["A: the CPU here", "B: a card"]
-    assert text.splitlines()[-2].split() == ["solver", "schur", "1.0e-15", "0.50", "3.0e-15", "0.25"]
-    assert text.splitlines()[-1].split() == ["solver", "cg", "2.0e-15", "2.00", "—", "—"]
-
-
 def test_missing_witnesses_are_said_with_the_way_to_get_them(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.linalg", None)
     monkeypatch.delitem(sys.modules, "svdgrad.oracles")

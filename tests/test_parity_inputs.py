@@ -338,7 +338,7 @@ def test_what_a_sparse_matrix_cannot_have_is_refused_with_what_can(name):
         call()
 
 
-# --- what a stranger found --------------------------------------------------------------------------------------------
+# --- what was wrong without a word ------------------------------------------------------------------------------------
 
 
 def test_a_module_that_occurs_twice_is_one_module():
