@@ -112,13 +112,15 @@ def backwards(f):
 
 
 grad, jit, checkpoint = jax.grad, jax.jit, jax.checkpoint
-#: what broke wherever the start was an image
+#: what broke wherever the start was an image, and one more
 QUICK = {
     "grad jit": lambda f: grad(jit(f)),
     "grad checkpoint": lambda f: grad(checkpoint(f)),
     "grad scan": lambda f: grad(in_a_scan(f)),
     "grad cond": lambda f: grad(in_a_cond(f)),
     "vmap grad jit": lambda f: mapped(grad)(jit(f)),
+    # jax.custom_jvp loses its rule there
+    "jvp grad scan": lambda f: along(grad(in_a_scan(f))),
 }
 NESTINGS = QUICK | {
     "plain": lambda f: f,
@@ -154,6 +156,9 @@ NESTINGS = QUICK | {
     "grad jvp": lambda f: grad(along(f)),
     "grad grad": lambda f: grad(lambda t: grad(f)(t).sum()),
     "grad checkpoint grad": lambda f: grad(checkpoint(lambda t: grad(f)(t).sum())),
+    "hessian cond": lambda f: jax.hessian(in_a_cond(f)),
+    "grad grad scan": lambda f: grad(lambda t: grad(in_a_scan(f))(t).sum()),
+    "hessian vmap": lambda f: jax.hessian(summed(f)),
     "hessian scan": lambda f: jax.hessian(in_a_scan(f)),
 }
 #: both sides of where "auto" changes, and operators from a flat start and from an image, tall and wide
