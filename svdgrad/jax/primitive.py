@@ -1,8 +1,8 @@
 """A function with a tangent rule of its own, as a primitive.
 
-``jax.custom_jvp`` is that too, but JAX forgets its rule inside ``lax.scan`` and ``lax.cond`` once reverse mode has been
-there: a second derivative then goes through the loops of the function itself, and comes out wrong without a word. The
-rule of a primitive stays.
+``jax.custom_jvp`` is that too, but reverse mode through a ``lax.scan`` whose state changes forgets its rule: a second
+derivative then goes through the loops of the function itself, and comes out wrong without a word. The rule of a
+primitive stays.
 """
 
 from collections.abc import Callable
