@@ -4,6 +4,7 @@ The witness is JAX's own derivative of its full SVD under the same transform. A 
 derivatives have four entries whatever the size of A.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -161,15 +162,14 @@ NESTINGS = QUICK | {
     "hessian vmap": lambda f: jax.hessian(summed(f)),
     "hessian scan": lambda f: jax.hessian(in_a_scan(f)),
 }
-#: both sides of where "auto" changes, and operators from a flat start and from an image, tall and wide
+#: both sides of where "auto" changes, and a wide operator from a flat start, a tall one from an image
 FUNCTIONS = {
     "80 rows": ((80, 82), of_a_matrix),
     "81 rows": ((81, 82), of_a_matrix),
-    "81 rows, Gram matrix": ((81, 82), partial(of_a_matrix, forward="gram")),
-    "operator": ((7, 6), partial(of_an_operator, shape=(6,))),
+    "operator": ((5, 6), partial(of_an_operator, shape=(6,))),
     "operator on images": ((7, 6), partial(of_an_operator, shape=(1, 2, 3))),
-    "operator on images, wide": ((5, 6), partial(of_an_operator, shape=(2, 3))),
 }
+COUNT = itertools.count(1)
 THETA = jnp.array([0.3, -0.2], jnp.float32)
 
 
@@ -197,7 +197,8 @@ def test_a_nesting_on_both_sides_of_the_threshold_of_auto(function):
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_nested_as_you_like(function, nesting):
     agree(function, nesting)
-    jax.clear_caches()  # some hundred programs held at once are more than a process may map
+    if next(COUNT) % 20 == 0:
+        jax.clear_caches()  # some hundred programs held at once are more than a process may map
 
 
 def test_integers_that_matvec_takes_from_elsewhere_may_be_traced():
