@@ -50,44 +50,45 @@ def test_without_proof_the_answer_is_nan():
     assert abs(sigma_from(A, v0, 1e-2, missed=None, maxiter=4) - 1) < 1e-6
 
 
-def planted(values, missed, tol, starts):
-    """How often σ₂ is returned for σ₁: A is diagonal, v0 = e₁ belongs to the second largest value, and the largest is
+def planted(values, missed, tol, lead=1e-3):
+    """Where σ₂ is returned for σ₁: A is diagonal, v0 = e₁ belongs to the second largest value, and the largest is
     put at one coordinate after the other, of which each got its own number from the noise.
     """
     n = values.size
     how = How("lanczos", "cg", 0, tol, 400, missed)
 
-    @jax.jit
-    @jax.vmap
     def found(j):
-        d = jnp.asarray(values).at[j].set(1.001)
+        d = jnp.asarray(values).at[j].set(1 + lead)
         return lanczos.lanczos(lambda x: d * x, lambda y: d * y, jnp.eye(1, n)[0], how)[0].sigma
 
-    return np.asarray(found(1 + jnp.arange(starts)))
+    sigma = np.asarray(jax.jit(lambda js: jax.lax.map(found, js, batch_size=50))(1 + jnp.arange(n - 1)))
+    assert np.isfinite(sigma).all()
+    return np.abs(sigma - (1 + lead)) > lead / 2
 
 
 def test_the_promise_is_kept_for_every_place_of_the_largest():
     """At missed = 0.05 one in twenty may be wrong, in a draw of 299 three standard deviations more."""
-    wrong = np.abs(planted(np.r_[1, np.linspace(0.9, 0.1, 299)], 0.05, 1e-3, 299) - 1.001) > 5e-4
+    wrong = planted(np.r_[1, np.linspace(0.9, 0.1, 299)], 0.05, 1e-3)
     assert wrong.mean() <= 0.05 + 3 * (0.05 * 0.95 / 299) ** 0.5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-12], ids=str)
+@pytest.mark.parametrize("tol", [1e-2, 1e-12], ids=str)
 @pytest.mark.parametrize(
     "tail",
     [
-        np.linspace(0.9, 0.1, 2999),
-        np.linspace(0.99, 0.1, 2999),
-        np.r_[np.full(1000, 0.95), np.linspace(0.5, 0.1, 1999)],
-        0.95 / np.arange(1, 3000),
+        np.linspace(0.9, 0.1, 399),
+        np.linspace(0.99, 0.1, 399),
+        np.r_[np.full(100, 0.95), np.linspace(0.5, 0.1, 299)],
+        0.95 / np.arange(1, 400),
     ],
     ids=["even", "close", "copies", "falling"],
 )
-def test_at_most_three_of_three_thousand(tail, tol):
-    """The default, for restarts too: the number of wrong answers is Poisson's with mean three at most."""
-    sigma = planted(np.r_[1, tail], 1e-3, tol, 2999)
-    assert np.isfinite(sigma).all() and (np.abs(sigma - 1.001) > 5e-4).sum() <= 3
+def test_few_of_twelve_hundred(tail, tol):
+    """The default, at three leads and through restarts: the number of wrong answers is Poisson's, of mean 1.2 at most,
+    so that more than five have a probability of a thousandth.
+    """
+    assert sum(planted(np.r_[1, tail], 1e-3, tol, lead).sum() for lead in (1e-3, 3e-3, 1e-2)) <= 5
 
 
 def test_the_bound_survives_restarts():

@@ -4,6 +4,7 @@ The witness is JAX's own derivative of its full SVD under the same transform. A 
 derivatives have four entries whatever the size of A.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -112,13 +113,15 @@ def backwards(f):
 
 
 grad, jit, checkpoint = jax.grad, jax.jit, jax.checkpoint
-#: what broke wherever the start was an image
+#: what broke wherever the start was an image, and one more
 QUICK = {
     "grad jit": lambda f: grad(jit(f)),
     "grad checkpoint": lambda f: grad(checkpoint(f)),
     "grad scan": lambda f: grad(in_a_scan(f)),
     "grad cond": lambda f: grad(in_a_cond(f)),
     "vmap grad jit": lambda f: mapped(grad)(jit(f)),
+    # jax.custom_jvp loses its rule there
+    "jvp grad scan": lambda f: along(grad(in_a_scan(f))),
 }
 NESTINGS = QUICK | {
     "plain": lambda f: f,
@@ -154,17 +157,19 @@ NESTINGS = QUICK | {
     "grad jvp": lambda f: grad(along(f)),
     "grad grad": lambda f: grad(lambda t: grad(f)(t).sum()),
     "grad checkpoint grad": lambda f: grad(checkpoint(lambda t: grad(f)(t).sum())),
+    "hessian cond": lambda f: jax.hessian(in_a_cond(f)),
+    "grad grad scan": lambda f: grad(lambda t: grad(in_a_scan(f))(t).sum()),
+    "hessian vmap": lambda f: jax.hessian(summed(f)),
     "hessian scan": lambda f: jax.hessian(in_a_scan(f)),
 }
-#: both sides of where "auto" changes, and operators from a flat start and from an image, tall and wide
+#: both sides of where "auto" changes, and a wide operator from a flat start, a tall one from an image
 FUNCTIONS = {
     "80 rows": ((80, 82), of_a_matrix),
     "81 rows": ((81, 82), of_a_matrix),
-    "81 rows, Gram matrix": ((81, 82), partial(of_a_matrix, forward="gram")),
-    "operator": ((7, 6), partial(of_an_operator, shape=(6,))),
+    "operator": ((5, 6), partial(of_an_operator, shape=(6,))),
     "operator on images": ((7, 6), partial(of_an_operator, shape=(1, 2, 3))),
-    "operator on images, wide": ((5, 6), partial(of_an_operator, shape=(2, 3))),
 }
+COUNT = itertools.count(1)
 THETA = jnp.array([0.3, -0.2], jnp.float32)
 
 
@@ -192,6 +197,8 @@ def test_a_nesting_on_both_sides_of_the_threshold_of_auto(function):
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_nested_as_you_like(function, nesting):
     agree(function, nesting)
+    if next(COUNT) % 20 == 0:
+        jax.clear_caches()  # some hundred programs held at once are more than a process may map
 
 
 def test_integers_that_matvec_takes_from_elsewhere_may_be_traced():

@@ -9,12 +9,17 @@ from jax import Array, lax
 
 from .adjoint import solve_adjoint
 from .forward import find
+from .primitive import call
 from .triplet import How, Known, Products, Triplet, dot, times
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def find_triplet(products: Products, how: How, params: Any, v0: Array | None) -> tuple[Triplet, Known]:
     """The triplet of one operator, in the sign or phase that v0 asks for, and what is known besides."""
+    found: tuple[Triplet, Known] = call(_find, _move, (products, how), params, v0)
+    return found
+
+
+def _find(products: Products, how: How, params: Any, v0: Array | None) -> tuple[Triplet, Known]:
     (sigma, u, v), known = find(products, how, params, v0)
     a = anchor(v, v0)
     c = jnp.where(a == 0, 1, jnp.sign(a).conj())
@@ -24,8 +29,7 @@ def find_triplet(products: Products, how: How, params: Any, v0: Array | None) ->
     return Triplet(sigma, u * c, v * c), known
 
 
-@find_triplet.defjvp
-def move(products: Products, how: How, primals: Any, tangents: Any) -> Any:
+def _move(products: Products, how: How, primals: Any, tangents: Any) -> Any:
     """(dσ, du, dv), linear in the tangent of the parameters (eq-tangent-deflated)."""
     (params, v0), (dparams, _) = primals, tangents
     triplet, known = find_triplet(products, how, params, v0)
