@@ -43,7 +43,7 @@ def parts(device: str, out: Path, quick: bool, python: str = sys.executable) -> 
         return [*command, "--seconds", "{seconds}", *(["--quick"] if quick else [])]
 
     def contest(repeat: int, shapes: list[tuple[int, int]], *more: str) -> list[str]:
-        command = [python, "-m", "svdgrad.compare", "--device", device, "--record", str(out)]
+        command = [python, "-m", "svdgrad.lab.contest", "--device", device, "--record", str(out)]
         sizes = [word for m, n in shapes for word in ("--shape", str(m), str(n))]
         return [*command, *sizes, "--repeat", str(2 if quick else repeat), "--patience", "2", *more]
 

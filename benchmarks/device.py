@@ -27,8 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import svdgrad
-from svdgrad import matrices, oracles, records
-from svdgrad.compare import device, free_memory, loss_vectors, stopwatch
+from svdgrad import matrices, oracles
+from svdgrad.lab import device, loss_vectors, records
+from svdgrad.lab.cost import free_memory, stopwatch
 
 from . import run
 from .peers import PEERS, Peer, ours, torch_svd

@@ -14,7 +14,7 @@ import torch
 
 import svdgrad
 from svdgrad import matrices
-from svdgrad.compare import loss_vectors
+from svdgrad.lab import loss_vectors
 
 from .peers import PEERS
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from svdgrad import matrices, oracles
-from svdgrad.compare import loss_vectors
+from svdgrad.lab import loss_vectors
 
 
 class Problem(NamedTuple):

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 import svdgrad
-from svdgrad import forward, matrices, operator, records
+from svdgrad import forward, matrices, operator
 from svdgrad.adjoint import krylov
-from svdgrad.compare import loss_vectors, measure, stopwatch
+from svdgrad.lab import loss_vectors, records
+from svdgrad.lab.cost import measure, stopwatch
 
 from .peers import PEERS, Peer, _autograd, _torch_svd, ours, ours_in_jax
 from .problem import Problem, problem, truth
@@ -398,7 +399,7 @@ def growth(sizes: Iterable[int], dtype: str, peers: dict[str, Peer], clock: Cloc
 
 
 def write(record: dict[str, Any], folder: Path) -> Path:
-    """``speed-<device>-<date>.json``; JSON has no infinity, so that is a word, as in svdgrad.records."""
+    """``speed-<device>-<date>.json``; JSON has no infinity, so that is a word, as in svdgrad.lab.records."""
 
     def plain(x: Any) -> Any:
         if isinstance(x, dict):

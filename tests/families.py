@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from svdgrad import matrices
-from svdgrad.compare import loss_vectors
+from svdgrad.lab import loss_vectors
 from svdgrad.oracles import judge
 
 

@@ -8,9 +8,8 @@ from families import FAMILIES, NARROW, Family, gapped, problem
 from svdgrad import adjoint, matrices
 from svdgrad.adjoint import ATTEMPTS, LARGEST_ONLY, SOLVERS, assemble
 from svdgrad.adjoint.krylov import _preconditioner, schur_cg
-from svdgrad.checks import relative_error
-from svdgrad.compare import loss_vectors
 from svdgrad.forward import Triplet, lanczos, svd
+from svdgrad.lab import loss_vectors, relative_error
 from svdgrad.matrices import mv, project
 from svdgrad.oracles import extended
 

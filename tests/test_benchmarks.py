@@ -94,7 +94,7 @@ def test_a_record_can_be_read_back(tmp_path):
     (path,) = tmp_path.iterdir()
     assert path.name == f"speed-cpu-{made['date']}.json"
     assert run.read(path) == json.loads(json.dumps(made))
-    assert made["quick"] is True and made["code"] == svdgrad.records.code()
+    assert made["quick"] is True and made["code"] == svdgrad.lab.records.code()
     assert [row["name"] for row in made["contest"]] == ["svdgrad"]
     assert set(made) & set(run.SECTIONS) == {"contest", "batch"}
 

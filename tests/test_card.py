@@ -17,8 +17,7 @@ from card import Card, OnCard
 from benchmarks import card, device
 from benchmarks import run as speed
 from svdgrad import matrices
-from svdgrad.checks import relative_error
-from svdgrad.compare import loss_vectors
+from svdgrad.lab import loss_vectors, relative_error
 
 ROOT = Path(card.__file__).parent.parent
 CPU = torch.device("cpu")

@@ -35,9 +35,9 @@ sys.path.insert(0, {str(ROOT / "tests")!r})
 import card
 import torch
 
-import svdgrad.compare
+import svdgrad.lab
 
-svdgrad.compare.device = lambda wanted="auto": torch.device(card.DEVICE)
+svdgrad.lab.device = lambda wanted="auto": torch.device(card.DEVICE)
 torch.is_autocast_enabled = lambda device=None: False  # it knows no card that is not there
 torch.compile = lambda function, **options: function  # it refuses to run where operations are watched
 the_card = card.Card()
@@ -82,7 +82,7 @@ def faults(notebook, folder, on_host=False):
     seen = dict(zip((cell.id for cell in code(notebook)), found, strict=True))
     wrong = [f"{cell.source}\nshows {seen[cell.id]}" for cell in compared if seen[cell.id] != words(cell)]
     if not counted["sent"]:
-        wrong.append("nothing ran on the card: does the chapter ask svdgrad.compare.device()?")
+        wrong.append("nothing ran on the card: does the chapter ask svdgrad.lab.device()?")
     factorised = {name for name in counted["beside"] if "linalg" in name} - EXCUSED
     if factorised and not on_host:
         wrong.append(f"on the host, where .to(device()) is missing: {sorted(factorised)}")
@@ -99,7 +99,7 @@ def test_a_chapter_on_the_card_shows_what_is_stored(path):
 SOUND = """
 import torch
 from svdgrad import matrices
-from svdgrad.compare import device
+from svdgrad.lab import device
 A = matrices.gaussian(3, 2).to(device())
 print(f"{torch.linalg.svdvals(A)[0]:.3f}")
 """

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from svdgrad.checks import check, grade, relative_error
+from svdgrad.lab import check, grade, relative_error
 
 
 @pytest.mark.parametrize("error", [1e-3, float("nan"), float("inf"), -1e-9, 1e-4])

@@ -13,15 +13,14 @@ import pytest
 import torch
 
 import svdgrad
-from svdgrad import compare, matrices, records
+from svdgrad import matrices
 from svdgrad.adjoint import ATTEMPTS, SOLVERS
-from svdgrad.checks import check
-from svdgrad.figures import figure
+from svdgrad.lab import check, contest, cost, figure, records, tables
 from svdgrad.oracles import ORACLES
 
 
 def test_every_way_has_a_row_and_the_exact_ones_a_small_error():
-    rows = {(row.kind, row.name): row for row in compare.compare(matrices.gaussian(12, 8), repeat=1)}
+    rows = {(row.kind, row.name): row for row in contest.compare(matrices.gaussian(12, 8), repeat=1)}
     ways = {"attempt": ATTEMPTS, "solver": SOLVERS, "witness": ORACLES.keys() - {"extended"}}
     assert set(rows) == {(kind, name) for kind, names in ways.items() for name in names}
     for (kind, name), row in rows.items():
@@ -36,7 +35,7 @@ def test_every_way_has_a_row_and_the_exact_ones_a_small_error():
 
 def test_kappa_is_that_of_the_matrix_that_is_factorised():
     A = matrices.gaussian(12, 8)
-    rows = {(row.kind, row.name): row for row in compare.compare(A, repeat=1)}
+    rows = {(row.kind, row.name): row for row in contest.compare(A, repeat=1)}
     s = torch.linalg.svdvals(A)
     assert rows["attempt", "direct"].kappa == math.inf
     assert rows["solver", "deflated"].kappa == pytest.approx((2 * s[0] / (s[0] - s[1])).item())
@@ -48,11 +47,11 @@ def test_a_way_that_raises_or_answers_nan_is_told_as_infinite(monkeypatch):
     def singular(*_):
         raise torch.linalg.LinAlgError("singular")
 
-    monkeypatch.setitem(compare.ATTEMPTS, "direct", singular)
-    monkeypatch.setitem(compare.ATTEMPTS, "mixed", lambda A, triplet, phi, psi: (phi * torch.nan, psi))
-    rows = {row.name: row for row in compare.compare(matrices.gaussian(5, 4), repeat=1) if row.kind == "attempt"}
+    monkeypatch.setitem(contest.ATTEMPTS, "direct", singular)
+    monkeypatch.setitem(contest.ATTEMPTS, "mixed", lambda A, triplet, phi, psi: (phi * torch.nan, psi))
+    rows = {row.name: row for row in contest.compare(matrices.gaussian(5, 4), repeat=1) if row.kind == "attempt"}
     assert rows["direct"].error == math.inf and rows["direct"].note == "LinAlgError: singular"
-    assert "∞" in compare.table([rows["direct"]])
+    assert "∞" in tables.table([rows["direct"]])
     assert rows["mixed"].error == rows["mixed"].residual == math.inf
 
 
@@ -62,8 +61,8 @@ def test_a_way_that_raises_or_answers_nan_is_told_as_infinite(monkeypatch):
 def test_times_are_a_median_with_quartiles(monkeypatch):
     # a clock that does not begin at zero, as that of the host does not
     clock = iter([100, 101, *(t for ms in (4, 1, 5, 2, 3) for t in (100, 100 + ms / 1e3))])
-    monkeypatch.setattr(compare.time, "perf_counter", lambda: next(clock))
-    answer, timing = compare.measure(lambda: "answer", torch.device("cpu"), repeat=5)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
+    answer, timing = cost.measure(lambda: "answer", torch.device("cpu"), repeat=5)
     assert answer == "answer" and math.isnan(timing.peak)
     # the first run, of one second, was to warm up
     assert timing[:4] == pytest.approx((3, 2, 4, 5))
@@ -73,8 +72,8 @@ def test_of_a_slow_way_few_runs_are_timed_but_at_least_one():
     def measure(*seconds, repeat):
         clock = iter([t for s in seconds for t in (0, s)])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compare.time, "perf_counter", lambda: next(clock))
-            _, timing = compare.measure(lambda: None, torch.device("cpu"), repeat)
+            patch.setattr(cost.time, "perf_counter", lambda: next(clock))
+            _, timing = cost.measure(lambda: None, torch.device("cpu"), repeat)
         assert next(clock, None) is None  # as many runs as that, no fewer
         return timing.milliseconds / 1e3, timing.runs
 
@@ -107,20 +106,20 @@ def test_on_cuda_the_events_of_the_device_have_the_time(monkeypatch):
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append("reset"))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1000)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1700)
-    _, timing = compare.measure(lambda: asked.append("run"), torch.device("cuda"), repeat=2)
+    _, timing = cost.measure(lambda: asked.append("run"), torch.device("cuda"), repeat=2)
     assert asked == ["reset", *3 * ["event", "run", "event", "wait"]]
     assert timing == (0.5, 0.5, 0.5, 2, 700)
 
 
 def row(name, m, n, ms=math.nan, kind="solver", **more):
-    return compare.Row(kind, name, m, n, "cpu", "float64", milliseconds=ms, **more)
+    return records.Row(kind, name, m, n, "cpu", "float64", milliseconds=ms, **more)
 
 
 def test_the_memory_of_jax_is_not_told_as_that_of_pytorch(monkeypatch):
     """PyTorch counts its own memory only, so of JAX it has nothing to say, and of every other way it has."""
-    timing = compare.Timing(1.0, 1.0, 1.0, 1, 4096.0)
-    monkeypatch.setattr(compare, "measure", lambda run, *rest: (run(), timing))
-    peaks = {row.name: row.peak for row in compare.compare(matrices.gaussian(6, 4))}
+    timing = cost.Timing(1.0, 1.0, 1.0, 1, 4096.0)
+    monkeypatch.setattr(contest, "measure", lambda run, *rest: (run(), timing))
+    peaks = {row.name: row.peak for row in contest.compare(matrices.gaussian(6, 4))}
     assert math.isnan(peaks.pop("jax"))
     assert set(peaks.values()) == {4096.0}
 
@@ -140,30 +139,30 @@ def test_the_memory_of_a_way_is_six_times_the_matrix_it_forms(m, n):
     for formed, ways in forms.items():
         for kind, names in ways.items():
             for name in names.split():
-                assert compare.memory(kind, name, m, n) == 6 * sizes[formed], (kind, name)
+                assert cost.memory(kind, name, m, n) == 6 * sizes[formed], (kind, name)
 
 
 def test_the_time_of_a_way_is_foretold_from_the_largest_matrix_so_far():
     past = [row("schur", m, m // 2, ms) for m, ms in ((100, 1e6), (512, 10.0), (1024, 100.0))]
     past.append(row("saddle", 2048, 1024, 9e9))
-    assert compare.foretold(row("schur", 2048, 1024), past) == pytest.approx(0.8)
-    assert compare.foretold(row("schur", 2048, 1024), past[:1]) == 0  # too small to tell anything
-    assert compare.foretold(row("cg", 2048, 1024), past) == 0
-    assert compare.foretold(row("schur", 2048, 1024), [row("schur", 1024, 512, note="not run: …")]) == 0
+    assert cost.foretold(row("schur", 2048, 1024), past) == pytest.approx(0.8)
+    assert cost.foretold(row("schur", 2048, 1024), past[:1]) == 0  # too small to tell anything
+    assert cost.foretold(row("cg", 2048, 1024), past) == 0
+    assert cost.foretold(row("schur", 2048, 1024), [row("schur", 1024, 512, note="not run: …")]) == 0
 
 
 def test_what_would_cost_too_much_is_recorded_as_not_run_with_the_reason(monkeypatch):
     A = matrices.gaussian(12, 8)
     past = (row(name, 600, 600, 1e12, kind) for name, kind in (("schur", "solver"), ("jax", "witness")))
-    monkeypatch.setattr(compare, "free_memory", lambda device: 8.0 * 6 * 20 * 20)
-    rows = {(r.kind, r.name): r for r in compare.compare(A, 1, budget=7.0, past=past)}
+    monkeypatch.setattr(cost, "free_memory", lambda device: 8.0 * 6 * 20 * 20)
+    rows = {(r.kind, r.name): r for r in contest.compare(A, 1, budget=7.0, past=past)}
     assert {way for way, r in rows.items() if r.note} == {("solver", "schur"), ("witness", "jax")}
     schur = rows["solver", "schur"]
     assert schur.note.startswith("not run: would take about ") and schur.note.endswith("the budget is 7 s")
-    assert math.isnan(schur.error) and schur.runs == 0 and schur.note in compare.table([schur])
+    assert math.isnan(schur.error) and schur.runs == 0 and schur.note in tables.table([schur])
 
-    monkeypatch.setattr(compare, "free_memory", lambda device: 8.0 * 6 * 20 * 20 - 1)
-    rows = {(r.kind, r.name): r for r in compare.compare(A, 1, differences=False)}
+    monkeypatch.setattr(cost, "free_memory", lambda device: 8.0 * 6 * 20 * 20 - 1)
+    rows = {(r.kind, r.name): r for r in contest.compare(A, 1, differences=False)}
     assert rows.pop(("witness", "differences")).note == "not run: it takes 192 SVDs"
     formed = {"direct", "bordered", "saddle", "deflated", "newton"}
     assert {name for (_, name), r in rows.items() if r.note} == formed  # K, or K with a border, would not fit
@@ -171,9 +170,9 @@ def test_what_would_cost_too_much_is_recorded_as_not_run_with_the_reason(monkeyp
 
 
 def test_a_judge_that_would_not_fit_is_said(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(compare, "free_memory", lambda device: 1e5)
+    monkeypatch.setattr(contest, "free_memory", lambda device: 1e5)
     shapes = ["--shape", "6", "4", "--shape", "60", "40"]
-    compare.main(["--device", "cpu", "--dtype", "float64", *shapes, "--record", str(tmp_path)])
+    contest.main(["--device", "cpu", "--dtype", "float64", *shapes, "--record", str(tmp_path)])
     assert "60×40 not run: the judge needs about" in capsys.readouterr().out
     assert {(r.m, r.n) for r in records.read_records(tmp_path, "cpu")[0]["rows"]} == {(6, 4)}
 
@@ -184,28 +183,28 @@ def test_a_judge_that_would_not_fit_is_said(capsys, monkeypatch, tmp_path):
 def test_the_command_prints_a_small_table_and_writes_nothing(capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        compare, "compare", lambda A, repeat, differences, **options: asked.append((A.shape, repeat, differences)) or []
+        contest, "compare", lambda A, repeat, differences, **options: asked.append((A.shape, repeat, differences)) or []
     )
-    monkeypatch.setattr(compare, "write_record", None)
-    compare.main(["--device", "cpu"])
+    monkeypatch.setattr(contest, "write_record", None)
+    contest.main(["--device", "cpu"])
     assert asked == [((64, 32), 5, True)] * 2
     assert "64×32, float32" in capsys.readouterr().out
 
 
 def test_differences_are_asked_for_up_to_64_by_64(capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr(compare, "compare", lambda A, repeat, differences, **options: asked.append(differences) or [])
-    compare.main(["--device", "cpu", "--dtype", "float64", "--shape", "64", "64", "--shape", "65", "64"])
+    monkeypatch.setattr(contest, "compare", lambda A, repeat, differences, **options: asked.append(differences) or [])
+    contest.main(["--device", "cpu", "--dtype", "float64", "--shape", "64", "64", "--shape", "65", "64"])
     assert asked == [True, False]
 
 
 def test_the_command_records_four_sizes(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(
-        compare, "compare", lambda A, repeat, *more, **options: asked.append((*A.shape, A.dtype, repeat)) or []
+        contest, "compare", lambda A, repeat, *more, **options: asked.append((*A.shape, A.dtype, repeat)) or []
     )
-    monkeypatch.setattr(compare, "free_memory", lambda device: math.inf)
-    compare.main(["--device", "cpu", "--record", str(tmp_path)])
+    monkeypatch.setattr(contest, "free_memory", lambda device: math.inf)
+    contest.main(["--device", "cpu", "--record", str(tmp_path)])
     sizes = [(64, 32), (512, 256), (2048, 1024), (4096, 4096)]
     assert asked == [(m, n, dtype, 50) for m, n in sizes for dtype in (torch.float32, torch.float64)]
 
@@ -213,7 +212,7 @@ def test_the_command_records_four_sizes(monkeypatch, tmp_path):
 def test_a_record_holds_every_row_and_what_made_it(capsys, tmp_path):
     shapes = ["--shape", "6", "4", "--shape", "5", "8"]
     more = ["--dtype", "float64", "--repeat", "2", "--budget", "30"]
-    compare.main(["--device", "cpu", *shapes, *more, "--record", str(tmp_path)])
+    contest.main(["--device", "cpu", *shapes, *more, "--record", str(tmp_path)])
     out = capsys.readouterr().out
     (path,) = tmp_path.iterdir()
     assert f"written to {path}" in out and path.name.startswith("cpu-")
@@ -232,7 +231,7 @@ def test_a_record_holds_every_row_and_what_made_it(capsys, tmp_path):
     assert not records.is_stale(record) and records.headline(record).endswith("jax on cpu)")
     for m, n in ((6, 4), (5, 8)):
         rows = [r for r in record["rows"] if (r.m, r.n) == (m, n)]
-        assert compare.table(rows) in out and {r.name for r in rows} >= SOLVERS.keys()
+        assert tables.table(rows) in out and {r.name for r in rows} >= SOLVERS.keys()
         assert all(r.lower <= r.milliseconds <= r.upper and r.runs for r in rows if r.error < 1e-6)
 
 
@@ -330,9 +329,9 @@ def test_a_headline_says_where_jax_ran(tmp_path, device):
 @pytest.fixture
 def copy_of_the_package(monkeypatch, tmp_path):
     """A copy, and a function from an object of the package to the file in the copy that holds it."""
-    package = Path(records.__file__).parent
+    package = Path(records.__file__).parents[1]
     copy = shutil.copytree(package, tmp_path / "svdgrad", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(records, "__file__", str(copy / Path(records.__file__).name))
+    monkeypatch.setattr(records, "__file__", str(copy / "lab" / "records.py"))
 
     def file_of(thing):
         return copy / Path(inspect.getsourcefile(inspect.unwrap(thing))).relative_to(package)
@@ -347,7 +346,7 @@ TIMED = [
     SOLVERS["schur"],
     ORACLES["newton"],
 ]
-NOT_TIMED = [figure, check, compare.main, records.write_record]
+NOT_TIMED = [figure, check, contest.main, records.write_record]
 
 
 @pytest.mark.parametrize("thing", TIMED + NOT_TIMED, ids=lambda thing: thing.__name__)
@@ -373,7 +372,9 @@ print(*(module.__file__ for name, module in sys.modules.items() if name.split(".
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {Path(line) for line in done.stdout.splitlines()}
-    assert len(loaded) > 10 and loaded <= set(records.timed_files(Path(records.__file__).parent))
+    files = set(records.timed_files(Path(records.__file__).parents[1]))
+    assert len(loaded) > 10 and loaded <= files
+    assert not any("lab" in path.parts for path in files), "the package does not import the book's equipment"
 
 
 def test_imports_are_followed_however_they_are_written(tmp_path):
@@ -408,13 +409,13 @@ def test_a_record_that_is_cut_short_while_it_is_written_stays_what_it_was(monkey
 
 def test_a_record_is_written_after_every_way(monkeypatch, tmp_path):
     lengths = []
-    monkeypatch.setattr(compare, "write_record", lambda rows, *_: lengths.append(len(rows)))
-    compare.main(["--device", "cpu", "--dtype", "float64", "--shape", "6", "4", "--record", str(tmp_path)])
+    monkeypatch.setattr(contest, "write_record", lambda rows, *_: lengths.append(len(rows)))
+    contest.main(["--device", "cpu", "--dtype", "float64", "--shape", "6", "4", "--record", str(tmp_path)])
     assert lengths[:-1] == list(range(1, lengths[-1] + 1))
 
 
 def record_of(tmp_path, *options):
-    compare.main(["--device", "cpu", "--dtype", "float64", "--repeat", "1", "--record", str(tmp_path), *options])
+    contest.main(["--device", "cpu", "--dtype", "float64", "--repeat", "1", "--record", str(tmp_path), *options])
     (record,) = records.read_records(tmp_path, "cpu")
     return record
 
@@ -449,23 +450,23 @@ def test_missing_witnesses_are_said_with_the_way_to_get_them(capsys, monkeypatch
     monkeypatch.delitem(sys.modules, "svdgrad.oracles")
     monkeypatch.delattr("svdgrad.oracles")
     with pytest.raises(SystemExit):
-        compare.main(["--device", "cpu"])
+        contest.main(["--device", "cpu"])
     assert "pip install 'svdgrad[oracles]'" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_a_missing_device_is_said(capsys):
     with pytest.raises(SystemExit):
-        compare.main(["--device", "cuda"])
+        contest.main(["--device", "cuda"])
     assert "no CUDA device here" in capsys.readouterr().err
-    assert compare.device("auto").type == "cpu"
+    assert contest.device("auto").type == "cpu"
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: this test runs where there is one")
 def test_the_contest_on_cuda_is_recorded(tmp_path):
-    assert compare.device("auto").type == "cuda"
-    compare.main(
+    assert contest.device("auto").type == "cuda"
+    contest.main(
         ["--device", "cuda", "--dtype", "float64", "--shape", "12", "8", "--repeat", "5", "--record", str(tmp_path)]
     )
     (record,) = records.read_records(tmp_path, "cuda")

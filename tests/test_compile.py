@@ -7,7 +7,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import svdgrad
 from svdgrad import compiled, matrices
-from svdgrad.checks import relative_error
+from svdgrad.lab import relative_error
 
 # torch.compile asks for it, not svdgrad
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")

@@ -1,4 +1,4 @@
-"""The contest as a page: the tables of ``svdgrad.compare``, and the chapter that shows them, in both states."""
+"""The contest as a page: the tables of ``svdgrad.lab.contest``, and the chapter that shows them, in both states."""
 
 import math
 from functools import partial
@@ -10,8 +10,9 @@ import torch
 from bs4 import BeautifulSoup
 from test_compare import plant, row
 
-from svdgrad import compare, matrices
+from svdgrad import matrices
 from svdgrad.adjoint import ATTEMPTS, SOLVERS
+from svdgrad.lab import contest, tables
 
 # --- tables for a notebook --------------------------------------------------------------------------------------------
 
@@ -34,7 +35,7 @@ def test_a_table_of_a_notebook_has_a_line_for_every_way_and_columns_for_every_ti
             row("jax", 64, 32, 2.0, "witness", error=5e-15, runs=5),
         ],
     }
-    html = compare.html_tables(columns)
+    html = tables.html_tables(columns)
     assert cells(html)["64×32, float64"] == [
         ["way", "κ", "error", "residual", "ms"],
         ["A", "B"] * 3,
@@ -54,7 +55,7 @@ def test_a_table_of_a_notebook_has_a_line_for_every_way_and_columns_for_every_ti
 
 def test_there_is_a_table_for_every_shape_and_precision_and_the_first_is_unfolded():
     rows = [row("schur", m, 8, 0.25) for m in (12, 24)]
-    html = compare.html_tables({"the CPU here": [*rows, rows[0]._replace(dtype="float32")]})
+    html = tables.html_tables({"the CPU here": [*rows, rows[0]._replace(dtype="float32")]})
     assert list(cells(html)) == ["12×8, float64", "24×8, float64", "12×8, float32"]
     assert [tag.has_attr("open") for tag in BeautifulSoup(html, "html.parser").find_all("details")] == [1, 0, 0]
     assert cells(html)["24×8, float64"][0] == ["way", "κ", "error", "residual", "ms"]
@@ -76,7 +77,7 @@ def chapter(tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compare, "compare", partial(compare.compare, repeat=1, differences=False))
+    monkeypatch.setattr(contest, "compare", partial(contest.compare, repeat=1, differences=False))
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda thing: shown.append(thing.data))
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: shown.append(len(plt.gca().lines)))
@@ -99,7 +100,7 @@ def made_up():
         found
         for m, n in ((64, 32), (12, 8))
         for dtype in (torch.float64, torch.float32)
-        for found in compare.compare(matrices.gaussian(m, n, dtype=dtype), repeat=1, differences=False)
+        for found in contest.compare(matrices.gaussian(m, n, dtype=dtype), repeat=1, differences=False)
     ]
     return [found._replace(device="cuda", milliseconds=1234.5, peak=1e6)._asdict() for found in rows]
 

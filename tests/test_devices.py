@@ -20,10 +20,9 @@ import svdgrad
 from svdgrad import matrices, oracles
 from svdgrad.adjoint import ATTEMPTS, SOLVERS, assemble
 from svdgrad.adjoint.krylov import CHECK_EVERY
-from svdgrad.checks import relative_error
-from svdgrad.compare import loss_vectors
 from svdgrad.forward import FORWARDS, Triplet, svd
 from svdgrad.gap import relative_gap
+from svdgrad.lab import loss_vectors, relative_error
 
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = {("attempt", name): way for name, way in ATTEMPTS.items()} | {

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from svdgrad.figures import figure, reference_slope
+from svdgrad.lab import figure, reference_slope
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

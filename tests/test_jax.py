@@ -13,8 +13,8 @@ from jax.test_util import check_grads
 
 import svdgrad
 import svdgrad.jax as sj
-from svdgrad.checks import relative_error
 from svdgrad.jax.auto import choose
+from svdgrad.lab import relative_error
 
 WAYS = {
     "svd": {"forward": "svd"},

@@ -14,8 +14,7 @@ from jax.experimental import sparse
 
 import svdgrad
 import svdgrad.jax as sj
-from svdgrad.checks import relative_error
-from svdgrad.compare import loss_vectors
+from svdgrad.lab import loss_vectors, relative_error
 
 WAYS = {
     "auto": {},

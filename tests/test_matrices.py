@@ -6,8 +6,8 @@ import torch
 from torch.autograd import forward_ad
 
 from svdgrad import matrices
-from svdgrad.checks import relative_error
 from svdgrad.forward import svd
+from svdgrad.lab import relative_error
 
 
 @pytest.mark.parametrize("name", matrices.MATRICES)

@@ -11,7 +11,7 @@ from torch.nn.functional import conv2d
 
 import svdgrad
 from svdgrad import matrices
-from svdgrad.checks import relative_error
+from svdgrad.lab import relative_error
 from svdgrad.oracles import extended
 
 EPS = torch.finfo(torch.float64).eps

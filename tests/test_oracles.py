@@ -8,7 +8,7 @@ import torch
 from families import FAMILIES, NAN_MATRICES, NARROW, problem
 
 from svdgrad import matrices, oracles
-from svdgrad.checks import relative_error
+from svdgrad.lab import relative_error
 
 
 def extended_value(A, xi, phi, psi, v):

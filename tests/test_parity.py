@@ -10,7 +10,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import svdgrad
 from svdgrad import matrices
-from svdgrad.checks import relative_error
+from svdgrad.lab import relative_error
 from svdgrad.operator import Sparse
 
 EPS = torch.finfo(torch.float64).eps

@@ -8,7 +8,7 @@ from torch import nn
 
 import svdgrad
 from svdgrad import matrices
-from svdgrad.checks import relative_error
+from svdgrad.lab import relative_error
 from svdgrad.operator import Sparse
 
 EPS = torch.finfo(torch.float64).eps

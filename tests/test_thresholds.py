@@ -6,7 +6,7 @@ from torch.func import grad, jacrev, jvp, vjp, vmap
 
 import svdgrad
 from svdgrad import matrices
-from svdgrad.checks import relative_error
+from svdgrad.lab import relative_error
 from svdgrad.steps import GRAM_UP_TO, LONG
 
 EPS = torch.finfo(torch.float64).eps

@@ -12,7 +12,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 import svdgrad
 from svdgrad import matrices
 from svdgrad.adjoint import SOLVERS
-from svdgrad.checks import relative_error
+from svdgrad.lab import relative_error
 from svdgrad.oracles import extended
 
 SHAPES = [(5, 3), (3, 5), (4, 4)]

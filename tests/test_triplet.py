@@ -8,8 +8,8 @@ from families import FAMILIES, NAN_MATRICES, NARROW, Family, gapped, problem
 import svdgrad
 from svdgrad import adjoint, matrices
 from svdgrad.adjoint import SOLVERS
-from svdgrad.checks import relative_error
 from svdgrad.forward import FORWARDS
+from svdgrad.lab import relative_error
 
 ADJOINTS = ["auto", *adjoint.SOLVERS]
 

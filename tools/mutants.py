@@ -70,9 +70,9 @@ TESTS = {
         "test_operators",
         "test_transforms",
     ],
-    "compare.py": ["test_compare"],
-    "records.py": ["test_compare"],
-    "figures.py": ["test_figures"],
+    "lab/contest.py": ["test_compare"],
+    "lab/records.py": ["test_compare"],
+    "lab/figures.py": ["test_figures"],
     "jax/": [f"test_jax -k '{names}'" for names in JAX],
 }
 LIMIT = 120  # seconds of processor time for one fault; more counts as killed, as a loop without end is noticed too

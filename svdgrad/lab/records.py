@@ -62,9 +62,9 @@ def code() -> dict[str, str]:
     """The version of the code at hand: ``svdgrad.__version__``, and 12 digits of the SHA-256 of the files that the
     timed code imports. A change of any other file, of a figure or a check, leaves a record as good as it was.
     """
-    from . import __version__
+    from .. import __version__
 
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in timed_files(root):
         # the length keeps a line that moves from one file to the next from going unnoticed

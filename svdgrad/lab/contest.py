@@ -1,4 +1,4 @@
-"""Every attempt and every solver against every witness, as a table: ``python -m svdgrad.compare --device auto``.
+"""Every attempt and every solver against every witness, as a table: ``python -m svdgrad.lab.contest --device auto``.
 
 With ``--record FOLDER`` the same at four sizes, in a file that the book reads. At every size the judge is the gradient
 in extended precision: it takes a few dozen products with A in forty digits and one float64 factorisation, so it reaches
@@ -7,51 +7,27 @@ in extended precision: it takes a few dozen products with A in forty digits and 
 """
 
 import argparse
-import html as markup
 import math
-import os
-import statistics
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import matrices
-from .adjoint import ATTEMPTS, SOLVERS, assemble
+from .. import matrices
+from ..adjoint import ATTEMPTS, SOLVERS, assemble
+from ..forward import Triplet, svd
+from ..matrices import mv, project
 from .checks import relative_error
-from .forward import Triplet, svd
-from .matrices import mv, project
-from .records import Row, hardware, header, milliseconds, read_record, record_path, short, write_record
+from .cost import FACTORS, free_memory, judge_memory, measure, too_much
+from .records import Row, hardware, header, read_record, record_path, write_record
+from .tables import table
 
 #: the shapes that a record holds, from one where calling a library takes the time to one where only some ways fit
 SHAPES = [(64, 32), (512, 256), (2048, 1024), (4096, 4096)]
-
-#: the matrix that a way factorises or iterates with; the others work in the singular bases
-FACTORS = {
-    ("attempt", "direct"): "K",
-    ("attempt", "bordered"): "bordered",
-    ("attempt", "block-inversion"): "P",
-    ("attempt", "mixed"): "notebook-stack",
-    ("attempt", "backward-substitution"): "notebook-stack",
-    ("attempt", "forward-substitution"): "notebook-stack",
-    ("solver", "direct"): "K",
-    ("solver", "bordered"): "bordered",
-    ("solver", "block-inversion"): "deflated-P",
-    ("solver", "mixed"): "middle",
-    ("solver", "backward-substitution"): "deflated-P",
-    ("solver", "forward-substitution"): "middle",
-    ("solver", "saddle"): "saddle",
-    ("solver", "deflated"): "deflated",
-    ("solver", "schur"): "deflated-Q",
-    ("solver", "doubling"): "deflated-Q",
-    ("solver", "cg"): "deflated-Q",
-    ("solver", "minres"): "deflated",
-}
 
 
 def device(wanted: str = "auto") -> torch.device:
@@ -91,8 +67,8 @@ def compare(
     from ``past`` rows of smaller matrices, to take more than ``budget`` seconds; nor is ``differences``, with its 2mn
     SVDs, if not wanted. For ``patience`` see ``measure``. ``keep`` is called with the rows so far after each way.
     """
-    from . import oracles
-    from .oracles import ORACLES
+    from .. import oracles
+    from ..oracles import ORACLES
 
     m, n = A.shape
     xi, phi, psi = loss_vectors(A)
@@ -153,7 +129,7 @@ def compare(
 def _runs_where_a_is(name: str, A: Tensor) -> bool:
     """Of a witness, whether it calculates on the device of A, and not on the host."""
     if name == "jax":
-        from .oracles import jax_device
+        from ..oracles import jax_device
 
         try:
             return bool(jax_device(A).platform != "cpu")
@@ -187,206 +163,8 @@ def _kappa(kind: str, name: str, triplet: Triplet, S: Tensor, m: int, n: int) ->
     return matrices.kappa(values[:-1] if (kind, name) == ("solver", "direct") else values)
 
 
-# --- what a way costs ------------------------------------------------------------------------------------------------
-
-
-class Timing(NamedTuple):
-    """The fields of a row that say what a way costs."""
-
-    milliseconds: float
-    lower: float
-    upper: float
-    runs: int
-    peak: float
-
-
-def measure(run: Callable[[], Any], device: torch.device, repeat: int, patience: float = 10.0) -> tuple[Any, Timing]:
-    """The answer of ``run``, and what it costs: the median and the quartiles of ``repeat`` runs after one to warm up.
-
-    No further run begins after ``patience`` seconds; where ``repeat`` is 1, or the first run takes that long, it is the
-    only one. The peak of the memory is that of the first run.
-    """
-    cuda, peak = device.type == "cuda", math.nan
-    if cuda:
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    answer, first = stopwatch(run, device)
-    if cuda:
-        peak = float(torch.cuda.max_memory_allocated(device) - before)
-    times = [first] if repeat == 1 or first > 1e3 * patience else []
-    while len(times) < repeat and sum(times) < 1e3 * patience:
-        times.append(stopwatch(run, device)[1])
-    lower, _, upper = statistics.quantiles(times, method="inclusive") if len(times) > 1 else 3 * times
-    return answer, Timing(statistics.median(times), lower, upper, len(times), peak)
-
-
-def stopwatch(run: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """The answer and the milliseconds of one run: between two events of a CUDA device, else by the clock of the
-    host.
-    """
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            answer = run()
-            stop.record()
-            stop.synchronize()
-            return answer, start.elapsed_time(stop)
-    begin = time.perf_counter()
-    answer = run()
-    return answer, 1e3 * (time.perf_counter() - begin)
-
-
-def too_much(row: Row, A: Tensor, budget: float, past: Iterable[Row]) -> str:
-    """Why a way should not be run on A: more memory than is free, or more seconds than the budget. Empty if it may
-    run.
-    """
-    needed, free = memory(row.kind, row.name, row.m, row.n) * A.element_size(), free_memory(A.device)
-    if needed > free:
-        return f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-    if (seconds := foretold(row, past)) > budget:
-        return f"would take about {seconds:.0f} s, the budget is {budget:.0f} s"
-    return ""
-
-
-def memory(kind: str, name: str, m: int, n: int) -> int:
-    """About how many numbers a way holds: six times the largest matrix that it forms, for its pieces and factors
-    too.
-    """
-    formed = {"newton": "saddle", "cg": "A", "minres": "A"}.get(name, FACTORS.get((kind, name), "A"))
-    larger = max(m, n)
-    of_k = dict.fromkeys(("K", "bordered", "saddle", "deflated"), (m + n) ** 2)
-    of_stack = dict.fromkeys(("notebook-stack", "middle"), (m + n) * larger)
-    of_p = dict.fromkeys(("P", "deflated-P"), larger**2)
-    return 6 * (of_k | of_stack | of_p).get(formed, m * n)
-
-
-def judge_memory(m: int, n: int) -> int:
-    """About how many bytes of the host the extended-precision gradient needs: A and its products in forty digits, and
-    J.
-    """
-    return 150 * m * n + 16 * (m + n + 2) ** 2
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that can be had on the device; infinite where the system does not tell."""
-    if device.type == "cuda":
-        # what PyTorch keeps for itself can be had too
-        free, _ = torch.cuda.mem_get_info(device)
-        return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        try:
-            return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        except (AttributeError, ValueError, OSError):
-            return math.inf
-
-
-def foretold(row: Row, past: Iterable[Row]) -> float:
-    """Seconds of one run, from the largest matrix on which the way has been timed, as mn(m + n) grows; 0 if there is
-    none.
-
-    Matrices as small as 64×32 do not count: there a time is that of calling libraries, and grows slower.
-    """
-    who = (row.kind, row.name, row.device, row.dtype)
-    timed = [r for r in past if (r.kind, r.name, r.device, r.dtype) == who and r.milliseconds > 0 and _work(r) > 1e7]
-    last = max(timed, key=_work, default=None)
-    return 1e-3 * last.milliseconds * _work(row) / _work(last) if last else 0.0
-
-
-def _work(row: Row) -> int:
-    return row.m * row.n * (row.m + row.n)
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
-
-
-def table(rows: list[Row]) -> str:
-    """The rows as text, one line each."""
-    lines = [f"{'':<8} {'way':<22} {'device':<6} {'dtype':<8} {'error':>8} {'residual':>8} {'κ':>8} {'ms':>8}"]
-    for r in rows:
-        numbers = "".join(f" {short(x):>8}" for x in (r.error, r.residual, r.kappa))
-        lines.append(
-            f"{r.kind:<8} {r.name:<22} {r.device:<6} {r.dtype:<8}{numbers} {milliseconds(r):>8}  {r.note}".rstrip()
-        )
-    return "\n".join(lines)
-
-
-#: what a table of a notebook calls the three kinds of ways
-KINDS = {"attempt": "attempts of the notebook", "solver": "solvers", "witness": "witnesses"}
-
-#: the columns of such a table, each once for every title
-QUANTITIES: dict[str, Callable[[Row], str]] = {
-    "error": lambda row: short(row.error),
-    "residual": lambda row: short(row.residual),
-    "ms": milliseconds,
-}
-
-
-def html_tables(columns: dict[str, list[Row]]) -> str:
-    """The rows under several titles, side by side, for a notebook: a table for every shape and precision, the first one
-    unfolded.
-
-    Of every way κ once, and error, residual and milliseconds under each title; below, what raised an error or was not
-    run, and what did not run where the others under its title did.
-    """
-    tables: list[str] = []
-    for m, n, dtype in dict.fromkeys((r.m, r.n, r.dtype) for rows in columns.values() for r in rows):
-        alike = {title: [r for r in rows if (r.m, r.n, r.dtype) == (m, n, dtype)] for title, rows in columns.items()}
-        unfolded = "" if tables else " open"
-        summary = f"<summary>{m}×{n}, {dtype}</summary>"
-        tables.append(f'<details class="contest"{unfolded}>{summary}\n{_html_table(alike)}\n</details>')
-    return "\n".join(tables)
-
-
-def _html_table(columns: dict[str, list[Row]]) -> str:
-    letters = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", columns))
-    found = {a: {(r.kind, r.name): r for r in columns[title]} for a, title in letters.items()}
-    ways = dict.fromkeys(way for rows in found.values() for way in rows)
-    several, span = len(letters) > 1, 1 + len(QUANTITIES) * len(letters)
-    first = "".join(f'<th scope="col" rowspan="{1 + several}">{name}</th>' for name in ("way", "κ"))
-    first += "".join(f'<th scope="colgroup" colspan="{len(letters)}">{name}</th>' for name in QUANTITIES)
-    second = "".join(f'<th scope="col">{a}</th>' for a in letters) * len(QUANTITIES)
-    lines = ["<thead>", f"<tr>{first}</tr>", *([f"<tr>{second}</tr>"] if several else []), "</thead>"]
-    for kind, called in KINDS.items():
-        lines += ["<tbody>", f'<tr><th scope="rowgroup">{called}</th><td colspan="{span}"></td></tr>']
-        for way in (way for way in ways if way[0] == kind):
-            rows = [found[a].get(way) for a in letters]
-            kappa = next((short(row.kappa) for row in rows if row and not math.isnan(row.kappa)), "—")
-            cells = [kappa, *(quantity(row) if row else "—" for quantity in QUANTITIES.values() for row in rows)]
-            lines.append(f'<tr><th scope="row">{way[1]}</th>' + "".join(f"<td>{x}</td>" for x in cells) + "</tr>")
-        lines.append("</tbody>")
-    above = [f"{a}: {title}" if several else title for a, title in letters.items()]
-    # a class that the themes of the book and of Jupyter know, by day and by night
-    table = ['<table class="dataframe">', *lines, "</table>"]
-    return "\n".join([*_paragraph(above), *table, *_paragraph(_notes(found, several))])
-
-
-def _paragraph(lines: list[str]) -> list[str]:
-    text = markup.escape("\n".join(lines)).replace("\n", "<br>")
-    return [f"<p>{text}</p>"] if lines else []
-
-
-def _notes(found: dict[str, dict[tuple[str, str], Row]], several: bool) -> list[str]:
-    """What the numbers of a table do not tell: why there is none, and where else a way ran."""
-    notes = []
-    for a, rows in found.items():
-        before = f"{a}: " if several else ""
-        notes += [f"{before}{row.name} ({row.kind}): {row.note}" for row in rows.values() if row.note]
-        usual = next((row.device for row in rows.values() if row.kind == "solver"), "")
-        elsewhere: dict[str, list[str]] = {}
-        for row in rows.values():
-            if row.device != usual and row.runs:
-                elsewhere.setdefault(row.device, []).append(row.name)
-        notes += [f"{before}on {device}: {', '.join(names)}" for device, names in elsewhere.items()]
-    return notes
-
-
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m svdgrad.compare", description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(prog="python -m svdgrad.lab.contest", description=__doc__.split(":")[0])
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, …")
     parser.add_argument("--dtype", nargs="+", default=["float32", "float64"], choices=["float32", "float64"])
     sizes = " ".join("{}×{}".format(*shape) for shape in SHAPES)
@@ -417,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     try:
-        from . import oracles
+        from .. import oracles
     except ModuleNotFoundError as missing:
         parser.error(
             f"the witnesses need {missing.name}, which is not installed: pip install 'svdgrad[oracles]' brings it"

@@ -1,0 +1,17 @@
+"""The book's equipment: what its chapters check, draw and compare with. Nothing of the package itself imports it."""
+
+from .checks import check, grade, relative_error
+from .contest import device, loss_vectors
+from .figures import COLORS, MARKERS, figure, reference_slope
+
+__all__ = [
+    "COLORS",
+    "MARKERS",
+    "check",
+    "device",
+    "figure",
+    "grade",
+    "loss_vectors",
+    "reference_slope",
+    "relative_error",
+]
