@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from .certificate import RESOLUTION, hidden, probability
-from .forward import Basis, ConvergenceError, FullSVD, Gram, Ritz, noise, numbers
+from .forward import ConvergenceError, FullSVD, Gram, Ritz
+from .forward.basis import Basis, noise, numbers
 from .matrices import Map, project
 from .operator import Dense, Operator
 

@@ -19,7 +19,9 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from .adjoint import LARGEST_ONLY, SOLVERS
 from .adjoint.krylov import cg_of
 from .certificate import check_missed
-from .forward import FORWARDS, KNOWN, Ritz, Triplet, check_entries, lanczos_of
+from .forward import FORWARDS, KNOWN, Ritz, Triplet
+from .forward.found import check_entries
+from .forward.lanczos import lanczos_of
 from .gap import TieError, check_gap, values_near
 from .matrices import direction, root_of_scale, size_of
 from .operator import Dense, Operator, Sparse, of_sparse_tensor

@@ -7,7 +7,9 @@ from families import FAMILIES
 
 import svdgrad
 from svdgrad import matrices
-from svdgrad.forward import Basis, _steps_to_go, golub_kahan, gram, lanczos
+from svdgrad.forward import golub_kahan, gram, lanczos
+from svdgrad.forward.basis import Basis
+from svdgrad.forward.lanczos import _steps_to_go
 from svdgrad.matrices import mv
 
 DTYPES = [torch.float32, torch.float64]

@@ -62,7 +62,7 @@ TESTS = {
     "steps.py": ["test_steps", "test_triplet", "test_operators", "test_properties", "test_transforms"],
     "certificate.py": ["test_certificate"],
     "gap.py": ["test_steps", "test_ties", "test_triplet", "test_operators"],
-    "forward.py": [
+    "forward/": [
         "test_forward",
         "test_devices",
         "test_triplet",

@@ -1,0 +1,72 @@
+"""An orthonormal basis that grows by a vector a step, and the noise that an iteration starts from."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+
+def noise(size: int, like: Tensor, seed: int = 0) -> Tensor:
+    """Seeded normal numbers, real or complex, of length about one, the same on every device."""
+    dtype = torch.complex128 if like.is_complex() else torch.float64
+    generator = torch.Generator("cpu").manual_seed(seed)  # devices named, since another may be the default
+    return torch.randn(size, generator=generator, dtype=dtype, device="cpu").div_(size**0.5).to(like)
+
+
+def numbers(xs: list[Any]) -> Tensor:
+    """In float64 on the CPU, whatever they were; from a GPU in one piece."""
+    if isinstance(xs[0], Tensor):
+        return torch.stack(xs).double().cpu()
+    return torch.tensor(xs, dtype=torch.float64, device="cpu")
+
+
+class Basis:
+    """Orthonormal vectors as the rows of one tensor, which doubles when it is full: ``first`` after those ``before``
+    it.
+    """
+
+    def __init__(self, first: Tensor, before: Tensor | None = None) -> None:
+        self.size = 1 if before is None else len(before) + 1
+        # memory is taken as rows are written: a first megabyte is free, and spares most from being moved
+        self.array = first.new_empty((max(16, 2 * self.size, 2**18 // first.numel()), first.numel()))
+        if before is not None:
+            self.array[: len(before)] = before
+        self.array[self.size - 1] = first
+
+    def rows(self, size: int | None = None) -> Tensor:
+        return self.array[: size or self.size]
+
+    def last(self) -> Tensor:
+        return self.array[self.size - 1]
+
+    def extend(self, w: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """Append w without its components along the rows, at length one; (its component along the last row, that
+        length).
+
+        In exact arithmetic AᴴA v has components along the last two rows only. They are taken off first, so that what is
+        left of the others is taken off a vector of its own size. Where that is small, it is rounding for the most part,
+        and needs a second round. On a GPU it always gets one, since to look at the length would make the GPU wait, and
+        the two stay there; on a CPU they are Python's numbers, with which the calls that follow cost half.
+        """
+        rows = self.rows()
+        w, along = _off(rows[-2:], w)
+        w, _ = _off(rows, w)
+        alpha: Any = along[-1].real
+        length: Any = vector_norm(w)
+        if w.is_cpu:
+            alpha, length = alpha.item(), length.item()
+        if not w.is_cpu or length < 0.1 * abs(alpha):
+            w, _ = _off(rows, w)
+            length = vector_norm(w).item() if w.is_cpu else vector_norm(w)
+        if self.size == len(self.array):
+            rows, self.array = self.array, w.new_empty((2 * self.size, w.numel()))
+            self.array[: self.size] = rows
+        torch.div(w, length + 1e-37, out=self.array[self.size])  # a vector of zeros stays one
+        self.size += 1
+        return alpha, length
+
+
+def _off(rows: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    along = torch.mv(rows, w.conj()).conj()
+    return torch.addmv(w, rows.mT, along, alpha=-1), along

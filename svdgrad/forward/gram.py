@@ -1,0 +1,55 @@
+"""The dominant triplet, by the eigenvectors of a Gram matrix."""
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from ..matrices import mv, root_of_scale
+from .found import Gram, Triplet, check_entries, fix_sign
+
+
+def gram(
+    A: Tensor,
+    index: int = 0,
+    v0: Tensor | None = None,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
+) -> tuple[Triplet, Gram]:
+    """The dominant triplet from the eigenvectors of the Gram matrix of the smaller side: AᴴA W = W S² (eq-gram).
+
+    A Gram matrix squares the condition number, so small singular values lose digits; the largest loses none.
+    Cost: one product of A with itself and one symmetric eigendecomposition of size min(m, n).
+    """
+    if A.shape[-2] < A.shape[-1]:
+        (sigma, v, u), known = _gram(A.mH)
+    else:
+        (sigma, u, v), known = _gram(A)
+    return Triplet(sigma, *fix_sign(u, v, v0)), known
+
+
+def _gram(A: Tensor) -> tuple[Triplet, Gram]:
+    """``gram`` for a tall matrix, the sign left open."""
+    G = -(A.mH @ A)  # eigh sorts upwards, so that of −G comes with the largest σ first
+    if G.numel() == 0:
+        return Triplet(A.real.new_empty(A.shape[:-2]), A[..., 0], A[..., 0, :]), Gram(A.real[..., 0, :], G)
+    # squares leave the range of float32 for entries beyond 1e±19: look once, and only then change the unit
+    longest = G.diagonal(dim1=-2, dim2=-1).real.amin(-1)
+    largest, smallest = (-x.item() for x in longest.aminmax())
+    if not (1e-30 < smallest and largest < 1e30):
+        check_entries(A)
+        root = root_of_scale(A)
+        if (root != 1).any():
+            (sigma, u, v), (S, W) = _gram(A * root[..., None, None] * root[..., None, None])
+            return Triplet(sigma / root / root, u, v), Gram(S / root.unsqueeze(-1) / root.unsqueeze(-1), W)
+    minus_S2, W = torch.linalg.eigh(G)
+    v = W[..., 0]
+    u = mv(A, v)
+    sigma = vector_norm(u, dim=-1)
+    if smallest == 0:  # A v = 0, for a zero matrix only, says nothing of u: any unit vector will do
+        zero = sigma == 0
+        u[..., 0] += zero
+        u = u / (sigma + zero).unsqueeze(-1)
+    else:
+        u = u / sigma.unsqueeze(-1)
+    return Triplet(sigma, u, v), Gram(minus_S2.neg_().clamp_min_(0).sqrt_(), W)

@@ -1,0 +1,26 @@
+"""Any triplet, by the full singular value decomposition."""
+
+import torch
+from torch import Tensor
+
+from .found import FullSVD, Triplet, fix_sign
+
+
+def svd(
+    A: Tensor,
+    index: int = 0,
+    v0: Tensor | None = None,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
+) -> tuple[Triplet, FullSVD]:
+    """The triplet ``(σᵢ, uᵢ, vᵢ)`` read off the full SVD, and that SVD.
+
+    Cost: one thin SVD, O(m n min(m, n)) operations.
+    """
+    # on CUDA PyTorch's default is Jacobi's method: on an H100 its gradients were up to 36 times less exact than those
+    # by gesvd (book/records/speed-cuda-2026-11-28.json)
+    U, S, Vh = torch.linalg.svd(A, full_matrices=False, driver="gesvd" if A.is_cuda else None)
+    u, v = fix_sign(U[..., :, index], Vh[..., index, :].conj(), v0)
+    # a clone, for an autograd.Function must not return a view of another of its outputs
+    return Triplet(S[..., index].clone(), u, v), FullSVD(U, S, Vh)
