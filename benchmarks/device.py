@@ -23,8 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import svdgrad
 from svdgrad import matrices, oracles
@@ -32,6 +30,7 @@ from svdgrad.lab import device, loss_vectors, records
 from svdgrad.lab.cost import free_memory, stopwatch
 
 from . import run
+from .counting import PRODUCTS, Counted
 from .peers import PEERS, Peer, ours, torch_svd
 from .run import Clock, Rows
 
@@ -46,9 +45,6 @@ IN_TORCH = {
 IN_BATCHES = {name: peer for name, peer in IN_TORCH.items() if name != "svdgrad lanczos"}
 #: apart, since to compile takes longer than to run
 IN_JAX = {name: PEERS[name] for name in ("svdgrad.jax", "jax.numpy.linalg.svd")}
-
-#: operations of PyTorch that multiply a matrix
-PRODUCTS = {"mv", "mm", "bmm", "addmv", "addmm", "baddbmm", "addmv_", "addmm_"}
 
 
 #: bytes of a result file, at the most
@@ -285,21 +281,6 @@ def _verdicts(record: Record) -> Iterator[str]:
 
 
 # --- products --------------------------------------------------------------------------------------------------------
-
-
-class Counted(TorchDispatchMode):
-    """Counts the products with a matrix of half as many entries as A, or more, forward and backward: A itself, or the
-    blocks of rows that a CPU deals out to its threads. A basis of vectors has fewer.
-    """
-
-    def __init__(self, A: Tensor) -> None:
-        super().__init__()
-        self.size, self.count = A.numel() / 2, 0
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if operation.overloadpacket.__name__ in PRODUCTS:
-            self.count += any(isinstance(x, Tensor) and x.numel() >= self.size for x in tree_leaves(args))
-        return operation(*args, **(kwargs or {}))
 
 
 class Lanczos:

@@ -14,23 +14,21 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import svdgrad
-from svdgrad import matrices, operator
-from svdgrad.adjoint import krylov
+from svdgrad import matrices
 from svdgrad.lab import loss_vectors, records
 from svdgrad.lab.cost import measure, stopwatch
 
+from .counting import Counted
 from .peers import PEERS, Peer, _autograd, _torch_svd, ours, ours_in_jax
 from .problem import Problem, problem, truth
 
@@ -206,30 +204,17 @@ def table(rows: Rows) -> str:
 # ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def counted() -> Iterator[Callable[[], int]]:
-    """The number of products with A or its transpose, so far."""
-    calls: list[None] = []
-
-    def counting(A: Tensor) -> Any:
-        return tuple(lambda x, product=product: (calls.append(None), product(x))[1] for product in matrices.products(A))
-
-    with ExitStack() as patches:
-        for module in (sys.modules["svdgrad.forward.lanczos"], krylov, operator):  # where products are asked for
-            patches.enter_context(patch.object(module, "products", counting))
-        yield lambda: len(calls)
-
-
 def count_products(
     A: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, v0: Tensor | None = None
 ) -> tuple[int, int, Tensor]:
     """Products with A forward, products backward, and v."""
     A = A.detach().clone().requires_grad_()
-    with counted() as count:
+    with Counted(A) as ahead:
         sigma, u, v = svdgrad.singular_triplet(A, forward="lanczos", v0=v0)
-        ahead = count()
+    # on a thread of its own, which a backward on CUDA has, nothing would be counted
+    with torch.autograd.set_multithreading_enabled(False), Counted(A) as back:
         torch.autograd.grad(xi * sigma + phi @ u + psi @ v, A)
-    return ahead, count() - ahead, v.detach()
+    return ahead.count, back.count, v.detach()
 
 
 #: of svdgrad and svdgrad.jax: shapes on both sides of where "auto" changes from "gram" to "lanczos"
@@ -245,7 +230,7 @@ def auto(package: str, m: int, n: int, dtype: str, clock: Clock) -> Rows:
 
     A = problem(m, n).A.to(getattr(torch, dtype))
     if package == "svdgrad":
-        make, chosen = partial(ours, adjoint="auto"), svdgrad.steps.choose("auto", "auto", A)[0]
+        make, chosen = partial(ours, adjoint="auto"), svdgrad.auto.choose(A)
     else:
         make, chosen = ours_in_jax, svdgrad.jax.auto.choose(A.numpy()).forward
     rows = contest(m, n, dtype, {way: make(way) for way in ("gram", "lanczos")}, clock, judged=None)
@@ -314,9 +299,7 @@ def warm_start(n: int, dtype: str) -> Rows:
         loose = {}
         for name, v0 in (("cold", None), ("warm", old)):
             # the forward pass alone
-            with counted() as count, torch.no_grad():
-                svdgrad.singular_triplet(moved, forward="lanczos", tol=1e-2, v0=v0)
-            loose[f"{name}, tol 1e-2"] = count()
+            loose[f"{name}, tol 1e-2"] = svdgrad.diagnose(moved, forward="lanczos", tol=1e-2, v0=v0).products
         angle = (1 - float((old @ cold[2]).abs()) ** 2) ** 0.5 if (old @ cold[2]).abs() < 1 else 0.0
         row = {"what": what, "n": n, "dtype": dtype, "sin(v, v of before)": angle, **loose}
         rows.append(row | {"cold": cold[0], "warm": warm[0], "adjoint cold": cold[1], "adjoint warm": warm[1]})

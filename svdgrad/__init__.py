@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .forward import ConvergenceError, Triplet
     from .gap import NearTieWarning, TieError
     from .operators import RankTwo, operator_triplet, rank_two_gradient
-    from .steps import PhaseError
+    from .phase import PhaseError
     from .triplet import singular_triplet, spectral_norm
 
 __all__ = [
@@ -40,7 +40,7 @@ _MODULES = {
     "forward": ("ConvergenceError", "Triplet"),
     "operators": ("RankTwo", "operator_triplet", "rank_two_gradient"),
     "gap": ("NearTieWarning", "TieError"),
-    "steps": ("PhaseError",),
+    "phase": ("PhaseError",),
     "triplet": ("singular_triplet", "spectral_norm"),
 }
 

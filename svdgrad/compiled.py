@@ -11,10 +11,14 @@ from torch import Tensor
 
 from . import operators, rule
 from . import triplet as triplet_module
-from .forward import Triplet
+from .adjoint import SOLVERS
+from .adjoint.solver import Solver
+from .auto import AdjointName, ForwardName, How, name_of, prepare
+from .forward import FORWARDS, Method, Triplet
 from .matrices import outer_sum
 from .operator import Dense
-from .steps import How, along_u, check_phase, find_triplet, keep_phase, prepare, solve_adjoint
+from .phase import check_phase, keep_phase
+from .steps import along_u, find_triplet, solve_adjoint
 from .transforms import in_forward_mode, transformed
 
 
@@ -48,8 +52,8 @@ def refuse_transforms() -> None:
 def compiled_triplet(
     A: Any,
     index: int,
-    forward: str,
-    adjoint: str,
+    forward: ForwardName | Method,
+    adjoint: AdjointName | Solver,
     tol: float | None,
     maxiter: int | None,
     v0: Tensor | None,
@@ -61,18 +65,20 @@ def compiled_triplet(
         not isinstance(A, Tensor)
         or A.layout != torch.strided
         or forward == "lanczos"
+        or not isinstance(forward, str)
+        or not isinstance(adjoint, str)
         or (tol, maxiter, missed) != (None, None, 1e-3)
     ):
         return triplet_module._singular_triplet(A, index, forward, adjoint, tol, maxiter, v0, missed)
     X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
-    sigma, u, v, *_ = triplet(X.leaves[0], v0, index, how.forward, how.adjoint)
+    sigma, u, v, *_ = triplet(X.leaves[0], v0, index, how.forward.name, name_of(how.adjoint))
     return Triplet(sigma, u, v).to(A.dtype)
 
 
 @torch.library.custom_op("svdgrad::triplet", mutates_args=())
 def triplet(A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str) -> list[Tensor]:
     """[σ, u, v, *known]."""
-    found = find_triplet(Dense(A), v0, How(index, forward, adjoint))
+    found = find_triplet(Dense(A), v0, How(index, FORWARDS[forward](), SOLVERS[adjoint]))
     return [x.clone(memory_format=torch.contiguous_format) for x in found]
 
 
@@ -103,7 +109,7 @@ def solve(
     known: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """(p, q)."""
-    how = How(0, forward, adjoint)
+    how = How(0, FORWARDS[forward](), SOLVERS[adjoint])
     if A.is_complex() and check_phase(u, v, phi, psi):
         psi = keep_phase(u, v, phi, psi, v0)
     p, q = solve_adjoint(Dense(A), Triplet(sigma, u, v), phi, psi, how, "loss", known)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .forward import KNOWN, Ritz
+from .adjoint.solver import Solver
+from .auto import AdjointName, ForwardName, name_of, prepare
+from .forward import Method, Ritz
 from .gap import expected_error, relative_gap, values_near
 from .operator import Sparse
-from .steps import find_triplet, full_precision, prepare
+from .steps import find_triplet, full_precision
 
 
 class Diagnosis(NamedTuple):
@@ -48,8 +50,8 @@ class Diagnosis(NamedTuple):
 def diagnose(
     A: Tensor | Sparse,
     index: int = 0,
-    forward: str = "auto",
-    adjoint: str = "auto",
+    forward: ForwardName | Method = "auto",
+    adjoint: AdjointName | Solver = "auto",
     tol: float | None = None,
     maxiter: int | None = None,
     v0: Tensor | None = None,
@@ -80,7 +82,7 @@ def diagnose(
         raise ValueError(f"diagnose takes one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
     X = X.at([x.detach() for x in X.leaves])
     sigma, u, v, *left = find_triplet(X, v0, how)
-    known = KNOWN[how.forward](*left)
+    known = how.forward.leaves(*left)
     with full_precision(X.leaves):
         gap = relative_gap(sigma, values_near(X, sigma, known), *X.shape)
     residual = torch.maximum(vector_norm(X.mv(v) - sigma * u), vector_norm(X.rmv(u) - sigma * v))
@@ -92,10 +94,17 @@ def diagnose(
         kappa=((sigma + known.S[0]) / (gap * known.S[0])).item() if gap else float("inf"),
         predicted_error=expected_error(gap, known.S.dtype) if gap else float("inf"),
         steps=steps,
-        products=2 * steps + 1 if steps else 0,
+        products=int(known.products) if isinstance(known, Ritz) else 0,
         residual=residual.item(),
         missed=known.missed.item() if isinstance(known, Ritz) else 0.0,
-        stopped="the residual reached the tolerance" if steps else "direct method",
-        forward=how.forward,
-        adjoint=how.adjoint,
+        stopped=_why(known, min(X.shape)) if isinstance(known, Ritz) else "direct method",
+        forward=how.forward.name,
+        adjoint=name_of(how.adjoint),
     )
+
+
+def _why(known: Ritz, size: int) -> str:
+    """Why Lanczos's iteration stopped."""
+    if known.steps == size:
+        return "the space is exhausted"
+    return "the residual reached the tolerance"

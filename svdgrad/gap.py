@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from .certificate import RESOLUTION, hidden, probability
-from .forward import ConvergenceError, FullSVD, Gram, Ritz
+from .forward import ConvergenceError, FullSVD, GramVectors, Ritz
 from .forward.basis import Basis, noise, numbers
 from .matrices import Map, project
 from .operator import Dense, Operator
@@ -69,7 +69,7 @@ def expected_error(gap: float, dtype: torch.dtype) -> float:
 
 
 def values_near(
-    A: Operator, sigma: Tensor, known: FullSVD | Gram | Ritz, pair: tuple[Map, Map] | None = None
+    A: Operator, sigma: Tensor, known: FullSVD | GramVectors | Ritz, pair: tuple[Map, Map] | None = None
 ) -> Tensor:
     """The singular values that are known, shape (..., k); after Lanczos with one more, from a search for copies of σ.
 

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .adjoint import assemble
-from .certificate import check_missed
-from .forward import Triplet
+from .adjoint import SOLVERS, assemble
+from .adjoint.solver import Solver
+from .auto import AdjointName, ForwardName, How, prepare
+from .forward import Lanczos, Method, Triplet
 from .operator import Sparse, function
 from .rule import differentiable_triplet
-from .steps import How, check_stopping, find_triplet, full_precision, prepare, solve_adjoint
+from .steps import find_triplet, full_precision, solve_adjoint
 from .transforms import plain_mode
 
 MatVec = Callable[[Any, Tensor], Tensor]
@@ -114,13 +115,11 @@ def _operator_triplet(
         raise TypeError(f"matvec must be a function of (params, x), found {type(matvec).__name__}")
     if v0.numel() == 0:
         raise ValueError(f"v0 must have at least one entry, found shape {tuple(v0.shape)}")
-    check_stopping(tol, maxiter)
-    check_missed(missed)
+    how = How(0, Lanczos(tol, maxiter, missed), SOLVERS["cg"])
     with plain_mode(), full_precision((v0,)):
         start = v0.detach().to(torch.promote_types(v0.dtype, torch.float32))
         start = start.clone() if start.is_inference() else start
         A = function(matvec, params, start, rmatvec)
-        how = How(0, "lanczos", "cg", tol, maxiter, missed)
         sigma, u, v = differentiable_triplet(A, start.reshape(-1), how)
     return Triplet(sigma, u.reshape(A.out), v.reshape(v0.shape)).to(v0.dtype)
 
@@ -147,8 +146,8 @@ def rank_two_gradient(
     loss: Callable[[Triplet], Tensor],
     A: Tensor | Sparse,
     index: int = 0,
-    forward: str = "auto",
-    adjoint: str = "auto",
+    forward: ForwardName | Method = "auto",
+    adjoint: AdjointName | Solver = "auto",
     tol: float | None = None,
     maxiter: int | None = None,
     v0: Tensor | None = None,

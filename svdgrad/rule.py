@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from .forward import Triplet
+from .adjoint import SOLVERS
+from .auto import How
+from .forward import SVD, Triplet
 from .newton import anchor, newton
 from .operator import Dense, Operator, dense
-from .steps import How, along_u, check_phase, find_triplet, full_precision, keep_phase, solve_adjoint
+from .phase import check_phase, keep_phase
+from .steps import along_u, find_triplet, full_precision, solve_adjoint
 from .transforms import in_forward_mode, mapped_by_autograd, newton_steps_wanted, one_by_one, to_front, transformed
 
 
@@ -27,7 +30,7 @@ def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
         return Triplet(*_PlainTriplet.apply(A, v0, how, *A.leaves)[:3])
     steps = newton_steps_wanted()
     if steps and not isinstance(A, Dense):  # a Newton step solves with the matrix
-        A, how = Dense(dense(A)), How(0, "svd", "spectral")
+        A, how = Dense(dense(A)), How(0, SVD(), SOLVERS["spectral"])
     triplet = Triplet(*_Triplet.apply(A, v0, how, *A.leaves)[:3])
     return newton(A.leaves[0], triplet, v0, steps) if steps else triplet
 

@@ -9,17 +9,19 @@ with all that is to be looked at, in steps.py; this file ties the two steps into
 import torch
 from torch import Tensor
 
-from .forward import Triplet
+from .adjoint.solver import Solver
+from .auto import AdjointName, ForwardName, check_range, prepare
+from .forward import Method, Triplet
 from .operator import Sparse
 from .rule import differentiable_triplet
-from .steps import check_range, full_precision, prepare
+from .steps import full_precision
 
 
 def singular_triplet(
     A: Tensor | Sparse,
     index: int = 0,
-    forward: str = "auto",
-    adjoint: str = "auto",
+    forward: ForwardName | Method = "auto",
+    adjoint: AdjointName | Solver = "auto",
     tol: float | None = None,
     maxiter: int | None = None,
     v0: Tensor | None = None,
@@ -46,7 +48,7 @@ def singular_triplet(
         How the triplet is found: "svd" (the full SVD), "gram" (eigenvectors of AᴴA or AAᴴ, whichever is smaller; index
         0),
         "lanczos" (products with A; index 0), or "auto": "svd" for another index than 0, else "gram" while one side is
-        small or much the smaller (``svdgrad.steps.choose``), and "lanczos" where it is not.
+        small or much the smaller (``svdgrad.auto.choose``), and "lanczos" where it is not.
     adjoint : str
         How the adjoint system is solved: a name in ``svdgrad.adjoint.SOLVERS``, or "auto": "spectral", in closed form,
         where the forward method knows all singular vectors, and "cg" after "lanczos".
@@ -125,8 +127,8 @@ def singular_triplet(
 def _singular_triplet(
     A: Tensor | Sparse,
     index: int,
-    forward: str,
-    adjoint: str,
+    forward: ForwardName | Method,
+    adjoint: AdjointName | Solver,
     tol: float | None,
     maxiter: int | None,
     v0: Tensor | None,
@@ -141,7 +143,7 @@ def _singular_triplet(
 
 def spectral_norm(
     A: Tensor | Sparse,
-    forward: str = "auto",
+    forward: ForwardName | Method = "auto",
     tol: float | None = None,
     maxiter: int | None = None,
     v0: Tensor | None = None,

@@ -343,7 +343,7 @@ TIMED = [
     svdgrad.singular_triplet,
     svdgrad.operator_triplet,
     svdgrad.forward.lanczos,
-    SOLVERS["schur"],
+    SOLVERS["schur"].solve,
     ORACLES["newton"],
 ]
 NOT_TIMED = [figure, check, contest.main, records.write_record]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from svdgrad import Triplet, matrices, singular_triplet, spectral_norm
-from svdgrad.adjoint import LARGEST_ONLY, SOLVERS
+from svdgrad.adjoint import SOLVERS
 from svdgrad.matrices import mv, outer
 from svdgrad.oracles import extended
 
@@ -108,7 +108,7 @@ def _matrix(s, m: int, n: int, seed: int, is_complex: bool) -> Tensor:
 def solvers(case: Case) -> list[str]:
     """Those that serve the case's index."""
     largest = case.index in (0, -min(case.A.shape[-2:]))
-    return ["auto", *(name for name in SOLVERS if largest or name not in LARGEST_ONLY)]
+    return ["auto", *(name for name in SOLVERS if largest or not SOLVERS[name].largest_only)]
 
 
 def cotangents(t: Triplet, seed: int) -> Triplet:

@@ -8,10 +8,17 @@ import pytest
 import torch
 
 import svdgrad
+from svdgrad.auto import choose, name_of, prepare
 from svdgrad.gap import check_gap, expected_error, relative_gap
-from svdgrad.steps import check_phase, choose
+from svdgrad.phase import check_phase
 
 EPS = torch.finfo(torch.float64).eps
+
+
+def chosen(A, index=0, forward="auto", adjoint="auto"):
+    """The names of the method and of the solver that a call uses."""
+    _, how = prepare(A, index, forward, adjoint, None, None, None, 1e-3)
+    return how.forward.name, name_of(how.adjoint)
 
 
 @pytest.mark.parametrize("shape", [(400, 500), (500, 400)], ids=str)
@@ -19,18 +26,18 @@ EPS = torch.finfo(torch.float64).eps
 def test_auto_is_gram_while_the_smaller_side_is_small_and_lanczos_beyond(shape, dtype):
     for k, forward, adjoint in ((1, "gram", "spectral"), (320, "gram", "spectral"), (321, "lanczos", "cg")):
         A = torch.empty([k if side == 400 else k + 100 for side in shape], dtype=dtype, device="meta")
-        assert choose("auto", "auto", A) == (forward, adjoint)
-        assert choose("auto", "auto", A, -k) == (forward, adjoint)  # the largest, counted from the other end
-        assert choose("auto", "saddle", A) == (forward, "saddle")
+        assert chosen(A) == (forward, adjoint)
+        assert chosen(A, -k) == (forward, adjoint)  # the largest, counted from the other end
+        assert chosen(A, adjoint="saddle") == (forward, "saddle")
         if k > 1:
-            assert choose("auto", "auto", A, 1) == choose("auto", "auto", A, -1) == ("svd", "spectral")
-        assert choose("auto", "auto", A.expand(3, *A.shape))[0] == "gram"
-        assert choose("svd", "auto", A) == ("svd", "spectral") and choose("lanczos", "auto", A) == ("lanczos", "cg")
+            assert chosen(A, 1) == chosen(A, -1) == ("svd", "spectral")
+        assert choose(A.expand(3, *A.shape)) == "gram"
+        assert chosen(A, forward="svd") == ("svd", "spectral") and chosen(A, forward="lanczos") == ("lanczos", "cg")
     for long, forward in ((16 * 321 - 1, "lanczos"), (16 * 321, "gram")):  # much the smaller side
         A = torch.empty([321 if side == 400 else long for side in shape], dtype=dtype, device="meta")
-        assert choose("auto", "auto", A)[0] == forward
-    assert choose("auto", "auto", torch.empty(451, 451, dtype=torch.float16, device="meta"))[0] == "lanczos"
-    assert choose("auto", "auto", torch.empty(300, 300, dtype=torch.float16, device="meta"))[0] == "gram"
+        assert choose(A) == forward
+    assert choose(torch.empty(451, 451, dtype=torch.float16, device="meta")) == "lanczos"
+    assert choose(torch.empty(300, 300, dtype=torch.float16, device="meta")) == "gram"
 
 
 @pytest.mark.parametrize("batch", [False, True], ids=["one matrix", "a batch"])
@@ -115,5 +122,5 @@ def test_on_a_gpu_the_gram_matrix_is_faster_up_to_a_larger_size():
     def stand_in(n, on_gpu):
         return SimpleNamespace(shape=(n, n), ndim=2, is_cuda=on_gpu)
 
-    assert [choose("auto", "auto", stand_in(n, False))[0] for n in (320, 321)] == ["gram", "lanczos"]
-    assert [choose("auto", "auto", stand_in(n, True))[0] for n in (321, 2048, 2049)] == ["gram", "gram", "lanczos"]
+    assert [choose(stand_in(n, False)) for n in (320, 321)] == ["gram", "lanczos"]
+    assert [choose(stand_in(n, True)) for n in (321, 2048, 2049)] == ["gram", "gram", "lanczos"]

@@ -6,8 +6,8 @@ from torch.func import grad, jacrev, jvp, vjp, vmap
 
 import svdgrad
 from svdgrad import matrices
+from svdgrad.auto import GRAM_UP_TO, LONG
 from svdgrad.lab import relative_error
-from svdgrad.steps import GRAM_UP_TO, LONG
 
 EPS = torch.finfo(torch.float64).eps
 GAP = 0.3

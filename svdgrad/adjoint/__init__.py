@@ -3,6 +3,7 @@
     K [p; q] = [(I − uuᴴ)φ; (I − vvᴴ)ψ],   K = [σI, −A; −Aᴴ, σI],   p ⟂ u, q ⟂ v.
 
 ``SOLVERS`` maps a name to ``solver(A, triplet, phi, psi, known=None) -> (p, q)``; every one is exact, up to rounding.
+Each is a ``Solver``, which also says what has to be known of it. A new one is a file here and a line there.
 ``known`` is what the forward method left behind; those that cannot use it do without.
 ``ATTEMPTS`` holds the attempts of the notebook that the book grew from, in the same form; the flawed ones have their
 repair in ``SOLVERS`` under the same name.
@@ -24,12 +25,13 @@ from .doubling import doubling
 from .krylov import cg, minres
 from .saddle import saddle
 from .schur import schur
+from .solver import Solver
 from .spectral import spectral
 
-Solver = Callable[..., tuple[Tensor, Tensor]]
+Formula = Callable[..., tuple[Tensor, Tensor]]
 
 
-def _exact(formula: Solver) -> Solver:
+def _exact(formula: Formula) -> Formula:
     """What a solver needs around its formula: project, make the problem free of units, solve, project, scale back.
 
     The system is linear in (φ, ψ) and unchanged, but for a factor, under A → cA.
@@ -49,7 +51,7 @@ def _exact(formula: Solver) -> Solver:
     return solver
 
 
-def _fast(formula: Solver) -> Solver:
+def _fast(formula: Formula) -> Formula:
     """Around a formula that takes A as it is, without a copy, and uses what the forward method knows.
 
     It solves (K/σ) [p; q] = c/σ. The right-hand side has the size of the solution then, or less, so both are normal
@@ -66,7 +68,7 @@ def _fast(formula: Solver) -> Solver:
     return solver
 
 
-def _by_products(formula: Solver) -> Solver:
+def _by_products(formula: Formula) -> Formula:
     """Around an iteration with products, which sees to units itself, since it serves operators too."""
 
     @wraps(formula)
@@ -85,7 +87,7 @@ def assemble(triplet: Triplet, xi: Tensor | None, p: Tensor, q: Tensor) -> Tenso
     return outer_sum((p, u), (v, q))
 
 
-def _as_written(formula: Solver) -> Solver:
+def _as_written(formula: Formula) -> Formula:
     """An attempt of the notebook: nothing projected or scaled before, p and q projected after."""
 
     @wraps(formula)
@@ -96,36 +98,30 @@ def _as_written(formula: Solver) -> Solver:
     return attempt
 
 
-#: name -> solver(A, triplet, phi, psi) -> (p, q), every one exact
+#: name -> solver(A, triplet, phi, psi) -> (p, q), every one exact, with its facts: see ``Solver``
 SOLVERS: dict[str, Solver] = {
-    "direct": _exact(direct.direct),
-    "bordered": _exact(bordered.bordered),
-    "block-inversion": _exact(block_inversion.block_inversion),
-    "mixed": _exact(mixed.mixed),
-    "backward-substitution": _exact(substitution.backward_substitution),
-    "forward-substitution": _exact(substitution.forward_substitution),
-    "saddle": _exact(saddle),
-    "deflated": _exact(deflated),
-    "schur": _exact(schur),
-    "spectral": _fast(spectral),
-    "doubling": _exact(doubling),
-    "cg": _by_products(cg),
-    "minres": _exact(minres),
+    "direct": Solver(_exact(direct.direct), "K"),
+    "bordered": Solver(_exact(bordered.bordered), "bordered"),
+    "block-inversion": Solver(_exact(block_inversion.block_inversion), "deflated-P"),
+    "mixed": Solver(_exact(mixed.mixed), "middle", largest_only=True),
+    "backward-substitution": Solver(_exact(substitution.backward_substitution), "deflated-P"),
+    "forward-substitution": Solver(_exact(substitution.forward_substitution), "middle", largest_only=True),
+    "saddle": Solver(_exact(saddle), "saddle"),
+    "deflated": Solver(_exact(deflated), "deflated"),
+    "schur": Solver(_exact(schur), "deflated-Q", largest_only=True),
+    "spectral": Solver(_fast(spectral)),
+    "doubling": Solver(_exact(doubling), "deflated-Q", largest_only=True),
+    "cg": Solver(_by_products(cg), "deflated-Q", largest_only=True, by_products=True),
+    "minres": Solver(_exact(minres), "deflated", by_products=True),
 }
 
 #: name -> the notebook's attempt under that name: its equations and its steps, with the driver gels of a CUDA device.
 #: Each docstring says what was kept and what was put right. Batches and complex matrices are more than it had.
 ATTEMPTS: dict[str, Solver] = {
-    name: _as_written(formula)
-    for name, formula in {
-        "direct": direct.attempt,
-        "bordered": bordered.attempt,
-        "block-inversion": block_inversion.attempt,
-        "mixed": mixed.attempt,
-        "backward-substitution": substitution.backward_attempt,
-        "forward-substitution": substitution.forward_attempt,
-    }.items()
+    "direct": Solver(_as_written(direct.attempt), "K"),
+    "bordered": Solver(_as_written(bordered.attempt), "bordered"),
+    "block-inversion": Solver(_as_written(block_inversion.attempt), "P"),
+    "mixed": Solver(_as_written(mixed.attempt), "notebook-stack"),
+    "backward-substitution": Solver(_as_written(substitution.backward_attempt), "notebook-stack"),
+    "forward-substitution": Solver(_as_written(substitution.forward_attempt), "notebook-stack"),
 }
-
-#: the solvers that serve only the largest singular value: what they factorise, or iterate with, is definite only there
-LARGEST_ONLY = {"mixed", "forward-substitution", "schur", "doubling", "cg"}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
-from ..forward import FullSVD, Gram, Ritz, Triplet
+from ..forward import FullSVD, GramVectors, Ritz, Triplet
 from ..gap import tie, tied
 from ..matrices import Map, mv, products, project, size_of
 from .schur import not_dominant
@@ -14,7 +14,13 @@ CHECK_EVERY = 4
 
 
 def cg(
-    A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, known: FullSVD | Gram | Ritz | None = None
+    A: Tensor,
+    sigma: Tensor,
+    u: Tensor,
+    v: Tensor,
+    phi: Tensor,
+    psi: Tensor,
+    known: FullSVD | GramVectors | Ritz | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(p, q) by conjugate gradients on the smaller side, (σ²I − AᴴA) q = Aᴴφ + σψ and q ⟂ v; then p = (φ + Aq)/σ
     (eq-schur).

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..forward import FullSVD, Gram, Ritz
+from ..forward import FullSVD, GramVectors, Ritz
 from ..matrices import mv
 
 
@@ -14,7 +14,7 @@ def spectral(
     v: Tensor,
     phi: Tensor,
     psi: Tensor,
-    known: FullSVD | Gram | Ritz | None = None,
+    known: FullSVD | GramVectors | Ritz | None = None,
 ) -> tuple[Tensor, Tensor]:
     """p = U (σa + Σb)/d + (I − UUᴴ)φ/σ and q = V (Σa + σb)/d + (I − VVᴴ)ψ/σ (eq-spectral).
 
@@ -24,7 +24,7 @@ def spectral(
     basis, and p = (φ + Aq)/σ (eq-spectral-gram). Where neither is, this costs an SVD.
     """
     s = sigma.unsqueeze(-1)
-    if isinstance(known, Gram):
+    if isinstance(known, GramVectors):
         if A.shape[-2] < A.shape[-1]:
             q, p = _in_one_basis(A.mH, s, psi, phi, known)
             return p, q
@@ -42,7 +42,7 @@ def spectral(
     return p, q
 
 
-def _in_one_basis(A: Tensor, s: Tensor, phi: Tensor, psi: Tensor, gram: Gram) -> tuple[Tensor, Tensor]:
+def _in_one_basis(A: Tensor, s: Tensor, phi: Tensor, psi: Tensor, gram: GramVectors) -> tuple[Tensor, Tensor]:
     W, t = gram.W.narrow(-1, 1, gram.S.shape[-1] - 1), gram.S.narrow(-1, 1, gram.S.shape[-1] - 1) / s
     r = mv(W.mH, torch.addcdiv(psi, mv(A.mH, phi), s))
     q = mv(W, r / ((1 - t) * (1 + t)))

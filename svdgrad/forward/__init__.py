@@ -1,18 +1,24 @@
 """Ways to find a singular triplet: A v = σ u, Aᴴ u = σ v, ‖u‖ = ‖v‖ = 1; a method a file."""
 
-from collections.abc import Callable
+from typing import Protocol
 
-from .found import ConvergenceError, FullSVD, Gram, Ritz, Triplet, fix_sign
-from .gram import gram
-from .lanczos import golub_kahan, lanczos
-from .svd import svd
+from torch import Tensor
+
+from ..operator import Operator
+from .found import ConvergenceError, FullSVD, GramVectors, Ritz, Triplet, fix_sign
+from .gram import Gram, gram
+from .lanczos import Lanczos, golub_kahan, lanczos
+from .svd import SVD, svd
 
 __all__ = [
     "FORWARDS",
-    "KNOWN",
+    "SVD",
     "ConvergenceError",
     "FullSVD",
     "Gram",
+    "GramVectors",
+    "Lanczos",
+    "Method",
     "Ritz",
     "Triplet",
     "fix_sign",
@@ -22,12 +28,26 @@ __all__ = [
     "svd",
 ]
 
-#: name -> method(A, index, v0, tol, maxiter, missed) -> (Triplet, what an adjoint solver may reuse)
-FORWARDS: dict[str, Callable[..., tuple[Triplet, FullSVD | Gram | Ritz]]] = {
-    "svd": svd,
-    "gram": gram,
-    "lanczos": lanczos,
-}
 
-#: name -> what it leaves behind
-KNOWN: dict[str, Callable[..., FullSVD | Gram | Ritz]] = {"svd": FullSVD, "gram": Gram, "lanczos": Ritz}
+class Method(Protocol):
+    """A way to find a triplet, as a value with its own options: a frozen dataclass. Pass it as ``forward=``."""
+
+    @property
+    def name(self) -> str:
+        """what it is called in ``FORWARDS``"""
+
+    @property
+    def largest_only(self) -> bool:
+        """whether it finds the largest singular value only"""
+
+    @property
+    def leaves(self) -> type[FullSVD] | type[GramVectors] | type[Ritz]:
+        """what it leaves behind for an adjoint solver, a named tuple of tensors"""
+
+    def find(
+        self, A: Operator, index: int, v0: Tensor | None
+    ) -> tuple[Triplet, FullSVD] | tuple[Triplet, GramVectors] | tuple[Triplet, Ritz]: ...
+
+
+#: name -> method
+FORWARDS: dict[str, type[SVD] | type[Gram] | type[Lanczos]] = {kind.name: kind for kind in (SVD, Gram, Lanczos)}

@@ -38,7 +38,7 @@ class FullSVD(NamedTuple):
     Vh: Tensor
 
 
-class Gram(NamedTuple):
+class GramVectors(NamedTuple):
     """The eigenvectors ``W (..., k, k)`` of AᴴA, or of AAᴴ if that is smaller, and the singular values ``S (..., k)``,
     descending.
     """
@@ -59,6 +59,8 @@ class Ritz(NamedTuple):
     W: Tensor
     steps: Tensor
     """steps of the iteration, each of two products with A, as a tensor of no dimensions"""
+    products: Tensor
+    """products with A or Aᴴ, counted"""
     residual: Tensor
     """‖Aᴴu − σv‖/σ at the last step"""
     missed: Tensor

@@ -2,20 +2,78 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
 from ..certificate import NOISE, RESOLUTION, allowed, check_missed, hidden, probability
-from ..matrices import Map, products
+from ..matrices import Map, products, root_of_scale
+from ..operator import Dense, Operator
 from .basis import Basis, noise, numbers
-from .found import ConvergenceError, Ritz, Triplet, fix_sign
+from .found import ConvergenceError, Ritz, Triplet, check_entries, fix_sign
+
+
+@dataclass(frozen=True)
+class Lanczos:
+    """Golub and Kahan's bidiagonalisation: finds the dominant triplet of anything that can be multiplied with.
+
+    ``tol``, ``maxiter`` and ``missed`` are those of ``singular_triplet``.
+
+    >>> Lanczos(tol=-1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: tol must be finite and not negative, found -1.0: it is the residual to stop at, over σ
+    """
+
+    tol: float | None = None
+    maxiter: int | None = None
+    missed: float | None = 1e-3
+
+    name: ClassVar[str] = "lanczos"
+    largest_only: ClassVar[bool] = True
+    leaves: ClassVar[type[Ritz]] = Ritz
+
+    def __post_init__(self) -> None:
+        check_stopping(self.tol, self.maxiter)
+        check_missed(self.missed)
+
+    def find(self, A: Operator, index: int, v0: Tensor | None) -> tuple[Triplet, Ritz]:
+        options = self.tol, self.maxiter, self.missed
+        if not isinstance(A, Dense):
+            return lanczos_of(A.products(), A.shape, A.vector, v0, *options)
+        X, tiny = A.A, torch.finfo(A.A.dtype).tiny
+        largest = check_entries(X)
+        subnormal = largest < tiny if X.ndim == 2 else bool((X.abs().amax((-2, -1)) < tiny).any())
+        if not subnormal:
+            return lanczos(X, v0, *options)
+        root = root_of_scale(X)
+        triplet, known = lanczos(X * root[..., None, None] * root[..., None, None], v0, *options)
+        S = known.S / root[..., None] / root[..., None]
+        return triplet._replace(sigma=triplet.sigma / root / root), known._replace(S=S)
+
+
+def check_stopping(tol: float | None, maxiter: int | None) -> None:
+    """Raise an error for a tolerance or a number of steps that stops no iteration."""
+    if tol is not None:
+        if isinstance(tol, bool) or not isinstance(tol, int | float | np.number):
+            raise TypeError(f"tol must be a number, found {tol!r}: it is the residual to stop at, in units of σ")
+        if not 0 <= tol < math.inf:
+            raise ValueError(f"tol must be finite and not negative, found {tol}: it is the residual to stop at, over σ")
+    if maxiter is not None:
+        if isinstance(maxiter, bool) or not isinstance(maxiter, int | np.integer):
+            raise TypeError(f"maxiter must be an integer, found {maxiter!r}: it counts steps")
+        if maxiter < 1:
+            raise ValueError(
+                f"maxiter must be at least 1, found {maxiter}: it counts steps; without it as many are taken as needed"
+            )
 
 
 def lanczos(
     A: Tensor,
-    index: int = 0,
     v0: Tensor | None = None,
     tol: float | None = None,
     maxiter: int | None = None,
@@ -54,11 +112,12 @@ def lanczos_of(
     random = start is None
     if start is None:
         start = noise(min(m, n), like)
+    before = int(wide and v0 is not None)
     if wide:
         (sigma, v, u), ritz = golub_kahan(rmatvec, matvec, start, tol, maxiter, missed, random)
     else:
         (sigma, u, v), ritz = golub_kahan(matvec, rmatvec, start, tol, maxiter, missed, random)
-    return Triplet(sigma, *fix_sign(u, v, v0)), ritz
+    return Triplet(sigma, *fix_sign(u, v, v0)), ritz._replace(products=ritz.products + before)
 
 
 def _one_by_one(
@@ -68,11 +127,11 @@ def _one_by_one(
     *batch, m, n = A.shape
     if 0 in batch:
         real = A.real.new_empty
-        known = Ritz(real((*batch, 1)), A.new_empty((*batch, min(m, n), 1)), real(batch), real(batch), real(batch))
+        known = Ritz(real((*batch, 1)), A.new_empty((*batch, min(m, n), 1)), *(real(batch) for _ in range(4)))
         return Triplet(real(batch), A.new_empty((*batch, m)), A.new_empty((*batch, n))), known
     matrices = A.reshape(-1, m, n)
     starts = [None] * len(matrices) if v0 is None else list(v0.expand(*batch, n).reshape(-1, n))
-    triplets, left = zip(*(lanczos(X, 0, x, tol, maxiter, missed) for X, x in zip(matrices, starts)))
+    triplets, left = zip(*(lanczos(X, x, tol, maxiter, missed) for X, x in zip(matrices, starts)))
     k, l = (min(sizes) for sizes in zip(*((*ritz.S.shape, ritz.W.shape[1]) for ritz in left)))
     left = tuple(ritz._replace(S=ritz.S[:k], W=ritz.W[:, :l]) for ritz in left)
     together = [[torch.stack(xs).reshape(*batch, *xs[0].shape) for xs in zip(*tuples)] for tuples in (triplets, left)]
@@ -107,6 +166,8 @@ def golub_kahan(
     most = min(size, 1000 if maxiter is None else maxiter)
     if most < 1:
         raise ValueError(f"maxiter must be at least 1, found {maxiter}")
+    calls: list[None] = []
+    matvec, rmatvec = _counted(matvec, calls), _counted(rmatvec, calls)
     start, amount = _start(v0, missed, random)
     first = matvec(start)
     largest = first.abs().max().item()
@@ -116,7 +177,7 @@ def golub_kahan(
         (sigma, u, v), known = golub_kahan(
             lambda x: matvec(x) / largest, lambda y: rmatvec(y) / largest, v0, tol, maxiter, missed, random
         )
-        return Triplet(sigma * largest, u, v), known._replace(S=known.S * largest)
+        return Triplet(sigma * largest, u, v), known._replace(S=known.S * largest, products=known.products + 1)
     w = rmatvec(first)
     _check_adjoint(start, first, w, eps)
     V = Basis(start)
@@ -156,7 +217,7 @@ def golub_kahan(
                 u = u / length if length > 0 else torch.eye(1, u.numel(), dtype=u.dtype, device=u.device)[0]
                 S = squares.sqrt().to(v0.real)
                 return Triplet(S[0].clone(), u, v), Ritz(
-                    S, W, *_on_host(step, residual, probability(share, size, amount, is_complex))
+                    S, W, *_on_host(step, len(calls), residual, probability(share, size, amount, is_complex))
                 )
             look = step + _steps_to_go(history, step, max(residual, tol * share / enough), tol)
     if residual <= tol:
@@ -185,6 +246,16 @@ def _start(v0: Tensor, missed: float | None, random: bool) -> tuple[Tensor, floa
     length = torch.finfo(v0.dtype).eps ** 0.5 if missed is None else NOISE
     start = v0 / vector_norm(v0) + length * noise(v0.numel(), v0)
     return start / vector_norm(start), length / vector_norm(start).item()
+
+
+def _counted(product: Map, calls: list[None]) -> Map:
+    """The same product, each call of which adds to ``calls``."""
+
+    def counted(x: Tensor) -> Tensor:
+        calls.append(None)
+        return product(x)
+
+    return counted
 
 
 def _not_finite(steps: int) -> ValueError:
@@ -216,5 +287,7 @@ def _steps_to_go(history: list[tuple[int, float]], step: int, residual: float, t
     return max(2, min(most, math.ceil(math.log(residual / tol) / rate)))
 
 
-def _on_host(steps: int, residual: float, missed: float) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.tensor(steps, device="cpu"), *torch.tensor([residual, missed], dtype=torch.float64, device="cpu")
+def _on_host(steps: int, products: int, residual: float, missed: float) -> tuple[Tensor, ...]:
+    return *torch.tensor([steps, products], device="cpu"), *torch.tensor(
+        [residual, missed], dtype=torch.float64, device="cpu"
+    )

@@ -1,19 +1,30 @@
 """Any triplet, by the full singular value decomposition."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from .found import FullSVD, Triplet, fix_sign
+from ..operator import Dense, Operator
+from .found import FullSVD, Triplet, check_entries, fix_sign
 
 
-def svd(
-    A: Tensor,
-    index: int = 0,
-    v0: Tensor | None = None,
-    tol: float | None = None,
-    maxiter: int | None = None,
-    missed: float | None = 1e-3,
-) -> tuple[Triplet, FullSVD]:
+@dataclass(frozen=True)
+class SVD:
+    """The full SVD: finds any triplet of a matrix, or of each of a batch, and leaves all singular vectors."""
+
+    name: ClassVar[str] = "svd"
+    largest_only: ClassVar[bool] = False
+    leaves: ClassVar[type[FullSVD]] = FullSVD
+
+    def find(self, A: Operator, index: int, v0: Tensor | None) -> tuple[Triplet, FullSVD]:
+        assert isinstance(A, Dense)
+        check_entries(A.A)
+        return svd(A.A, index, v0)
+
+
+def svd(A: Tensor, index: int = 0, v0: Tensor | None = None) -> tuple[Triplet, FullSVD]:
     """The triplet ``(σᵢ, uᵢ, vᵢ)`` read off the full SVD, and that SVD.
 
     Cost: one thin SVD, O(m n min(m, n)) operations.

@@ -22,7 +22,7 @@ from ..adjoint import ATTEMPTS, SOLVERS, assemble
 from ..forward import Triplet, svd
 from ..matrices import mv, project
 from .checks import relative_error
-from .cost import FACTORS, free_memory, judge_memory, measure, too_much
+from .cost import free_memory, judge_memory, measure, too_much, works_with
 from .records import Row, hardware, header, read_record, record_path, write_record
 from .tables import table
 
@@ -109,7 +109,8 @@ def compare(
         return {"error": _finite(relative_error(gradient, truth)), "residual": _residual(A, triplet, phi, psi, *answer)}
 
     for kind, ways in (("attempt", ATTEMPTS), ("solver", SOLVERS)):
-        for name, way in ways.items():
+        for name, solver in ways.items():
+            way: Callable[..., Any] = solver
             if (kind, name) == ("solver", "spectral"):
                 way = partial(way, known=known)  # the formula for when the whole SVD is at hand
             add(kind, name, partial(way, A, triplet, phi, psi), judge_adjoint, A.device)
@@ -154,12 +155,12 @@ def _residual(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, p: Tensor, 
 
 def _kappa(kind: str, name: str, triplet: Triplet, S: Tensor, m: int, n: int) -> float:
     """In closed form; an exact solver divides A by σ first, an attempt takes A, and a border of ones, as they are."""
-    if (kind, name) not in FACTORS:
+    if (factor := works_with(kind, name)) is None:
         return math.nan
     S = S.double().cpu()
     if kind == "solver":
         S = S / S[0]
-    values = matrices.predicted_singular_values(FACTORS[kind, name], S, m, n)
+    values = matrices.predicted_singular_values(factor, S, m, n)
     return matrices.kappa(values[:-1] if (kind, name) == ("solver", "direct") else values)
 
 

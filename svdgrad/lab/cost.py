@@ -11,29 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..adjoint import ATTEMPTS, SOLVERS
 from .records import Row
 
-#: the matrix that a way factorises or iterates with; the others work in the singular bases
-FACTORS = {
-    ("attempt", "direct"): "K",
-    ("attempt", "bordered"): "bordered",
-    ("attempt", "block-inversion"): "P",
-    ("attempt", "mixed"): "notebook-stack",
-    ("attempt", "backward-substitution"): "notebook-stack",
-    ("attempt", "forward-substitution"): "notebook-stack",
-    ("solver", "direct"): "K",
-    ("solver", "bordered"): "bordered",
-    ("solver", "block-inversion"): "deflated-P",
-    ("solver", "mixed"): "middle",
-    ("solver", "backward-substitution"): "deflated-P",
-    ("solver", "forward-substitution"): "middle",
-    ("solver", "saddle"): "saddle",
-    ("solver", "deflated"): "deflated",
-    ("solver", "schur"): "deflated-Q",
-    ("solver", "doubling"): "deflated-Q",
-    ("solver", "cg"): "deflated-Q",
-    ("solver", "minres"): "deflated",
-}
+
+def works_with(kind: str, name: str) -> str | None:
+    """The matrix that a way factorises or iterates with, a name in ``matrices.MATRICES``; None for a witness, and for
+    what works in the singular bases.
+    """
+    way = {"attempt": ATTEMPTS, "solver": SOLVERS}.get(kind, {}).get(name)
+    return way.works_with if way else None
 
 
 class Timing(NamedTuple):
@@ -100,12 +87,13 @@ def memory(kind: str, name: str, m: int, n: int) -> int:
     """About how many numbers a way holds: six times the largest matrix that it forms, for its pieces and factors
     too.
     """
-    formed = {"newton": "saddle", "cg": "A", "minres": "A"}.get(name, FACTORS.get((kind, name), "A"))
+    by_products = kind == "solver" and SOLVERS[name].by_products
+    formed = "saddle" if name == "newton" else "A" if by_products else works_with(kind, name)
     larger = max(m, n)
     of_k = dict.fromkeys(("K", "bordered", "saddle", "deflated"), (m + n) ** 2)
     of_stack = dict.fromkeys(("notebook-stack", "middle"), (m + n) * larger)
     of_p = dict.fromkeys(("P", "deflated-P"), larger**2)
-    return 6 * (of_k | of_stack | of_p).get(formed, m * n)
+    return 6 * (of_k | of_stack | of_p).get(formed or "A", m * n)
 
 
 def judge_memory(m: int, n: int) -> int:
