@@ -331,7 +331,7 @@ def test_missed_is_a_probability(call, missed):
 @pytest.mark.parametrize("call", [name for name in CALLS if name != "operator_triplet"])
 def test_a_method_that_takes_no_risk_has_no_such_option(call):
     for forward, missed in itertools.product(("svd", "gram"), (1e-2, None)):
-        with pytest.raises(ValueError, match=f"forward '{forward}' has none, found missed={missed}: leave it out"):
+        with pytest.raises(ValueError, match=f"forward '{forward}' does not iterate, found missed={missed}"):
             CALLS[call](torch.eye(4, 3), forward=forward, missed=missed)
         CALLS[call](torch.eye(4, 3), forward=forward, missed=1e-3)
     CALLS[call](torch.eye(4, 3), missed=None)  # "auto" may take it or not
