@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from svdgrad.adjoint.columns import columns_cg, columns_closed
 from svdgrad.certificate import RESOLUTION
 from svdgrad.forward import ConvergenceError, block
 from svdgrad.forward.block import block_lanczos
+from svdgrad.gap import TieError
 
 REAL = [torch.float32, torch.float64]
 DTYPES = [*REAL, torch.complex64, torch.complex128]
@@ -360,3 +362,165 @@ def test_the_same_matrix_gives_the_same_bits():
     first = find(A, 3)
     torch.manual_seed(2)
     assert all(torch.equal(x, y) for x, y in zip(first[:3], find(A.clone(), 3)[:3]))
+
+
+# --- the adjoint ------------------------------------------------------------------------------------------------------
+
+
+def from_numpy(A, k):
+    """σ, U, V and all thin factors, by rows, from LAPACK in double precision, in the precision of A."""
+    U, S, Vh = np.linalg.svd(double(A)[0].numpy(), full_matrices=False)
+    U, S, V = torch.from_numpy(U.T.copy()).to(A), torch.from_numpy(S).to(A.real), torch.from_numpy(Vh.conj()).to(A)
+    return S[:k], U[:k], V[:k], (U, S, V)
+
+
+def solved(A, sigma, U, V, Phi, Psi):
+    """(P, Q) by least squares with the whole system of each row, and P ⟂ U, Q ⟂ V, in double precision."""
+    A, sigma, U, V, Phi, Psi = (x.numpy() for x in double(A, sigma, U, V, Phi, Psi))
+    (m, n), P, Q = A.shape, np.empty_like(Phi), np.empty_like(Psi)
+    for i, s in enumerate(sigma):
+        K = np.block([[s * np.eye(m), -A], [-A.conj().T, s * np.eye(n)]])
+        C = np.block([[s * U.conj(), np.zeros((len(U), n))], [np.zeros((len(U), m)), s * V.conj()]])
+        c = np.r_[Phi[i] - U.T @ (U.conj() @ Phi[i]), Psi[i] - V.T @ (V.conj() @ Psi[i]), np.zeros(2 * len(U))]
+        x = np.linalg.lstsq(np.r_[K, C], c, rcond=None)[0]
+        P[i], Q[i] = x[:m], x[m:]
+    return torch.from_numpy(P), torch.from_numpy(Q)
+
+
+def problem(m, n, k, gap, dtype, inside=None, seed=0):
+    """A matrix with this gap at the cut, and cotangents of its vectors."""
+    inside = np.linspace(1, 0.9, k) if inside is None else inside
+    rest = np.linspace(inside[-1] - gap, 0.05, min(m, n) - k)
+    A, _ = with_values(np.r_[inside, rest], m, n, dtype, seed)
+    return A, random(k, m, dtype, seed + 1), random(k, n, dtype, seed + 2)
+
+
+def error(found, wanted):
+    """The largest of the errors of the rows, each over its length."""
+    return max(((x - y).norm(dim=1) / y.norm(dim=1)).max().item() for x, y in zip(double(*found), wanted))
+
+
+def both(A, k, Phi, Psi, ritz=None):
+    sigma, U, V, (U_all, S_all, V_all) = from_numpy(A, k)
+    by = Products(A)
+    yield columns_closed(sigma, U_all, S_all, V_all, k, Phi, Psi)
+    yield columns_cg(by.mm, by.rmm, tuple(A.shape), sigma, U, V, Phi, Psi, ritz)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gap", [1e-1, 1e-2, 1e-3, 1e-4, 1e-6])
+@pytest.mark.parametrize("shape", [(24, 14), (14, 24), (18, 18)], ids=str)
+def test_the_adjoint_solves_its_system(shape, gap, dtype):
+    if gap == 1e-6 and dtype in (torch.float32, torch.complex64):
+        gap = 3e-5
+    for k in (1, 3):
+        A, Phi, Psi = problem(*shape, k, gap, dtype)
+        wanted = solved(A, *from_numpy(A, k)[:3], Phi, Psi)
+        for found in both(A, k, Phi, Psi):
+            assert error(found, wanted) <= 50 * torch.finfo(dtype).eps / gap
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60), (50, 50)], ids=str)
+def test_gaps_inside_do_not_matter(shape, dtype):
+    """Exact ties, and values that only rounding tells apart."""
+    for inside in ([1, 1, 1], [1, 0.9, 0.9], [1, 1 - 1e-9, 1 - 2e-9]):
+        A, Phi, Psi = problem(*shape, 3, 0.1, dtype, np.array(inside))
+        wanted = solved(A, *from_numpy(A, 3)[:3], Phi, Psi)
+        for found in both(A, 3, Phi, Psi):
+            assert error(found, wanted) <= 500 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300), (200, 200)], ids=str)
+def test_what_the_forward_iteration_knows_saves_steps(shape, dtype):
+    gap, k = 1e-2, 4
+    A, Phi, Psi = problem(*shape, k, gap, dtype)
+    sigma, U, V, ritz = find(A, k)
+    # the closed form serves other U and V of the same spaces: their rows are these, but for signs
+    *_, all_of_them = from_numpy(A, k)
+    sign = torch.linalg.vecdot(all_of_them[2][:k], V).unsqueeze(1)
+    wanted = columns_closed(sigma, *all_of_them, k, Phi * sign.conj(), Psi * sign.conj())
+    wanted = [x * sign for x in wanted]
+    counts = []
+    for known in (None, ritz):
+        by = Products(A)
+        found = columns_cg(by.mm, by.rmm, shape, sigma, U, V, Phi, Psi, known)
+        assert error(found, double(*wanted)) <= 50 * torch.finfo(dtype).eps / gap
+        counts.append(by.count)
+    assert counts[1] < 0.8 * counts[0]
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)], ids=str)
+def test_many_cotangents_at_once_and_rows_of_zeros(shape):
+    A, _, _ = problem(*shape, 3, 0.1, torch.float64)
+    Phi, Psi = (random(4, 3 * size, seed=5).view(4, 3, size) for size in shape)
+    Phi[1], Psi[1], Phi[2, 1], Psi[2, 1], Phi[3] = 0, 0, 0, 0, 0
+    sigma, U, V, (U_all, S_all, V_all) = from_numpy(A, 3)
+    P, Q = columns_closed(sigma, U_all, S_all, V_all, 3, Phi, Psi)
+    by, zero = Products(A), Products(A)
+    for x, y in zip(columns_cg(by.mm, by.rmm, shape, sigma, U, V, Phi, Psi), (P, Q)):
+        assert (x - y).abs().max() <= 500 * 2.2e-16 * y.abs().max()
+    assert not P[1].any() and not Q[2, 1].any()
+    one = [columns_cg(zero.mm, zero.rmm, shape, sigma, U, V, *x)[0] for x in ((Phi[1], Psi[1]), (Phi[0], Psi[0]))]
+    assert not one[0].any() and zero.count < by.count
+    zero.count = 0
+    columns_cg(zero.mm, zero.rmm, shape, sigma, U, V, Phi[1], Psi[1])
+    assert zero.count == 0
+
+
+def test_a_batch_in_closed_form():
+    A = random(6, 30).view(6, 6, 5)
+    U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+    U, V = U.mT, Vh.conj()
+    Phi, Psi = random(6, 12, seed=1).view(6, 2, 6), random(6, 10, seed=2).view(6, 2, 5)
+    P, Q = columns_closed(S[:, :2], U, S, V, 2, Phi, Psi)
+    for i in range(6):
+        gap = (S[i, 1] - S[i, 2]) / S[i, 0]
+        wanted = solved(A[i], S[i, :2], U[i, :2], V[i, :2], Phi[i], Psi[i])
+        assert error((P[i], Q[i]), wanted) <= 50 * 2.2e-16 / gap
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (1, 4), (4, 1)], ids=str)
+def test_all_triplets_leave_the_remainder_or_nothing(shape):
+    A, k = random(*shape), min(shape)
+    Phi, Psi = random(k, shape[0], seed=1), random(k, shape[1], seed=2)
+    sigma, U, V, _ = from_numpy(A, k)
+    off = [Phi - Phi @ U.mT @ U, Psi - Psi @ V.mT @ V]
+    for found in both(A, k, Phi, Psi):
+        for x, y in zip(found, off):
+            assert (x - y / sigma[:, None]).abs().max() <= 500 * 2.2e-16 / sigma[-1]
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_the_adjoint_has_no_units(unit, size):
+    A, Phi, Psi = problem(30, 20, 3, 0.1, torch.float32)
+    wanted = list(both(A, 3, Phi, Psi))
+    for x, y in zip(both(A * unit, 3, Phi * size, Psi * size), wanted):
+        scaled = [v.double() * unit / size for v in x]
+        assert error(scaled, double(*y)) <= 1000 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60), (50, 50)], ids=str)
+def test_a_tie_at_the_cut_is_an_error(shape, dtype):
+    A, Phi, Psi = problem(*shape, 3, 0.0, dtype, np.array([1, 0.9, 0.9]))
+    sigma, U, V, _ = from_numpy(A, 3)
+    by = Products(A)
+    with pytest.raises(TieError, match="σ_k equals the next"):
+        columns_cg(by.mm, by.rmm, shape, sigma, U, V, Phi, Psi)
+    sigma, U, V, ritz = find(A, 3)
+    with pytest.raises(TieError, match="σ_k equals the next"):
+        columns_cg(by.mm, by.rmm, shape, sigma, U, V, Phi, Psi, ritz)
+    A, _ = with_values(np.r_[1, 0.5, np.zeros(min(shape) - 2)], *shape, dtype)  # zero, of which there are more
+    with pytest.raises(TieError, match="σ_k equals the next"):
+        list(both(A, 3, Phi, Psi))
+
+
+def test_vectors_that_are_not_the_dominant_ones():
+    A, Phi, Psi = problem(30, 20, 3, 0.1, torch.float64)
+    _, _, _, (U, S, V) = from_numpy(A, 3)
+    by = Products(A)
+    with pytest.raises(TieError, match="negative curvature"):
+        columns_cg(by.mm, by.rmm, (30, 20), S[1:4], U[1:4], V[1:4], Phi, Psi)
