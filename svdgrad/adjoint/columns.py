@@ -1,0 +1,176 @@
+"""Solve P S − A Q = P_U Φ, Q S − AᴴP = P_V Ψ, P ⟂ U, Q ⟂ V, for k triplets at once (chapter *More than one*).
+
+Vectors are rows, as in ``forward.block``: column i of the equation is row i here, with its own shift σᵢ.
+"""
+
+import torch
+from torch import Tensor
+from torch.linalg import vecdot, vector_norm
+
+from ..forward.block import RitzBlock, Rows
+from ..gap import TieError, tie
+from .krylov import CHECK_EVERY
+
+
+def columns_closed(
+    sigma: Tensor, U_all: Tensor, S_all: Tensor, V_all: Tensor, k: int, Phi: Tensor, Psi: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(P, Q), shapes (..., k, m) and (..., k, n), from the thin factors U_all (..., l, m), S_all (..., l),
+    V_all (..., l, n), l = min(m, n), of which the first k are kept (eq-spectral-columns):
+
+    pᵢ = Σⱼ uⱼ (σᵢaⱼᵢ + σⱼbⱼᵢ)/(σᵢ² − σⱼ²) + (I − U_all U_allᴴ)φᵢ/σᵢ,  a = U_allᴴΦ, b = V_allᴴΨ, j > k, and qᵢ likewise
+    with σⱼa + σᵢb. Cost: four products with k columns.
+    """
+    s = sigma.unsqueeze(-1)
+    Phi, Psi = _off(U_all[..., :k, :], Phi / s), _off(V_all[..., :k, :], Psi / s)
+    U, V, t = U_all[..., k:, :], V_all[..., k:, :], S_all[..., None, k:] / s
+    a, b = Phi @ U.mH, Psi @ V.mH
+    d = (1 - t) * (1 + t)
+    x, y = (a + t * b) / d, (t * a + b) / d
+    # the parts that A cannot reach; a square U has none, and what rounding leaves of it would be divided by σ
+    P = x @ U if U_all.shape[-2] == U_all.shape[-1] else (x - a) @ U + Phi
+    Q = y @ V if V_all.shape[-2] == V_all.shape[-1] else (y - b) @ V + Psi
+    return P, Q
+
+
+def columns_cg(
+    mm: Rows,
+    rmm: Rows,
+    shape: tuple[int, int],
+    sigma: Tensor,
+    U: Tensor,
+    V: Tensor,
+    Phi: Tensor,
+    Psi: Tensor,
+    ritz: RitzBlock | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(P, Q), shapes (..., k, m) and (..., k, n), by conjugate gradients on the smaller side, a system a row
+    (eq-schur-columns):
+
+    (σᵢ²I − AᴴA) qᵢ = AᴴP_Uφᵢ + σᵢP_Vψᵢ on V^⊥,  pᵢ = (P_Uφᵢ + Aqᵢ)/σᵢ,
+
+    definite there for each i ≤ k, with a condition that the gap at the cut decides and none inside the set. They share
+    the products and nothing else. What has converged stands still, and is left out as soon as that is half of the rows;
+    rows of zeros cost nothing. Ritz vectors beyond the k found precondition each by its own shift. Raises a TieError
+    where σ_k equals the next value.
+    """
+    m, n = shape
+    batch, k = Phi.shape[:-2], Phi.shape[-2]
+    Phi, Psi, s = Phi.reshape(-1, m), Psi.reshape(-1, n), sigma.repeat(batch.numel()).unsqueeze(-1)
+    if m < n:
+        Q, P = _on_the_smaller_side(rmm, mm, s, V, U, Psi, Phi, ritz)
+    else:
+        P, Q = _on_the_smaller_side(mm, rmm, s, U, V, Phi, Psi, ritz)
+    return P.view(*batch, k, m), Q.view(*batch, k, n)
+
+
+def _on_the_smaller_side(
+    mm: Rows, rmm: Rows, s: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, ritz: RitzBlock | None
+) -> tuple[Tensor, Tensor]:
+    P, Q = torch.zeros_like(Phi), torch.zeros_like(Psi)
+    size = torch.maximum(_largest(Phi), _largest(Psi))
+    given = (size > 0).squeeze(1).nonzero().squeeze(1)
+    if len(given) == 0:
+        return P, Q
+    size = size[given].clamp_min(torch.finfo(size.dtype).tiny)
+    s, Phi, Psi = s[given], _off(U, Phi[given] / size), _off(V, Psi[given] / size)
+    if V.shape[0] == V.shape[1]:  # nothing but zero is orthogonal to V, what the right-hand side holds is rounding
+        P[given] = Phi / s * size
+        return P, Q
+    X, AX = _cg(mm, rmm, s, V, Phi, Psi, ritz)
+    # vectors found with a loose tolerance are not orthogonal to what comes out
+    P[given], Q[given] = _off(U, Phi + AX) / s * size, _off(V, X) / s * size
+    return P, Q
+
+
+def _cg(
+    mm: Rows, rmm: Rows, s: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, ritz: RitzBlock | None
+) -> tuple[Tensor, Tensor]:
+    """X and AX/σ of (I − AᴴA/σ²)x = Aᴴφ/σ + ψ off V, row by row; as ``krylov._cg``, which says why."""
+    R = B = _off(V, rmm(Phi) / s + Psi)
+    X, AX = torch.zeros_like(B), torch.zeros_like(Phi)
+    stop = None
+    for _ in range(3):
+        Z = _precondition(R, s, len(V), ritz)
+        rz = _dot(R, Z)
+        stop = (4 * torch.finfo(B.dtype).eps) ** 2 * rz if stop is None else stop
+        if not (rz > 16 * stop).any():
+            break
+        _iterate(mm, rmm, s, V, ritz, stop, X, AX, R, Z, rz)
+        R = _off(V, B - X + rmm(AX) / s)
+    # off V a relative gap at the cut above a tie bounds x by b over twice the gap; Ritz values may be blind to a copy
+    gap = tie(Phi.shape[1], Psi.shape[1], B.dtype)
+    if not (2 * gap * s.max() / s * vector_norm(X, dim=1, keepdim=True) <= vector_norm(B, dim=1, keepdim=True)).all():
+        raise _tied(f"the solution is larger than a relative gap above {gap:.0e}, a tie up to rounding, allows")
+    return X, AX
+
+
+def _iterate(
+    mm: Rows, rmm: Rows, s: Tensor, V: Tensor, ritz: RitzBlock | None, stop: Tensor, X: Tensor, AX: Tensor, R: Tensor,
+    D: Tensor, rz: Tensor,
+) -> None:  # fmt: skip
+    """Hestenes and Stiefel's steps for every row, from X, AX/σ, the residuals R and the directions D; X and AX in
+    place.
+    """
+    every, tiny = 1 if R.is_cpu else CHECK_EVERY, torch.finfo(s.dtype).tiny
+    all_X, all_AX, rows = X, AX, None
+    lowest = torch.zeros_like(s)
+    for step in range(max(1000, 20 * R.shape[1])):
+        going = (rz > stop) & (lowest == 0)
+        if step % every == 0:
+            count = int(going.sum())
+            if count == 0:
+                break
+            if 2 * count <= len(rz):
+                if (lowest < 0).any():
+                    break
+                if rows is not None:
+                    all_X[rows], all_AX[rows] = X, AX
+                keep = going.squeeze(1).nonzero().squeeze(1)
+                rows = keep if rows is None else rows[keep]
+                s, stop, X, AX, R, D, rz, lowest, going = (x[keep] for x in (s, stop, X, AX, R, D, rz, lowest, going))
+        W = mm(D) / s
+        MD = torch.addcdiv(D, rmm(W), s, value=-1)
+        alpha = torch.where(going, rz / _dot(D, MD), 0)
+        lowest = torch.minimum(lowest, alpha)
+        X.addcmul_(alpha, D)
+        AX.addcmul_(alpha, W)
+        R = _off(V, torch.addcmul(R, alpha, MD, value=-1))
+        Z = _precondition(R, s, len(V), ritz)
+        rz, previous = _dot(R, Z), rz
+        D = torch.addcmul(Z, D, rz / (previous + tiny))
+    if rows is not None:
+        all_X[rows], all_AX[rows] = X, AX
+    if not ((lowest == 0) & X.isfinite()).all():
+        raise _tied("σ_k²I − AᴴA has negative curvature off the vectors found")
+
+
+def _precondition(R: Tensor, s: Tensor, k: int, ritz: RitzBlock | None) -> Tensor:
+    """r ↦ r + Σ (1/(1 − θₗ²/σᵢ²) − 1) wₗ(wₗᴴr) over the Ritz pairs beyond the k found (eq-preconditioner-columns)."""
+    if ritz is None or len(ritz.W) == k:
+        return R
+    W, theta = ritz.W[k:], ritz.S[k : len(ritz.W)] / s
+    weight = 1 / ((1 - theta) * (1 + theta)).clamp_min(torch.finfo(theta.dtype).eps) - 1
+    return torch.addmm(R, (R @ W.mH) * weight, W)
+
+
+def _off(rows: Tensor, X: Tensor) -> Tensor:
+    return X - X @ rows.mH @ rows
+
+
+def _dot(X: Tensor, Y: Tensor) -> Tensor:
+    product: Tensor = vecdot(X, Y).real.unsqueeze(-1)
+    return product
+
+
+def _largest(X: Tensor) -> Tensor:
+    size: Tensor = vector_norm(X, torch.inf, -1, keepdim=True)
+    return size
+
+
+def _tied(found: str) -> TieError:
+    return TieError(
+        f"the spaces of U and V have no derivative where σ_k equals the next singular value, or zero; found while the "
+        f"adjoint systems were solved: {found}. Likely causes: a k that cuts through a multiple value, a rank below k, "
+        "a symmetry. Take a k on either side of the tied values; a loss of σ alone has a gradient here"
+    )

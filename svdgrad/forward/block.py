@@ -1,0 +1,402 @@
+"""The k dominant triplets by products alone: Golub and Kahan's bidiagonalisation with blocks (chapter *More than one*).
+
+Vectors are rows: U (k, m), V (k, n); ``mm`` takes rows x to rows A x, ``rmm`` takes rows y to rows Aᴴ y.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from ..certificate import NOISE, RESOLUTION, check_missed, hidden, probability
+from .basis import Basis, noise, numbers
+from .found import ConvergenceError, fix_sign
+
+Rows = Callable[[Tensor], Tensor]
+
+#: a basis of more rows than some sixty restarts where the two sides would take more bytes than this
+BYTES = 25e6
+
+
+def block_size(k: int) -> int:
+    """Columns of a block: k, one for the value after the cut, and more, whose combinations off the k found say together
+    what one could say only after many more steps.
+    """
+    return k + 2 + k // 4
+
+
+class RitzBlock(NamedTuple):
+    """What a block iteration knows of all singular values and vectors, and its cost."""
+
+    S: Tensor
+    """(l,) approximate singular values, descending, at or below the true ones: k + 1 of them or more, if A has so
+    many"""
+    W: Tensor
+    """(d, n) orthonormal rows, or (d, m) for a wide matrix: singular vectors of the smaller side, the first k those
+    found, the others approximate, of values down to 0.8 σ_k"""
+    steps: Tensor
+    """steps of the iteration, each of a block product with A and one with Aᴴ, as a tensor of no dimensions"""
+    products: Tensor
+    """products of A or Aᴴ with one vector, counted"""
+    residual: Tensor
+    """the largest ‖Aᴴuᵢ − σᵢvᵢ‖/σ₁, i ≤ k"""
+    missed: Tensor
+    """a bound for the probability that one more singular value lies above σ_k(1 + ``RESOLUTION``)"""
+
+
+def block_lanczos(
+    mm: Rows,
+    rmm: Rows,
+    shape: tuple[int, int],
+    like: Tensor,
+    k: int,
+    start: Tensor | None = None,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
+) -> tuple[Tensor, Tensor, Tensor, RitzBlock]:
+    """The k dominant singular triplets σ (k,), U (k, m), V (k, n) of an m×n operator, and what else is known.
+
+    A Q = P T and Aᴴ P = Q Tᴴ + G, by k + 1 columns more a step (eq-block-bidiagonal): so many copies of a multiple
+    value can show. The singular value decomposition T = X S Yᴴ gives V = Q X and U = P Y, with residuals
+    Aᴴ U − V S = G Y, for G reaches past Q in its last block only. Starts from the rows of ``start (≤ k, n)`` with a
+    twentieth of noise, and from noise alone in place of the others; ``like`` has the dtype and device of all.
+
+    Stops where the first k residuals are at most ``tol`` σ₁, by default ten times the unit roundoff, the next is small
+    beside σ_k − σ_{k+1}, and the probability that a larger value was missed is at most ``missed``; None trusts the
+    start. A large basis restarts from its best vectors. Of the signs of (uᵢ, vᵢ) the largest entry of vᵢ is positive.
+    Raises ConvergenceError after ``maxiter`` steps, and ValueError where a product is not finite, or the two are not
+    adjoint, as far as the first two show.
+    """
+    m, n = shape
+    check_missed(missed)
+    most = 1000 if maxiter is None else maxiter
+    if most < 1:
+        raise ValueError(f"maxiter must be at least 1, found {maxiter}")
+    if start is not None and not (start.isfinite().all() and start.any()):
+        raise ValueError("start must be finite and not zero: it holds vectors to start from; random numbers will do")
+    tol = 10 * torch.finfo(like.dtype).eps if tol is None else tol
+    if m < n:
+        mapped = start if start is None else mm(start[:k].to(like))
+        V, U, sigma, ritz = _on_the_smaller_side(rmm, mm, n, m, like, k, mapped, tol, most, missed)
+        ritz = ritz._replace(products=ritz.products + (0 if mapped is None else len(mapped)))
+    else:
+        U, V, sigma, ritz = _on_the_smaller_side(mm, rmm, m, n, like, k, start, tol, most, missed)
+    return sigma, *fix_sign(U, V), ritz
+
+
+def _on_the_smaller_side(
+    mm: Rows, rmm: Rows, m: int, n: int, like: Tensor, k: int, start: Tensor | None, tol: float, most: int,
+    missed: float | None,
+) -> tuple[Tensor, Tensor, Tensor, RitzBlock]:  # fmt: skip
+    """U, V, σ and the rest for m ≥ n."""
+    first, amounts = _start(start, min(block_size(k), n), n, k, like, missed)
+    space = _Space(mm, rmm, first, m, k)
+    eps = torch.finfo(like.dtype).eps
+    history: list[tuple[int, float]] = []
+    look, fresh = 3, 1
+    for step in range(1, most + 1):
+        space.step()
+        if step < look and step < most and not space.is_full():
+            continue
+        X, S, Y = space.small_svd()
+        top, complete = S[0].item(), space.size == n
+        residuals = space.residuals(Y)
+        residual = residuals[:k].max().item()
+        # the last thing asked for, in units of what is allowed; the value after the cut decides whether there is one
+        worst, chance = _over(residual, tol * top), 0.0 if complete else 1.0
+        if not complete:
+            worst = max(worst, _over(residuals[k].item(), max(tol * top, (S[k - 1] - S[k]).item() / 2)))
+        if not complete and worst <= 1:
+            # is there one as large as σ_k? Where the next known is as large, or nearly: one a little larger than that?
+            # What rounding leaves of zero is no value
+            square = max(S[k - 1].item(), S[k].item() * (1 + RESOLUTION), 100 * eps * top) ** 2
+            if space.first is not None:
+                chance = _chance(space, space.first, X, S[k:] ** 2, amounts, square)
+            elif missed is not None:
+                V = space.right(X[:, :k])
+                chance, larger = _probe(space, V, square, missed, fresh)
+                if larger is not None:
+                    fresh += 1
+                    space.begin(torch.cat([V, larger[None]]))
+                    history.clear()
+                    look = step + 3
+                    continue
+            worst = max(worst, 0.0 if missed is None else chance / missed)
+        if worst <= 1:
+            kept = max(k, int((S > 0.8 * S[k - 1]).sum())) if S[k - 1] > 0 else k
+            W, U = space.right(X[:, :kept]), space.left(Y[:, :k])
+            if space.first is None:  # restarts have added up rounding
+                W[:k], S[:k], U = _rayleigh_ritz(space, W[:k])
+            scalars = [torch.tensor(x, device="cpu") for x in (step, space.products)]
+            scalars += [torch.tensor(x, dtype=torch.float64, device="cpu") for x in (_over(residual, top), chance)]
+            S = (S * space.unit).to(like.real)
+            return U, W[:k], S[:k].clone(), RitzBlock(S, W, *scalars)
+        if space.is_full():
+            space.restart(X, S, Y)
+        look = step + _steps_to_go(history, step, worst)
+    raise ConvergenceError(
+        f"block Lanczos bidiagonalisation reached a residual of {_over(residual, top):.1e} σ₁ in {most} steps, where "
+        f"{tol:.1e} σ₁ was wanted, and missed a larger singular value with a probability of up to {chance:.1e}, where "
+        f"missed={missed} was asked for. Likely causes: σ_k is close to the next values, or a loose tol, which leaves "
+        "little evidence. Raise maxiter or missed, loosen tol, or take a k after which the values fall"
+    )
+
+
+class _Space:
+    """Orthonormal rows Q and P with A Q = P T in columns, that is mm(Q) = T P in rows, and what rmm(P) has off Q."""
+
+    def __init__(self, mm: Rows, rmm: Rows, first: Tensor, m: int, k: int) -> None:
+        self._mm, self._rmm, self.unit, self.products = mm, rmm, 1.0, 0
+        b, n = first.shape
+        #: rows kept in a restart, and rows that fill the space
+        self.kept = k + 3 * b
+        few = self.kept + max(4 * b, 60 + 2 * k)
+        self.limit = max(few, int(BYTES / ((m + n) * first.element_size())))
+        self.limit = n if self.limit + b > n else self.limit
+        self.Q, self.P = first.new_empty((self.limit + b, n)), first.new_empty((self.limit + b, m))
+        self.T = first.new_zeros((self.limit + b, self.limit + b))
+        self.begin(first)
+        #: the rows that the iteration started from, in terms of Q, as long as it is the Krylov space of these
+        self.first: Tensor | None = _on_host(self.left_over)
+
+    def begin(self, first: Tensor) -> None:
+        self.size = self.blocks = self.width = 0
+        self.first = None
+        self.T.zero_()
+        _, self.left_over, self.next = _orthonormal(first, self.Q[:0])
+
+    def mm(self, X: Tensor) -> Tensor:
+        self.products += len(X)
+        return self._mm(X) / self.unit if self.unit != 1 else self._mm(X)
+
+    def rmm(self, Y: Tensor) -> Tensor:
+        self.products += len(Y)
+        return self._rmm(Y) / self.unit if self.unit != 1 else self._rmm(Y)
+
+    def step(self) -> None:
+        """Append the next rows to Q, their products to P, and find the rows after them."""
+        old, new = self.size, self.size + len(self.next)
+        self.Q[old:new] = self.next
+        F = self.mm(self.next)
+        if self.products == len(F):
+            F = self._change_of_unit(F)
+        self.T[old:new, :old], self.T[old:new, old:new], self.P[old:new] = _orthonormal(
+            F, self.P[:old], self.size if self.blocks == 0 else self.width
+        )
+        G = self.rmm(self.P[old:new])
+        along, self.left_over, self.next = _orthonormal(G, self.Q[:new], new - old)
+        if self.products == 2 * len(F):
+            _check_adjoint(self.T[:new, :new], along, vector_norm(G).item())
+        self.size, self.blocks, self.width = new, self.blocks + 1, new - old
+        n = self.Q.shape[1]
+        if n - new < len(self.next):  # the last rows are what is left of the space
+            fill = noise((n - new) * n, self.Q, seed=1).view(n - new, n)  # not what the start was made of
+            self.next = _orthonormal(fill, self.Q[:new])[2] if new < n else fill
+
+    def _change_of_unit(self, F: Tensor) -> Tensor:
+        largest = F.abs().max().item()
+        if not math.isfinite(largest):
+            raise _not_finite()
+        if not 1e-6 < largest < 1e6 and largest != 0:  # squares would leave the range of float32
+            self.unit = largest
+        return F / self.unit
+
+    def is_full(self) -> bool:
+        return self.size + len(self.next) > self.limit or self.size == self.Q.shape[1]
+
+    def small_svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """X, S, Y of T = X S Yᴴ, on the host."""
+        T = _on_host(self.T[: self.size, : self.size])
+        if not T.isfinite().all():
+            raise _not_finite()
+        X, S, Yh = torch.linalg.svd(T)
+        return X, S, Yh.mH
+
+    def residuals(self, Y: Tensor) -> Tensor:
+        """‖Aᴴuᵢ − σᵢvᵢ‖ for every i, in the unit of T; nothing is left of a whole space."""
+        if self.size == self.Q.shape[1]:
+            return Y.real.new_zeros(self.size)
+        norms: Tensor = vector_norm(Y[-self.width :].mH @ _on_host(self.left_over), dim=1)
+        return norms
+
+    def right(self, X: Tensor) -> Tensor:
+        V: Tensor = X.mH.to(self.Q) @ self.Q[: self.size]
+        return V
+
+    def left(self, Y: Tensor) -> Tensor:
+        U: Tensor = Y.mH.to(self.P) @ self.P[: self.size]
+        return U
+
+    def restart(self, X: Tensor, S: Tensor, Y: Tensor) -> None:
+        """Keep the best vectors."""
+        kept = self.kept
+        self.Q[:kept], self.P[:kept] = self.right(X[:, :kept]), self.left(Y[:, :kept])
+        self.T.zero_()
+        self.T.diagonal()[:kept] = S[:kept].to(self.T)
+        self.size, self.blocks, self.first = kept, 0, None
+
+
+def _rayleigh_ritz(space: _Space, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """V, S, U within the space of V, from its product."""
+    _, V = _qr(V)
+    R, U = _qr(space.mm(V))
+    X, S, Yh = torch.linalg.svd(_on_host(R))
+    return X.mH.to(V) @ V, S, Yh.to(U) @ U
+
+
+def _start(start: Tensor | None, b: int, n: int, k: int, like: Tensor, missed: float | None) -> tuple[Tensor, Tensor]:
+    """b rows of length about one, and the amount of noise in each, as a length: all of it, or a part beside the start.
+
+    A start without any component along vᵢ would never find it; a little noise has one.
+    """
+    rows = noise(b * n, like).view(b, n) * b**0.5
+    amounts = torch.ones(b, dtype=torch.float64, device="cpu")
+    if start is not None:
+        start = start[:k].to(like)
+        largest = start.abs().amax(1, keepdim=True)
+        given = largest.squeeze(1) > 0
+        start = start[given] / largest[given]
+        l = len(start)
+        amounts[:l] = torch.finfo(like.dtype).eps ** 0.5 if missed is None else NOISE
+        rows[:l] = start / vector_norm(start, dim=1, keepdim=True) + amounts[0].item() * rows[:l]
+    return rows, amounts
+
+
+def _orthonormal(W: Tensor, rows: Tensor, near: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """(C, R, Q) with W = C·rows + R Q, the rows of Q orthonormal and orthogonal to ``rows``.
+
+    In exact arithmetic W has components along the last ``near`` rows only; see ``Basis.extend``. Where what is left of
+    a row is small, it is rounding for the most part, and needs another round; where nothing was left, one more. On a
+    GPU there are always two, since to look at a number would make it wait.
+    """
+    size = vector_norm(W, dim=1).max().item() if W.is_cpu else 0.0
+    close, W = _off(rows[len(rows) - near :], W)
+    C, W = _off(rows, W)
+    C[:, len(rows) - near :] += close
+    R, W = _qr(W)
+    left = R
+    for _ in range(3 if W.is_cpu else 1):
+        if W.is_cpu and left.diagonal().abs().min().item() >= 0.1 * size:
+            break
+        D, W = _off(rows, W)
+        left, W = _qr(W)
+        C, R, size = C + R @ D, R @ left, 5.0
+    return C, R, W
+
+
+def _off(rows: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    along = W @ rows.mH
+    return along, torch.addmm(W, along, rows, alpha=-1)
+
+
+def _qr(W: Tensor) -> tuple[Tensor, Tensor]:
+    """W = R Q with orthonormal rows of Q."""
+    Q, R = torch.linalg.qr(W.mT)
+    return R.mT, Q.mT
+
+
+def _chance(space: _Space, first: Tensor, X: Tensor, squares: Tensor, amounts: Tensor, square: float) -> float:
+    """The probability that a value of this ``square`` was missed, from what is known already (eq-missed-block).
+
+    Combinations of the starting rows with nothing of the k vectors found start Lanczos iterations that are free of
+    products, since they stay in the space. Of true singular vectors those k alone decide which combinations, and the
+    noise in them along any other knows nothing of that; in one combination it is independent of that in the next.
+    """
+    n, k, eps = space.Q.shape[1], X.shape[1] - len(squares), torch.finfo(space.Q.dtype).eps
+    along = (first @ X[: len(first)]) / amounts.unsqueeze(1)  # the Ritz vectors; of each row, noise of one
+    chance = 1.0 * k  # for any of the k + 1 largest may be the one that was missed
+    for c in torch.linalg.svd(along[:, :k])[0][:, k:].mH:
+        weights = (c @ along[:, k:]).abs()
+        length = vector_norm(weights).item()
+        share = _hidden_share(squares, weights / length, square, space.blocks - 1, eps / n**0.5)
+        chance *= probability(share, n, 1 / length, X.is_complex())
+    return min(1.0, chance)
+
+
+def _hidden_share(squares: Tensor, weights: Tensor, value: float, steps: int, least: float) -> float:
+    """``hidden`` for the Lanczos iteration of so many steps from the vector with these weights along Ritz vectors, and
+    ``least``, what rounding leaves in every vector of any other.
+
+    As long as it stays inside the space, the iteration with AᴴA is that with the diagonal matrix of the squares.
+    """
+    V = weights[None]
+    diagonal: list[float] = []
+    off: list[float] = []
+    share = 1.0
+    while len(diagonal) < steps and share > least:
+        w = squares * V[-1]
+        diagonal.append(torch.dot(w, V[-1]).item())
+        w = w - (V @ w) @ V
+        w = w - (V @ w) @ V
+        off.append(vector_norm(w).item())
+        V = torch.cat([V, w[None] / (off[-1] + 1e-300)])
+        share = hidden(diagonal, off, value)
+    return share + least
+
+
+def _probe(space: _Space, V: Tensor, square: float, missed: float, seed: int) -> tuple[float, Tensor | None]:
+    """Lanczos's iteration with AᴴA off V from fresh noise: the probability that a value of this square is missed, or a
+    vector of one.
+    """
+    n, is_complex, eps = V.shape[1], V.is_complex(), torch.finfo(V.dtype).eps
+    first = _orthonormal(noise(n, V, seed)[None], V)[2][0]
+    basis = Basis(first, V)
+    alphas: list[float | Tensor] = []
+    betas: list[float | Tensor] = []
+    for step in range(1, n - len(V) + 1):
+        alpha, beta = basis.extend(space.rmm(space.mm(basis.last()[None]))[0])
+        alphas.append(alpha)
+        betas.append(beta)
+        if step % 4 == 0 or step == n - len(V):
+            diagonal, off = numbers(alphas + betas).split(step)
+            values, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
+            if values[-1] >= square:
+                return 1.0, Y[:, -1].to(V) @ basis.rows()[len(V) : len(V) + step]
+            share = hidden(diagonal.tolist(), off.tolist(), square) + eps / n**0.5
+            chance = probability(share, n, 1.0, is_complex)
+            if chance <= missed:
+                return chance, None
+    return 0.0, None
+
+
+def _on_host(x: Tensor) -> Tensor:
+    return x.to("cpu", torch.complex128 if x.is_complex() else torch.float64)
+
+
+def _over(x: float, allowed: float) -> float:
+    """x/allowed, where zero is allowed even if nothing is."""
+    return x / allowed if allowed > 0 else math.inf if x > 0 else 0.0
+
+
+def _steps_to_go(history: list[tuple[int, float]], step: int, worst: float) -> int:
+    """From 1 to step/4 + 3: as many as it takes down to one at the rate of fall since the last look."""
+    most = step // 4 + 3
+    history.append((step, worst))
+    if len(history) < 2 or not 0 < worst < history[-2][1]:
+        return most
+    rate = math.log(history[-2][1] / worst) / (step - history[-2][0])
+    return max(1, min(most, math.ceil(math.log(worst) / rate)))
+
+
+def _not_finite() -> ValueError:
+    return ValueError(
+        "the products must be finite, found NaN or Inf: look into the matvec, and the adjoint, for an overflow or a "
+        "division by zero"
+    )
+
+
+def _check_adjoint(T: Tensor, along: Tensor, size: float) -> None:
+    """PᴴA Q and (Aᴴ P)ᴴQ are the same for every linear A and its adjoint; the first products tell, at no further
+    cost.
+    """
+    found, size = vector_norm(along - T.mH).item(), max(size, vector_norm(T).item())
+    if not found <= torch.finfo(T.dtype).eps ** 0.5 * size:
+        raise ValueError(
+            f"the two products are not those of a matrix and its transpose: yᵀ(Ax) and (Aᵀy)ᵀx differ by "
+            f"{found / size:.1e} of their size. Likely causes: a matvec that is not linear in x (a ReLU, a "
+            "normalisation), that changes from call to call (dropout), or an rmatvec of another matrix"
+        )
