@@ -11,26 +11,33 @@ if TYPE_CHECKING:
     from .diagnosis import Diagnosis, diagnose
     from .forward import ConvergenceError, Triplet
     from .gap import NearTieWarning, TieError
-    from .operators import RankTwo, operator_triplet, rank_two_gradient
+    from .operators import RankTwo, operator_triplet, operator_triplets, rank_two_gradient
     from .phase import PhaseError
     from .triplet import singular_triplet, spectral_norm
+    from .triplets import LowRank, Triplets, low_rank, rank_2k_gradient, singular_triplets
 
 __all__ = [
     "ConvergenceError",
     "Diagnosis",
+    "LowRank",
     "NearTieWarning",
     "PhaseError",
     "RankTwo",
     "TieError",
     "Triplet",
+    "Triplets",
     "adjoint",
     "diagnose",
     "forward",
+    "low_rank",
     "matrices",
     "operator",
     "operator_triplet",
+    "operator_triplets",
+    "rank_2k_gradient",
     "rank_two_gradient",
     "singular_triplet",
+    "singular_triplets",
     "spectral_norm",
 ]
 __version__ = "0.1.0"
@@ -38,10 +45,11 @@ __version__ = "0.1.0"
 _MODULES = {
     "diagnosis": ("Diagnosis", "diagnose"),
     "forward": ("ConvergenceError", "Triplet"),
-    "operators": ("RankTwo", "operator_triplet", "rank_two_gradient"),
+    "operators": ("RankTwo", "operator_triplet", "operator_triplets", "rank_two_gradient"),
     "gap": ("NearTieWarning", "TieError"),
     "phase": ("PhaseError",),
     "triplet": ("singular_triplet", "spectral_norm"),
+    "triplets": ("LowRank", "Triplets", "low_rank", "rank_2k_gradient", "singular_triplets"),
 }
 
 

@@ -1,5 +1,6 @@
 """What a call asks for: names become methods and solvers, "auto" is decided, and what cannot be is an error."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -10,7 +11,8 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .adjoint import SOLVERS
 from .adjoint.solver import Solver
-from .forward import FORWARDS, Lanczos, Method, Ritz
+from .forward import FORWARDS, FullSVD, GramVectors, Lanczos, Method, Ritz
+from .forward.block import RitzBlock
 from .operator import Dense, Sparse, of_sparse_tensor
 from .transforms import transformed
 
@@ -50,6 +52,14 @@ class How:
     index: int
     forward: Method
     adjoint: Solver
+    k: int | None = None
+    """None for one triplet, else for the k largest, which come as rows: σ (..., k), U (..., k, m), V (..., k, n)"""
+    core: bool = False
+    """whether the loss sees the core (eq-core) and so, at a tie among the k, all that a derivative needs"""
+
+    def left(self, known: Sequence[Tensor]) -> FullSVD | GramVectors | Ritz | RitzBlock:
+        """What the forward method left behind."""
+        return (self.forward.leaves if self.k is None else self.forward.leaves_many)(*known)
 
 
 def choose(A: Tensor, index: int = 0) -> str:
@@ -248,6 +258,39 @@ def prepare(
     check_sparse(A, how, v0)
     dtype = torch.promote_types(A.dtype, torch.float32)
     return A.at((A.values.to(dtype),)) if isinstance(A, Sparse) else of_sparse_tensor(A.to(dtype)), how
+
+
+def check_k(k: int, m: int, n: int) -> None:
+    """Raise an error for what is no number of triplets of an m×n matrix."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise TypeError(f"k must be an integer, found {k!r}: it is how many triplets to find")
+    if not 1 <= k <= min(m, n):
+        raise ValueError(f"k must be from 1 to {min(m, n)} for a matrix of shape {m}×{n}, found {k}")
+
+
+def prepare_many(
+    A: Tensor | Sparse,
+    k: int,
+    forward: ForwardName | Method,
+    adjoint: AdjointName | Solver,
+    tol: float | None,
+    maxiter: int | None,
+    missed: float | None,
+    core: bool,
+) -> tuple[Dense | Sparse, How]:
+    """As ``prepare``, for the k dominant triplets."""
+    X, how = prepare(A, 0, forward, "auto", tol, maxiter, None, missed)
+    check_k(k, *X.shape)
+    if k == 1:  # one vector, certified, with every method and solver
+        return X, How(0, how.forward, solver(adjoint, how.forward))
+    if adjoint != "auto" and solver(adjoint, how.forward) != how.adjoint:
+        raise ValueError(
+            f"adjoint must be 'auto' or {name_of(how.adjoint)!r} for k triplets after {how.forward.name!r}, found "
+            f"{adjoint!r}: the other solvers serve one triplet"
+        )
+    if isinstance(X, Dense):
+        X = Dense(X.A, rows=True)
+    return X, How(0, how.forward, how.adjoint, int(k), core)
 
 
 def check_sparse(A: Tensor | Sparse, how: How, v0: Tensor | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import operators, rule
+from . import operators, rule, triplets
 from . import triplet as triplet_module
 from .adjoint import SOLVERS
 from .adjoint.solver import Solver
@@ -31,7 +31,8 @@ def _hide(owner: Any, *names: str) -> None:
 
 # now, when torch.compile first meets svdgrad: to import the compiler earlier would cost everybody a second
 _hide(triplet_module, "_singular_triplet")
-_hide(operators, "_operator_triplet")
+_hide(operators, "_operator_triplet", "_operator_triplets")
+_hide(triplets, "_differentiable_rows")
 _hide(rule._Triplet, "forward", "backward", "jvp", "vmap")
 _hide(rule._PlainTriplet, "forward", "backward", "jvp")
 _hide(rule._Solve, "forward", "backward", "jvp", "vmap")

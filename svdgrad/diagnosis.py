@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from .adjoint.solver import Solver
-from .auto import AdjointName, ForwardName, name_of, prepare
-from .forward import Method, Ritz
-from .gap import expected_error, relative_gap, values_near
+from .auto import AdjointName, ForwardName, name_of, prepare, prepare_many
+from .forward import Method, Ritz, RitzBlock
+from .gap import expected_error, following, relative_cut, relative_gap, values_near
 from .operator import Sparse
 from .steps import find_triplet, full_precision
 
@@ -56,11 +56,15 @@ def diagnose(
     maxiter: int | None = None,
     v0: Tensor | None = None,
     missed: float | None = 1e-3,
+    k: int | None = None,
 ) -> Diagnosis:
     """Gap, condition number and expected error of the gradient at one matrix A (m, n), and cost and residual of its
     triplet.
 
-    Arguments and errors are those of ``singular_triplet``. With "lanczos" the gap is estimated from the iteration's
+    Arguments and errors are those of ``singular_triplet``. With k it is about ``singular_triplets(A, k)``: ``sigma`` is
+    σₖ, ``gap`` the distance to σₖ₊₁, or to zero if there is none and m ≠ n; distances among the k do not count.
+
+    With "lanczos" the gap is estimated from the iteration's
     second Ritz value, and from a search for a value near σ that the iteration cannot see. Both lie at or below σ₂, so
     the estimate is never too small. Cost: that of the forward method, and some ten steps for the search.
 
@@ -77,6 +81,12 @@ def diagnose(
     forward          gram
     adjoint          spectral
     """
+    if k is not None:
+        if index != 0 or v0 is not None:
+            raise ValueError(
+                f"k asks for the k largest triplets, found index={index} or a v0 beside it: leave them out"
+            )
+        return _of_many(A, k, forward, adjoint, tol, maxiter, missed)
     X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
     if len(A.shape) != 2:
         raise ValueError(f"diagnose takes one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
@@ -108,3 +118,42 @@ def _why(known: Ritz, size: int) -> str:
     if known.steps == size:
         return "the space is exhausted"
     return "the residual reached the tolerance"
+
+
+def _of_many(
+    A: Tensor | Sparse,
+    k: int,
+    forward: ForwardName | Method,
+    adjoint: AdjointName | Solver,
+    tol: float | None,
+    maxiter: int | None,
+    missed: float | None,
+) -> Diagnosis:
+    X, how = prepare_many(A, k, forward, adjoint, tol, maxiter, missed, core=False)
+    if how.k is None:
+        return diagnose(A, 0, forward, adjoint, tol, maxiter, None, missed)
+    if len(A.shape) != 2:
+        raise ValueError(f"diagnose takes one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
+    X = X.at([x.detach() for x in X.leaves])
+    core, U, V, *left = find_triplet(X, None, how)
+    sigma, known = core.diagonal().real, how.left(left)
+    with full_precision(X.leaves):
+        beyond = following(*X.shape, how.k, known.S)
+        gap = relative_cut(sigma, beyond)
+        s, top = sigma.unsqueeze(-1), torch.where(sigma[0] > 0, sigma[0], 1)
+        residual = torch.maximum((X.mv(V) - s * U).norm(dim=-1), (X.rmv(U) - s * V).norm(dim=-1)).max() / top
+    block = known if isinstance(known, RitzBlock) else None
+    last, next_ = sigma[-1].item(), 0.0 if beyond is None else beyond.item()
+    return Diagnosis(
+        sigma=last,
+        gap=gap,
+        kappa=(last + next_) / (gap * sigma[0].item()) if gap else float("inf"),
+        predicted_error=expected_error(gap, known.S.dtype) if gap else float("inf"),
+        steps=int(block.steps) if block else 0,
+        products=int(block.products) if block else 0,
+        residual=residual.item(),
+        missed=block.missed.item() if block else 0.0,
+        stopped=("the residuals reached the tolerance" if block else "direct method"),
+        forward=how.forward.name,
+        adjoint=name_of(how.adjoint),
+    )

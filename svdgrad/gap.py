@@ -160,8 +160,47 @@ def check_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
             f"{expected_error(gap, S.dtype):.0e} is to be "
             f"expected in the gradient with {str(S.dtype).removeprefix('torch.')}, by any method",
             NearTieWarning,
-            stacklevel=_level_of_the_caller(),
+            stacklevel=level_of_the_caller(),
         )
+
+
+def check_cut(m: int, n: int, sigma: Tensor, following: Tensor | None) -> None:
+    """``check_gap`` for k triplets: by σₖ − σₖ₊₁, with 0 for the value after min(m, n) of them if m ≠ n.
+
+    With k = m = n there is nothing outside, and σₖ itself is what may not be zero.
+    """
+    if sigma.numel() == 0:
+        return
+    gap = relative_cut(sigma.detach(), following)
+    if not gap > tie(m, n, sigma.dtype):
+        where = "σₖ from zero" if following is None or not following.any() else "σₖ from σₖ₊₁"
+        raise TieError(
+            f"the {sigma.shape[-1]} triplets have no derivative where the last is not set apart from what is left out; "
+            f"found a relative distance of {gap:.1e} of {where}, which is a tie up to rounding. Likely causes: a cut "
+            "through a multiple singular value, or a rank below k. A loss of σ alone has a gradient here; otherwise "
+            "choose another k, which takes all of the tied values or none"
+        )
+    if gap < near_tie(m, n, sigma.dtype):
+        warnings.warn(
+            f"the last kept singular value is close to the first left out: relative gap {gap:.1e}, so a relative error "
+            f"of about {expected_error(gap, sigma.dtype):.0e} is to be expected in the gradient with "
+            f"{str(sigma.dtype).removeprefix('torch.')}, by any method",
+            NearTieWarning,
+            stacklevel=level_of_the_caller(),
+        )
+
+
+def relative_cut(sigma: Tensor, following: Tensor | None) -> float:
+    """(σₖ − σₖ₊₁)/σ₁, the smallest of a batch."""
+    last, first = sigma[..., -1], sigma[..., 0]
+    return ((last if following is None else last - following) / first).nan_to_num(0.0).min().item()
+
+
+def following(m: int, n: int, k: int, S: Tensor) -> Tensor | None:
+    """σₖ₊₁ from the known singular values: zero after the last of m ≠ n, None where there is nothing outside."""
+    if S.shape[-1] > k:
+        return S[..., k]
+    return None if m == n else torch.zeros_like(S[..., 0])
 
 
 def tied(found: str) -> TieError:
@@ -173,7 +212,7 @@ def tied(found: str) -> TieError:
     )
 
 
-def _level_of_the_caller() -> int:
+def level_of_the_caller() -> int:
     """The ``stacklevel`` for a warning, seen from the function that asks, of the first line that is neither this
     package's nor PyTorch's: that of ``backward()``.
     """

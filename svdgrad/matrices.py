@@ -113,6 +113,11 @@ def _real_products(A: Tensor) -> tuple[Map, Map]:
     return matvec, rmatvec
 
 
+def row_products(A: Tensor) -> tuple[Map, Map]:
+    """The rows x of X ↦ A x and the rows y of Y ↦ Aᴴ y, shapes (..., k, n) -> (..., k, m) and back."""
+    return (lambda X: X @ A.mT), (lambda Y: Y @ A.conj())
+
+
 def outer(x: Tensor, y: Tensor) -> Tensor:
     """The rank-one matrix x yᴴ, shapes (..., m) and (..., n) -> (..., m, n)."""
     return x.unsqueeze(-1) * y.conj().unsqueeze(-2)

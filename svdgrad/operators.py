@@ -8,12 +8,13 @@ from torch import Tensor
 
 from .adjoint import SOLVERS, assemble
 from .adjoint.solver import Solver
-from .auto import AdjointName, ForwardName, How, prepare
+from .auto import AdjointName, ForwardName, How, check_k, prepare
 from .forward import Lanczos, Method, Triplet
-from .operator import Sparse, function
+from .operator import Function, Sparse, function
 from .rule import differentiable_triplet
-from .steps import find_triplet, full_precision, solve_adjoint
+from .steps import find_triplet, full_precision, solve_adjoint, value_and_cotangents
 from .transforms import plain_mode
+from .triplets import Triplets, rows_of
 
 MatVec = Callable[[Any, Tensor], Tensor]
 
@@ -106,6 +107,66 @@ def _operator_triplet(
     rmatvec: MatVec | None,
     missed: float | None,
 ) -> Triplet:
+    check_function(matvec, v0)
+    how = How(0, Lanczos(tol, maxiter, missed), SOLVERS["cg"])
+    with plain_mode(), full_precision((v0,)):
+        A, start = operator_of(matvec, params, v0, rmatvec)
+        sigma, u, v = differentiable_triplet(A, start.reshape(-1), how)
+    return Triplet(sigma, u.reshape(A.out), v.reshape(v0.shape)).to(v0.dtype)
+
+
+def operator_triplets(
+    matvec: MatVec,
+    params: Any,
+    v0: Tensor,
+    k: int,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    rmatvec: MatVec | None = None,
+    missed: float | None = 1e-3,
+) -> Triplets:
+    """The k dominant triplets of x ↦ matvec(params, x), differentiable in ``params`` as those of a matrix are.
+
+    The arguments are those of ``operator_triplet``, and k; errors and warnings also those of ``singular_triplets``. v0
+    tells the shape and the dtype of x, and is one of the vectors that the iteration starts from.
+    Returns ``sigma (k,)``, ``U (*out, k)`` and ``V (*v0.shape, k)``, where matvec's result has the shape ``out``.
+    Cost: two products with k + 2 + k/4 vectors a step, each by a call of matvec. Source: the book (eq-outside).
+
+    >>> d = torch.tensor([3.0, 1.0, 2.0], requires_grad=True)
+    >>> operator_triplets(lambda d, x: d * x, d, torch.ones(3), 2).sigma.sum().backward()
+    >>> d.grad.round(decimals=3) + 0.0
+    tensor([1., 0., 1.])
+    """
+    if torch.compiler.is_compiling():
+        from .compiled import refuse_transforms
+
+        refuse_transforms()
+    return _operator_triplets(matvec, params, v0, k, tol, maxiter, rmatvec, missed)
+
+
+def _operator_triplets(
+    matvec: MatVec,
+    params: Any,
+    v0: Tensor,
+    k: int,
+    tol: float | None,
+    maxiter: int | None,
+    rmatvec: MatVec | None,
+    missed: float | None,
+) -> Triplets:
+    check_function(matvec, v0)
+    with plain_mode(), full_precision((v0,)):
+        A, start = operator_of(matvec, params, v0, rmatvec)
+        check_k(k, *A.shape)
+        how = How(0, Lanczos(tol, maxiter, missed), SOLVERS["cg"], None if k == 1 else int(k))
+        core, U, V = rows_of(A, how, start.reshape(-1))
+    sigma = core.diagonal(dim1=-2, dim2=-1).real
+    U, V = U.mT.reshape(*A.out, -1), V.mT.reshape(*v0.shape, -1)
+    return Triplets(*Triplet(sigma, U, V).to(v0.dtype))
+
+
+def check_function(matvec: MatVec, v0: Tensor) -> None:
+    """Raise an error for what is no function, or nothing to start from."""
     if not (isinstance(v0, Tensor) and (v0.is_floating_point() or v0.is_complex())):
         found = getattr(v0, "dtype", type(v0).__name__)
         raise TypeError(
@@ -115,13 +176,13 @@ def _operator_triplet(
         raise TypeError(f"matvec must be a function of (params, x), found {type(matvec).__name__}")
     if v0.numel() == 0:
         raise ValueError(f"v0 must have at least one entry, found shape {tuple(v0.shape)}")
-    how = How(0, Lanczos(tol, maxiter, missed), SOLVERS["cg"])
-    with plain_mode(), full_precision((v0,)):
-        start = v0.detach().to(torch.promote_types(v0.dtype, torch.float32))
-        start = start.clone() if start.is_inference() else start
-        A = function(matvec, params, start, rmatvec)
-        sigma, u, v = differentiable_triplet(A, start.reshape(-1), how)
-    return Triplet(sigma, u.reshape(A.out), v.reshape(v0.shape)).to(v0.dtype)
+
+
+def operator_of(matvec: MatVec, params: Any, v0: Tensor, rmatvec: MatVec | None) -> tuple[Function, Tensor]:
+    """The operator, and v0 in single precision or better."""
+    start = v0.detach().to(torch.promote_types(v0.dtype, torch.float32))
+    start = start.clone() if start.is_inference() else start
+    return function(matvec, params, start, rmatvec), start
 
 
 class RankTwo(NamedTuple):
@@ -163,28 +224,11 @@ def rank_two_gradient(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
-    if not callable(loss):
-        raise TypeError(f"loss must be a function of a triplet, found {type(loss).__name__}")
     X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
     if len(A.shape) != 2 or A.dtype.is_complex:
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
     X = X.at([x.detach() for x in X.leaves])
     sigma, u, v, *known = find_triplet(X, v0, how)
-    with torch.inference_mode(False), torch.enable_grad():
-        sigma, u, v = (x.clone() if x.is_inference() else x for x in (sigma, u, v))
-        leaves = Triplet(*(x.detach().requires_grad_() for x in (sigma, u, v)))
-        value = loss(leaves)
-        if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex() or not value.requires_grad:
-            found = (
-                f"{value.dtype} of shape {tuple(value.shape)}{' without a graph' * (not value.requires_grad)}"
-                if isinstance(value, Tensor)
-                else type(value).__name__
-            )
-            raise TypeError(
-                f"loss(triplet) must be one real number, as a tensor, and a function of the triplet, found {found}: "
-                "end it with .sum(), and calculate with the sigma, u and v that it is given"
-            )
-        bars = torch.autograd.grad(value, leaves, allow_unused=True)
-    xi, phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in zip(leaves, bars))
+    value, (xi, phi, psi) = value_and_cotangents(loss, Triplet(sigma, u, v))
     p, q = solve_adjoint(X, Triplet(sigma, u, v), phi, psi, how, "loss", known)
-    return value.detach(), RankTwo(u, v, p, q, xi)
+    return value, RankTwo(u, v, p, q, xi)

@@ -17,6 +17,7 @@ from torch.linalg import vecdot
 from .adjoint import SOLVERS
 from .auto import How
 from .forward import SVD, Triplet
+from .inside import check_values, hermitian, rotation, turned, turning
 from .newton import anchor, newton
 from .operator import Dense, Operator, dense
 from .phase import check_phase, keep_phase
@@ -29,6 +30,11 @@ def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
     if not transformed():
         return Triplet(*_PlainTriplet.apply(A, v0, how, *A.leaves)[:3])
     steps = newton_steps_wanted()
+    if steps and how.k is not None:
+        raise NotImplementedError(
+            "forward modes of torch.func inside one another do not reach k triplets: use one of them, or one over a "
+            "reverse mode, as torch.func.hessian does"
+        )
     if steps and not isinstance(A, Dense):  # a Newton step solves with the matrix
         A, how = Dense(dense(A)), How(0, SVD(), SOLVERS["spectral"])
     triplet = Triplet(*_Triplet.apply(A, v0, how, *A.leaves)[:3])
@@ -68,9 +74,9 @@ class _Triplet(torch.autograd.Function):
     @_precisely
     def backward(ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None, *_: None) -> Any:
         leaves, (sigma, u, v, *known) = _split(ctx)
-        wanted = ctx.needs_input_grad[3:]
+        wanted, many = ctx.needs_input_grad[3:], ctx.how.k is not None
         A = ctx.A.at(leaves)
-        if phi is None and psi is None:
+        if phi is None and psi is None and not many:
             if xi is None:
                 return (None,) * (3 + ctx.count)
             # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
@@ -85,6 +91,13 @@ class _Triplet(torch.autograd.Function):
         psi = torch.zeros_like(v) if psi is None else psi
         # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
         step = _Solve.apply if torch.is_grad_enabled() or in_forward_mode() else _Solve.forward
+        h = None
+        if many:  # what σ was is the core, and ξ its cotangent
+            h = hermitian(torch.zeros_like(sigma) if xi is None else xi)
+            sigma = sigma.diagonal(dim1=-2, dim2=-1).real
+            if not (ctx.how.core or transformed()) and (phi.any() or psi.any()):
+                check_values(sigma, A.shape, h.diagonal(dim1=-2, dim2=-1).real)
+            phi = turned(u, sigma, h, phi)
         if u.is_complex():
             if step is _Solve.forward:
                 seen = check_phase(u, v, phi, psi)
@@ -93,7 +106,8 @@ class _Triplet(torch.autograd.Function):
                 step(A, ctx.how, "phase", *leaves, sigma, u, v, phi, psi, *known)
             psi = keep_phase(u, v, phi, psi, ctx.v0) if seen else psi
         p, q = step(A, ctx.how, "loss", *leaves, sigma, u, v, phi, psi, *known)
-        return None, None, None, *A.pull((along_u(sigma, u, xi, phi, p), u), (v, q), wanted)
+        x = along_u(sigma, u, xi, phi, p) if h is None else rotation(sigma, u, v, h, phi, psi).mT @ u + p
+        return None, None, None, *A.pull((x, u), (v, q), wanted)
 
     @staticmethod
     @_precisely
@@ -102,6 +116,11 @@ class _Triplet(torch.autograd.Function):
         A = ctx.A.at(leaves)
         dA = A.push(dleaves)
         dA_v, dA_u = dA.mv(v), dA.rmv(u)
+        if ctx.how.k is not None:
+            sigma = sigma.diagonal(dim1=-2, dim2=-1).real
+            du, dv = _Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
+            dcore, left, right = turning(sigma, u, v, dA_v)
+            return (dcore, left.mT @ u + du, right.mT @ v + dv) + (None,) * len(known)
         dsigma = vecdot(u, dA_v)
         du, dv = _Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
         if u.is_complex():
@@ -175,11 +194,12 @@ class _Solve(torch.autograd.Function):
         leaves, (sigma, u, v, phi, psi, *known, p, q) = _split(ctx)
         A = ctx.A.at(leaves)
         y, z = _Solve.apply(A, ctx.how, "again", *leaves, sigma, u, v, p_bar, q_bar, *known)
-        lam, mu = vecdot(phi, u).unsqueeze(-1), vecdot(psi, v).unsqueeze(-1)
-        alpha, gamma = vecdot(p_bar, u).unsqueeze(-1), vecdot(q_bar, v).unsqueeze(-1)
+        many = ctx.how.k is not None
+        lam, mu, alpha, gamma = (_against(x, y, many) for x, y in ((u, phi), (v, psi), (u, p_bar), (v, q_bar)))
         A_bar = A.pull((y, p), (q, z), ctx.needs_input_grad[3 : 3 + ctx.count])
         sigma_bar = -(vecdot(y, p) + vecdot(z, q)).real
-        u_bar, v_bar = -(y * lam + p * alpha), -(z * mu + q * gamma)
+        u_bar = -(_times(lam, y, many) + _times(alpha, p, many))
+        v_bar = -(_times(mu, z, many) + _times(gamma, q, many))
         # where one matrix has met a batch of right-hand sides, autograd sums over them
         return None, None, None, *A_bar, sigma_bar, u_bar, v_bar, y, z, *(None,) * len(known)
 
@@ -188,7 +208,7 @@ class _Solve(torch.autograd.Function):
     def jvp(ctx: Any, _A: None, _how: None, _role: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         leaves, (sigma, u, v, phi, psi, *known, p, q) = _split(ctx)
         dleaves, (dsigma, du, dv, dphi, dpsi) = tangents[: ctx.count], tangents[ctx.count : ctx.count + 5]
-        A = ctx.A.at(leaves)
+        A, many = ctx.A.at(leaves), ctx.how.k is not None
         top, bottom = torch.zeros_like(p), torch.zeros_like(q)
         if dphi is not None:
             top = top + dphi
@@ -200,14 +220,14 @@ class _Solve(torch.autograd.Function):
         if dsigma is not None:
             top, bottom = top - dsigma.unsqueeze(-1) * p, bottom - dsigma.unsqueeze(-1) * q
         if du is not None:
-            top = top - du * vecdot(u, phi).unsqueeze(-1)
+            top = top - _times(_against(phi, u, many), du, many)
         if dv is not None:
-            bottom = bottom - dv * vecdot(v, psi).unsqueeze(-1)
+            bottom = bottom - _times(_against(psi, v, many), dv, many)
         dp, dq = _Solve.apply(A, ctx.how, "again", *leaves, sigma, u, v, top, bottom, *known)
         if du is not None:
-            dp = dp - u * vecdot(du, p).unsqueeze(-1)
+            dp = dp - _times(_against(p, du, many), u, many)
         if dv is not None:
-            dq = dq - v * vecdot(dv, q).unsqueeze(-1)
+            dq = dq - _times(_against(q, dv, many), v, many)
         return dp, dq
 
     @staticmethod
@@ -229,6 +249,15 @@ class _Solve(torch.autograd.Function):
             calls = one_by_one(info.batch_size, tensors, dims)
             outputs = _stacked([_Solve.apply(A, how, role, *call) for call in calls])
         return outputs, (0, 0)
+
+
+def _against(x: Tensor, y: Tensor, many: bool) -> Tensor:
+    """yᴴx as what multiplies vectors, a number for one triplet; of rows yⱼᴴxᵢ at i, j."""
+    return x @ y.mH if many else vecdot(y, x).unsqueeze(-1)
+
+
+def _times(c: Tensor, x: Tensor, many: bool) -> Tensor:
+    return c @ x if many else c * x
 
 
 def _split(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

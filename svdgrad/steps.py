@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
+from .adjoint.columns import columns_cg
 from .adjoint.krylov import cg_of
+from .adjoint.spectral import spectral_rows
 from .auto import How
-from .forward import Ritz, Triplet
-from .gap import TieError, check_gap, values_near
+from .forward import FullSVD, GramVectors, Ritz, RitzBlock, Triplet
+from .gap import TieError, check_cut, check_gap, following, values_near
+from .inside import check_forward, check_inside, off
 from .matrices import direction
 from .operator import Dense, Operator
 from .phase import check_phase
@@ -27,7 +30,14 @@ def full_precision(leaves: Sequence[Tensor]) -> AbstractContextManager[Any]:
 
 
 def find_triplet(A: Operator, v0: Tensor | None, how: How) -> tuple[Tensor, ...]:
-    """(σ, u, v, *known). The numbers are checked from here, and not before, since under vmap only here they can be."""
+    """(σ, u, v, *known), or (diag σ, U, V, *known) for k triplets.
+
+    The numbers are checked from here, and not before, since under vmap only here they can be."""
+    if how.k is not None:
+        with full_precision(A.leaves):
+            rows, left = how.forward.find_many(A, how.k, v0)
+        core = torch.diag_embed(rows.sigma).to(rows.U)
+        return (core, rows.U, rows.V, *left)
     if v0 is not None:
         v0 = direction(v0.to(torch.promote_types(v0.dtype, A.vector.dtype)))
         if not v0.isfinite().all():  # 0/0, or what was not finite before
@@ -51,7 +61,10 @@ def solve_adjoint(
         check_phase(u, v, phi, psi)
     if role == "phase" or role == "loss" and not (phi.any() or psi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)
-    left = how.forward.leaves(*known)
+    left = how.left(known)
+    if how.k is not None:
+        return _solve_many(A, triplet, phi, psi, how, role, left)
+    assert isinstance(left, FullSVD | GramVectors | Ritz)
     with full_precision(A.leaves):
         # made once: those of a sparse matrix are sorted by rows and by columns first
         pair = None if isinstance(A, Dense) else A.products()
@@ -62,6 +75,35 @@ def solve_adjoint(
             return how.adjoint(A.leaves[0], triplet, phi, psi, left)
         assert isinstance(left, Ritz)
         return cg_of(pair, A.shape, triplet, phi, psi, left)
+
+
+def _solve_many(
+    A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, how: How, role: str, left: Any
+) -> tuple[Tensor, Tensor]:
+    """Rows P and Q of P S − A Q = (I − UUᴴ)Φ, Q S − AᴴP = (I − VVᴴ)Ψ, P ⟂ U, Q ⟂ V (eq-outside)."""
+    sigma, U, V = triplet
+    m, n = A.shape
+    if role != "again":
+        check_normal(sigma)
+        check_cut(m, n, sigma, following(m, n, sigma.shape[-1], left.S))
+    if role == "loss":
+        check_inside(sigma, U, V, phi, psi)
+    elif role == "tangent":
+        check_forward(sigma, m, n)
+    s = sigma.unsqueeze(-1)
+    if isinstance(left, RitzBlock):
+        if sigma.ndim == 1:
+            return columns_cg(*A.products(), A.shape, sigma, U, V, phi, psi, left)
+        # a batch, which only a matrix can be: one by one
+        batch = phi.shape[:-2]
+        flat = [x.expand(*batch, *x.shape[sigma.ndim - 1 :]) for x in (A.leaves[0], sigma, U, V, phi, psi, *left)]
+        solved = []
+        for X, s, u, v, f, g, *known in zip(*(x.reshape(-1, *x.shape[len(batch) :]) for x in flat)):
+            pair = Dense(X, rows=True).products()
+            solved.append(columns_cg(*pair, A.shape, s, u, v, f, g, RitzBlock(*known)))
+        P, Q = (torch.stack(xs).reshape(*batch, *xs[0].shape) for xs in zip(*solved))
+        return P, Q
+    return spectral_rows(A.leaves[0], sigma, off(U, phi / s), off(V, psi / s), left)
 
 
 def along_u(sigma: Tensor, u: Tensor, xi: Tensor | None, phi: Tensor, p: Tensor) -> Tensor:
@@ -87,3 +129,24 @@ def check_normal(sigma: Tensor) -> None:
             "of numbers. Likely cause: weights that have decayed to nothing. A loss of σ alone has a gradient here; "
             "otherwise multiply A by a number, or use float64"
         )
+
+
+def value_and_cotangents(loss: Any, found: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The value of a loss of a named tuple of tensors, and its cotangents, zeros for what it does not use."""
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of the triplet, found {type(loss).__name__}")
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = type(found)(*((x.clone() if x.is_inference() else x).detach().requires_grad_() for x in found))
+        value = loss(leaves)
+        if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex() or not value.requires_grad:
+            what = (
+                f"{value.dtype} of shape {tuple(value.shape)}{' without a graph' * (not value.requires_grad)}"
+                if isinstance(value, Tensor)
+                else type(value).__name__
+            )
+            raise TypeError(
+                f"loss(triplet) must be one real number, as a tensor, and a function of the triplet, found {what}: "
+                "end it with .sum(), and calculate with the sigma, u and v that it is given"
+            )
+        bars = torch.autograd.grad(value, leaves, allow_unused=True)
+    return value.detach(), tuple(torch.zeros_like(x) if bar is None else bar for x, bar in zip(leaves, bars))

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from svdgrad.adjoint.columns import columns_cg, columns_closed
+from svdgrad.adjoint.columns import columns_cg
+from svdgrad.adjoint.spectral import spectral_rows
 from svdgrad.certificate import RESOLUTION
-from svdgrad.forward import ConvergenceError, block
+from svdgrad.forward import ConvergenceError, FullSVD, block
 from svdgrad.forward.block import block_lanczos
 from svdgrad.gap import TieError
+from svdgrad.inside import off
 
 REAL = [torch.float32, torch.float64]
 DTYPES = [*REAL, torch.complex64, torch.complex128]
@@ -18,6 +20,14 @@ SHAPES = [(64, 32), (32, 64), (48, 48)]
 
 
 # --- matrices ---------------------------------------------------------------------------------------------------------
+
+
+def columns_closed(sigma, U, S, V, k, Phi, Psi):
+    """The adjoint by all singular vectors, given as rows."""
+    s = sigma.unsqueeze(-1)
+    Phi, Psi = off(U[..., :k, :], Phi / s), off(V[..., :k, :], Psi / s)
+    A = torch.empty(*Phi.shape[:-2], Phi.shape[-1], Psi.shape[-1])  # of which the shape alone is read
+    return spectral_rows(A, sigma, Phi, Psi, FullSVD(U.mT, S, V.conj()))
 
 
 def unitary(m, k, dtype, generator):

@@ -7,35 +7,16 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
-from ..forward.block import RitzBlock, Rows
+from ..forward.block import RitzBlock
 from ..gap import TieError, tie
+from ..inside import off
+from ..matrices import Map
 from .krylov import CHECK_EVERY
 
 
-def columns_closed(
-    sigma: Tensor, U_all: Tensor, S_all: Tensor, V_all: Tensor, k: int, Phi: Tensor, Psi: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(P, Q), shapes (..., k, m) and (..., k, n), from the thin factors U_all (..., l, m), S_all (..., l),
-    V_all (..., l, n), l = min(m, n), of which the first k are kept (eq-spectral-columns):
-
-    pᵢ = Σⱼ uⱼ (σᵢaⱼᵢ + σⱼbⱼᵢ)/(σᵢ² − σⱼ²) + (I − U_all U_allᴴ)φᵢ/σᵢ,  a = U_allᴴΦ, b = V_allᴴΨ, j > k, and qᵢ likewise
-    with σⱼa + σᵢb. Cost: four products with k columns.
-    """
-    s = sigma.unsqueeze(-1)
-    Phi, Psi = _off(U_all[..., :k, :], Phi / s), _off(V_all[..., :k, :], Psi / s)
-    U, V, t = U_all[..., k:, :], V_all[..., k:, :], S_all[..., None, k:] / s
-    a, b = Phi @ U.mH, Psi @ V.mH
-    d = (1 - t) * (1 + t)
-    x, y = (a + t * b) / d, (t * a + b) / d
-    # the parts that A cannot reach; a square U has none, and what rounding leaves of it would be divided by σ
-    P = x @ U if U_all.shape[-2] == U_all.shape[-1] else (x - a) @ U + Phi
-    Q = y @ V if V_all.shape[-2] == V_all.shape[-1] else (y - b) @ V + Psi
-    return P, Q
-
-
 def columns_cg(
-    mm: Rows,
-    rmm: Rows,
+    mm: Map,
+    rmm: Map,
     shape: tuple[int, int],
     sigma: Tensor,
     U: Tensor,
@@ -65,7 +46,7 @@ def columns_cg(
 
 
 def _on_the_smaller_side(
-    mm: Rows, rmm: Rows, s: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, ritz: RitzBlock | None
+    mm: Map, rmm: Map, s: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, ritz: RitzBlock | None
 ) -> tuple[Tensor, Tensor]:
     P, Q = torch.zeros_like(Phi), torch.zeros_like(Psi)
     size = torch.maximum(_largest(Phi), _largest(Psi))
@@ -73,21 +54,21 @@ def _on_the_smaller_side(
     if len(given) == 0:
         return P, Q
     size = size[given].clamp_min(torch.finfo(size.dtype).tiny)
-    s, Phi, Psi = s[given], _off(U, Phi[given] / size), _off(V, Psi[given] / size)
+    s, Phi, Psi = s[given], off(U, Phi[given] / size), off(V, Psi[given] / size)
     if V.shape[0] == V.shape[1]:  # nothing but zero is orthogonal to V, what the right-hand side holds is rounding
         P[given] = Phi / s * size
         return P, Q
     X, AX = _cg(mm, rmm, s, V, Phi, Psi, ritz)
     # vectors found with a loose tolerance are not orthogonal to what comes out
-    P[given], Q[given] = _off(U, Phi + AX) / s * size, _off(V, X) / s * size
+    P[given], Q[given] = off(U, Phi + AX) / s * size, off(V, X) / s * size
     return P, Q
 
 
 def _cg(
-    mm: Rows, rmm: Rows, s: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, ritz: RitzBlock | None
+    mm: Map, rmm: Map, s: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, ritz: RitzBlock | None
 ) -> tuple[Tensor, Tensor]:
     """X and AX/σ of (I − AᴴA/σ²)x = Aᴴφ/σ + ψ off V, row by row; as ``krylov._cg``, which says why."""
-    R = B = _off(V, rmm(Phi) / s + Psi)
+    R = B = off(V, rmm(Phi) / s + Psi)
     X, AX = torch.zeros_like(B), torch.zeros_like(Phi)
     stop = None
     for _ in range(3):
@@ -97,7 +78,7 @@ def _cg(
         if not (rz > 16 * stop).any():
             break
         _iterate(mm, rmm, s, V, ritz, stop, X, AX, R, Z, rz)
-        R = _off(V, B - X + rmm(AX) / s)
+        R = off(V, B - X + rmm(AX) / s)
     # off V a relative gap at the cut above a tie bounds x by b over twice the gap; Ritz values may be blind to a copy
     gap = tie(Phi.shape[1], Psi.shape[1], B.dtype)
     if not (2 * gap * s.max() / s * vector_norm(X, dim=1, keepdim=True) <= vector_norm(B, dim=1, keepdim=True)).all():
@@ -106,7 +87,7 @@ def _cg(
 
 
 def _iterate(
-    mm: Rows, rmm: Rows, s: Tensor, V: Tensor, ritz: RitzBlock | None, stop: Tensor, X: Tensor, AX: Tensor, R: Tensor,
+    mm: Map, rmm: Map, s: Tensor, V: Tensor, ritz: RitzBlock | None, stop: Tensor, X: Tensor, AX: Tensor, R: Tensor,
     D: Tensor, rz: Tensor,
 ) -> None:  # fmt: skip
     """Hestenes and Stiefel's steps for every row, from X, AX/σ, the residuals R and the directions D; X and AX in
@@ -135,7 +116,7 @@ def _iterate(
         lowest = torch.minimum(lowest, alpha)
         X.addcmul_(alpha, D)
         AX.addcmul_(alpha, W)
-        R = _off(V, torch.addcmul(R, alpha, MD, value=-1))
+        R = off(V, torch.addcmul(R, alpha, MD, value=-1))
         Z = _precondition(R, s, len(V), ritz)
         rz, previous = _dot(R, Z), rz
         D = torch.addcmul(Z, D, rz / (previous + tiny))
@@ -152,10 +133,6 @@ def _precondition(R: Tensor, s: Tensor, k: int, ritz: RitzBlock | None) -> Tenso
     W, theta = ritz.W[k:], ritz.S[k : len(ritz.W)] / s
     weight = 1 / ((1 - theta) * (1 + theta)).clamp_min(torch.finfo(theta.dtype).eps) - 1
     return torch.addmm(R, (R @ W.mH) * weight, W)
-
-
-def _off(rows: Tensor, X: Tensor) -> Tensor:
-    return X - X @ rows.mH @ rows
 
 
 def _dot(X: Tensor, Y: Tensor) -> Tensor:

@@ -42,6 +42,36 @@ def spectral(
     return p, q
 
 
+def spectral_rows(
+    A: Tensor, sigma: Tensor, phi: Tensor, psi: Tensor, known: FullSVD | GramVectors
+) -> tuple[Tensor, Tensor]:
+    """The same for k triplets, by what is known of those left out: rows pᵢ and qᵢ, for rows φᵢ/σᵢ and ψᵢ/σᵢ off the k
+    (eq-outside-closed).
+    """
+    k, s = sigma.shape[-1], sigma.unsqueeze(-1)
+    if isinstance(known, GramVectors):
+        if A.shape[-2] < A.shape[-1]:
+            q, p = _rows_in_one_basis(A.mH, s, psi, phi, known, k)
+            return p, q
+        return _rows_in_one_basis(A, s, phi, psi, known, k)
+    U, S, V = known.U[..., k:], known.S[..., None, k:] / s, known.Vh[..., k:, :].mH
+    a, b = phi @ U.conj(), psi @ V.conj()
+    d = (1 - S) * (1 + S)
+    x, y = (a + S * b) / d, (S * a + b) / d
+    p = x @ U.mT if A.shape[-2] <= A.shape[-1] else (x - a) @ U.mT + phi
+    q = y @ V.mT if A.shape[-1] <= A.shape[-2] else (y - b) @ V.mT + psi
+    return p, q
+
+
+def _rows_in_one_basis(
+    A: Tensor, s: Tensor, phi: Tensor, psi: Tensor, gram: GramVectors, k: int
+) -> tuple[Tensor, Tensor]:
+    W, t = gram.W[..., k:], gram.S[..., None, k:] / s
+    r = (psi + (phi @ A.conj()) / s) @ W.conj()
+    q = (r / ((1 - t) * (1 + t))) @ W.mT
+    return phi + (q @ A.mT) / s, q
+
+
 def _in_one_basis(A: Tensor, s: Tensor, phi: Tensor, psi: Tensor, gram: GramVectors) -> tuple[Tensor, Tensor]:
     W, t = gram.W.narrow(-1, 1, gram.S.shape[-1] - 1), gram.S.narrow(-1, 1, gram.S.shape[-1] - 1) / s
     r = mv(W.mH, torch.addcdiv(psi, mv(A.mH, phi), s))

@@ -5,7 +5,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ..operator import Operator
-from .found import ConvergenceError, FullSVD, GramVectors, Ritz, Triplet, fix_sign
+from .block import RitzBlock
+from .found import ConvergenceError, FullSVD, GramVectors, Ritz, Rows, Triplet, fix_sign
 from .gram import Gram, gram
 from .lanczos import Lanczos, golub_kahan, lanczos
 from .svd import SVD, svd
@@ -20,6 +21,8 @@ __all__ = [
     "Lanczos",
     "Method",
     "Ritz",
+    "RitzBlock",
+    "Rows",
     "Triplet",
     "fix_sign",
     "golub_kahan",
@@ -43,6 +46,14 @@ class Method(Protocol):
     @property
     def leaves(self) -> type[FullSVD] | type[GramVectors] | type[Ritz]:
         """what it leaves behind for an adjoint solver, a named tuple of tensors"""
+
+    @property
+    def leaves_many(self) -> type[FullSVD] | type[GramVectors] | type[RitzBlock]:
+        """the same of ``find_many``"""
+
+    def find_many(
+        self, A: Operator, k: int, v0: Tensor | None
+    ) -> tuple[Rows, FullSVD] | tuple[Rows, GramVectors] | tuple[Rows, RitzBlock]: ...
 
     def find(
         self, A: Operator, index: int, v0: Tensor | None

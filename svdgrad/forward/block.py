@@ -4,7 +4,6 @@ Vectors are rows: U (k, m), V (k, n); ``mm`` takes rows x to rows A x, ``rmm`` t
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,10 +11,9 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from ..certificate import NOISE, RESOLUTION, check_missed, hidden, probability
+from ..matrices import Map
 from .basis import Basis, noise, numbers
 from .found import ConvergenceError, fix_sign
-
-Rows = Callable[[Tensor], Tensor]
 
 #: a basis of more rows than some sixty restarts where the two sides would take more bytes than this
 BYTES = 25e6
@@ -48,8 +46,8 @@ class RitzBlock(NamedTuple):
 
 
 def block_lanczos(
-    mm: Rows,
-    rmm: Rows,
+    mm: Map,
+    rmm: Map,
     shape: tuple[int, int],
     like: Tensor,
     k: int,
@@ -89,7 +87,7 @@ def block_lanczos(
 
 
 def _on_the_smaller_side(
-    mm: Rows, rmm: Rows, m: int, n: int, like: Tensor, k: int, start: Tensor | None, tol: float, most: int,
+    mm: Map, rmm: Map, m: int, n: int, like: Tensor, k: int, start: Tensor | None, tol: float, most: int,
     missed: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, RitzBlock]:  # fmt: skip
     """U, V, σ and the rest for m ≥ n."""
@@ -149,7 +147,7 @@ def _on_the_smaller_side(
 class _Space:
     """Orthonormal rows Q and P with A Q = P T in columns, that is mm(Q) = T P in rows, and what rmm(P) has off Q."""
 
-    def __init__(self, mm: Rows, rmm: Rows, first: Tensor, m: int, k: int) -> None:
+    def __init__(self, mm: Map, rmm: Map, first: Tensor, m: int, k: int) -> None:
         self._mm, self._rmm, self.unit, self.products = mm, rmm, 1.0, 0
         b, n = first.shape
         #: rows kept in a restart, and rows that fill the space

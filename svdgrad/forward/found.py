@@ -30,6 +30,14 @@ class Triplet(NamedTuple):
 _REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
+class Rows(NamedTuple):
+    """k triplets with their vectors as rows: ``sigma (..., k)``, ``U (..., k, m)``, ``V (..., k, n)``."""
+
+    sigma: Tensor
+    U: Tensor
+    V: Tensor
+
+
 class FullSVD(NamedTuple):
     """The thin factors of A = U Σ Vᴴ: ``U (..., m, k)``, ``S (..., k)``, ``Vh (..., k, n)``, k = min(m, n)."""
 

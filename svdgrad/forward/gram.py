@@ -9,7 +9,7 @@ from torch.linalg import vector_norm
 
 from ..matrices import mv, root_of_scale
 from ..operator import Dense, Operator
-from .found import GramVectors, Triplet, check_entries, fix_sign
+from .found import GramVectors, Rows, Triplet, check_entries, fix_sign
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,19 @@ class Gram:
     name: ClassVar[str] = "gram"
     largest_only: ClassVar[bool] = True
     leaves: ClassVar[type[GramVectors]] = GramVectors
+    leaves_many: ClassVar[type[GramVectors]] = GramVectors
 
     def find(self, A: Operator, index: int, v0: Tensor | None) -> tuple[Triplet, GramVectors]:
         assert isinstance(A, Dense)
         return gram(A.A, v0)  # which sees in what it forms what is wrong with the entries
+
+    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Rows, GramVectors]:
+        assert isinstance(A, Dense)
+        if A.shape[0] < A.shape[1]:
+            (sigma, V, U), known = _many(A.A.mH, k)
+        else:
+            (sigma, U, V), known = _many(A.A, k)
+        return Rows(sigma, *fix_sign(U, V)), known
 
 
 def gram(A: Tensor, v0: Tensor | None = None) -> tuple[Triplet, GramVectors]:
@@ -65,3 +74,33 @@ def _gram(A: Tensor) -> tuple[Triplet, GramVectors]:
     else:
         u = u / sigma.unsqueeze(-1)
     return Triplet(sigma, u, v), GramVectors(minus_S2.neg_().clamp_min_(0).sqrt_(), W)
+
+
+#: below this part of σ₁ a value has lost too much as the root of an eigenvalue: then the full SVD takes over
+LEAST = 0.1
+
+
+def _many(A: Tensor, k: int) -> tuple[Rows, GramVectors]:
+    """The k dominant triplets of a tall matrix as rows, the signs left open."""
+    root = None
+    G = -(A.mH @ A)
+    if G.numel():
+        largest, smallest = (-x.item() for x in G.diagonal(dim1=-2, dim2=-1).real.amin(-1).aminmax())
+        if not (1e-30 < smallest and largest < 1e30):
+            check_entries(A)
+            root = root_of_scale(A)[..., None]
+            A = A * root[..., None] * root[..., None]
+            G = -(A.mH @ A)
+    minus_S2, W = torch.linalg.eigh(G)
+    S = minus_S2.neg_().clamp_min_(0).sqrt_()
+    if (S[..., k - 1] >= LEAST * S[..., 0]).all():
+        # A W₁ = Q R, and the SVD of the small R puts right what squares have done to the kept vectors among themselves
+        Q, R = torch.linalg.qr(A @ W[..., :k])
+        X, sigma, Zh = torch.linalg.svd(R)
+        U, V = (Q @ X).mT, Zh.conj() @ W[..., :k].mT
+    else:
+        U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+        sigma, U, V, W = S[..., :k].clone(), U[..., :k].mT, Vh[..., :k, :].conj(), Vh.mH
+    if root is not None:
+        sigma, S = sigma / root / root, S / root / root
+    return Rows(sigma, U, V), GramVectors(S, W)

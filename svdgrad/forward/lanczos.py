@@ -1,9 +1,9 @@
 """The dominant triplet by products alone: Golub and Kahan's bidiagonalisation (chapter *Without an SVD*)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from ..certificate import NOISE, RESOLUTION, allowed, check_missed, hidden, prob
 from ..matrices import Map, products, root_of_scale
 from ..operator import Dense, Operator
 from .basis import Basis, noise, numbers
-from .found import ConvergenceError, Ritz, Triplet, check_entries, fix_sign
+from .block import RitzBlock, block_lanczos
+from .found import ConvergenceError, Ritz, Rows, Triplet, check_entries, fix_sign
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Lanczos:
     name: ClassVar[str] = "lanczos"
     largest_only: ClassVar[bool] = True
     leaves: ClassVar[type[Ritz]] = Ritz
+    leaves_many: ClassVar[type[RitzBlock]] = RitzBlock
 
     def __post_init__(self) -> None:
         check_stopping(self.tol, self.maxiter)
@@ -54,6 +56,26 @@ class Lanczos:
         triplet, known = lanczos(X * root[..., None, None] * root[..., None, None], v0, *options)
         S = known.S / root[..., None] / root[..., None]
         return triplet._replace(sigma=triplet.sigma / root / root), known._replace(S=S)
+
+    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Rows, RitzBlock]:
+        if isinstance(A, Dense):
+            check_entries(A.A)
+            if A.A.ndim > 2:  # one by one; of what else is known as much is kept as all have
+                found = [self.find_many(Dense(X, rows=True), k, v0) for X in A.A.reshape(-1, *A.shape)]
+                return tuple(stacked(xs, A.A.shape[:-2]) for xs in zip(*found))
+        sigma, U, V, known = block_lanczos(
+            *A.products(), A.shape, A.vector, k, None if v0 is None else v0[None], self.tol, self.maxiter, self.missed
+        )
+        return Rows(sigma, U, V), known
+
+
+def stacked(found: Sequence[Any], batch: Sequence[int]) -> Any:
+    """One named tuple of tensors for a batch of them, each tensor cut to the shape that all have."""
+    tensors = []
+    for xs in zip(*found):
+        shape = [min(sizes) for sizes in zip(*(x.shape for x in xs))]
+        tensors.append(torch.stack([x[tuple(map(slice, shape))] for x in xs]).reshape(*batch, *shape))
+    return type(found[0])(*tensors)
 
 
 def check_stopping(tol: float | None, maxiter: int | None) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..operator import Dense, Operator
-from .found import FullSVD, Triplet, check_entries, fix_sign
+from .found import FullSVD, Rows, Triplet, check_entries, fix_sign
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,19 @@ class SVD:
     name: ClassVar[str] = "svd"
     largest_only: ClassVar[bool] = False
     leaves: ClassVar[type[FullSVD]] = FullSVD
+    leaves_many: ClassVar[type[FullSVD]] = FullSVD
 
     def find(self, A: Operator, index: int, v0: Tensor | None) -> tuple[Triplet, FullSVD]:
         assert isinstance(A, Dense)
         check_entries(A.A)
         return svd(A.A, index, v0)
+
+    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Rows, FullSVD]:
+        assert isinstance(A, Dense)
+        check_entries(A.A)
+        U, S, Vh = torch.linalg.svd(A.A, full_matrices=False, driver="gesvd" if A.A.is_cuda else None)
+        rows = Rows(S[..., :k].clone(), *fix_sign(U[..., :k].mT, Vh[..., :k, :].conj()))
+        return rows, FullSVD(U, S, Vh)
 
 
 def svd(A: Tensor, index: int = 0, v0: Tensor | None = None) -> tuple[Triplet, FullSVD]:

@@ -9,7 +9,7 @@
     pull(X, Y)        the cotangent of the leaves of Re Σ ⟨xᵢ, A yᵢ⟩
     push(dleaves)     the tangent operator dA, with products ``mv`` and ``rmv``
 
-All products are with flat vectors. Nothing here knows of singular values.
+All products are with flat vectors, or with k of them as the rows of one tensor. Nothing here knows of singular values.
 """
 
 from .dense import Dense, dense

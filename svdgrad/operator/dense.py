@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..matrices import Map, mv, outer_sum, products
+from ..matrices import Map, mv, outer_sum, products, row_products
 from .protocol import Operator
 
 
@@ -17,6 +17,8 @@ class Dense:
     """A matrix (..., m, n): the one operator of which a batch is one operator."""
 
     A: Tensor
+    rows: bool = False
+    """whether vectors come as the rows of (..., k, n), k for each matrix, and not one for each"""
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
@@ -32,24 +34,26 @@ class Dense:
         return self.A[..., 0]
 
     def at(self, leaves: Sequence[Tensor]) -> Dense:
-        return Dense(*leaves)
+        return replace(self, A=leaves[0])
 
     def mv(self, x: Tensor) -> Tensor:
-        return mv(self.A, x)
+        return x @ self.A.mT if self.rows else mv(self.A, x)
 
     def rmv(self, y: Tensor) -> Tensor:
-        return mv(self.A.mH, y)
+        return y @ self.A.conj() if self.rows else mv(self.A.mH, y)
 
     def products(self) -> tuple[Map, Map]:
-        return products(self.A)
+        return row_products(self.A) if self.rows else products(self.A)
 
     def pull(self, X: Sequence[Tensor], Y: Sequence[Tensor], wanted: Sequence[bool] = (True,)) -> tuple[Tensor, ...]:
+        if self.rows:
+            return (torch.cat(tuple(X), -2).mT @ torch.cat(tuple(Y), -2).conj(),)
         return (outer_sum(X, Y),)
 
     def push(self, dleaves: Sequence[Tensor | None]) -> Dense:
         (dA,) = dleaves
         assert dA is not None
-        return Dense(dA)
+        return replace(self, A=dA)
 
 
 def dense(A: Operator) -> Tensor:

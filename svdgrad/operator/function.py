@@ -64,9 +64,13 @@ class Function:
         return tree_unflatten([next(leaves) if x is _LEAF else x for x in self.parts], self.spec)
 
     def mv(self, x: Tensor) -> Tensor:
+        if x.ndim > 1:
+            return torch.stack([self.mv(row) for row in x])
         return self.matvec(self.params(), x.reshape(self.zero.shape)).reshape(-1)
 
     def rmv(self, y: Tensor) -> Tensor:
+        if y.ndim > 1:
+            return torch.stack([self.rmv(row) for row in y])
         # not by rmatvec, which may read from elsewhere what it should be differentiated by
         x: Tensor
         _, back = pull_back(self.mv, self.zero.reshape(-1))
@@ -79,6 +83,8 @@ class Function:
         if (rmatvec := self.rmatvec) is not None:
 
             def adjoint(w: Tensor) -> Tensor:
+                if w.ndim > 1:
+                    return torch.stack([adjoint(row) for row in w])
                 with torch.no_grad():
                     found = rmatvec(plain.params(), w.reshape(self.out))
                 if not isinstance(found, Tensor) or found.shape != self.zero.shape or found.dtype != w.dtype:
@@ -92,6 +98,8 @@ class Function:
             return torch.no_grad()(plain.mv), adjoint
 
         def back(w: Tensor) -> Tensor:
+            if w.ndim > 1:
+                return torch.stack([back(row) for row in w])
             if not y.requires_grad:  # a function that does not depend on x is zero
                 return torch.zeros_like(x).reshape(-1)
             along: Tensor = torch.autograd.grad(y, x, w.reshape(self.out), retain_graph=True)[0]

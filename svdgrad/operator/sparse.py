@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..matrices import Map, mv
+from ..matrices import Map
 from ..transforms import unwrapped
 
 
@@ -75,7 +75,7 @@ class Sparse:
     def products(self) -> tuple[Map, Map]:
         forth = _by_rows(self.rows, self.columns, self.values.detach(), self.shape)
         back = _by_rows(self.columns, self.rows, self.values.detach().conj(), self.shape[::-1])
-        return (lambda x: mv(forth, x)), (lambda y: mv(back, y))
+        return _times(forth), _times(back)
 
     def pull(self, X: Sequence[Tensor], Y: Sequence[Tensor], wanted: Sequence[bool] = (True,)) -> tuple[Tensor, ...]:
         return (sum(x.index_select(-1, self.rows) * y.index_select(-1, self.columns).conj() for x, y in zip(X, Y)),)  # type: ignore[return-value]
@@ -84,6 +84,11 @@ class Sparse:
         (dvalues,) = dleaves
         assert dvalues is not None
         return self.at((dvalues,))
+
+
+def _times(A: Tensor) -> Map:
+    """x ↦ A x, of one vector or of rows."""
+    return lambda x: A @ x if x.ndim == 1 else (A @ x.mT).mT
 
 
 def _scatter(index: Tensor, numbers: Tensor, size: int) -> Tensor:

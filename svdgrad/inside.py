@@ -1,0 +1,170 @@
+"""The k×k part of the derivative of k triplets: how the kept vectors turn among themselves (chapter *More than one*).
+
+Vectors are rows here: σ (..., k), U (..., k, m), V (..., k, n), so that uᵢᴴφⱼ is an entry of ``U.conj() @ Phi.mT``.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from .gap import NearTieWarning, TieError, expected_error, level_of_the_caller, near_tie, tie
+
+
+def hermitian(X: Tensor) -> Tensor:
+    """(X + Xᴴ)/2."""
+    return (X + X.mH) / 2
+
+
+def antihermitian(X: Tensor) -> Tensor:
+    """(X − Xᴴ)/2."""
+    return (X - X.mH) / 2
+
+
+def along(U: Tensor, Phi: Tensor) -> Tensor:
+    """UᴴΦ of rows, uᵢᴴφⱼ at i, j."""
+    return U.conj() @ Phi.mT
+
+
+def off(U: Tensor, X: Tensor) -> Tensor:
+    """(I − UUᴴ)X of rows."""
+    return X - (X @ U.mH) @ U
+
+
+def length(X: Tensor) -> Tensor:
+    """‖xᵢ‖ of rows, also where squares of the entries leave the range of numbers."""
+    largest = X.abs().amax(-1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1)
+    lengths: Tensor = vector_norm(X / largest, dim=-1) * largest.squeeze(-1)
+    return lengths
+
+
+def spaces(sigma: Tensor) -> Tensor:
+    """σⱼ − σᵢ at i, j."""
+    return sigma.unsqueeze(-2) - sigma.unsqueeze(-1)
+
+
+def apart(sigma: Tensor, m: int, n: int) -> Tensor:
+    """Whether σᵢ and σⱼ differ by more than rounding can make them."""
+    return spaces(sigma).abs() > tie(m, n, sigma.dtype) * sigma[..., :1, None]
+
+
+def commutator(sigma: Tensor, h: Tensor) -> Tensor:
+    """[S, h]ᵢⱼ = (σᵢ − σⱼ) hᵢⱼ."""
+    return -spaces(sigma) * h
+
+
+def turned(U: Tensor, sigma: Tensor, h: Tensor, Phi: Tensor) -> Tensor:
+    """Φ + U[S, h]: what a cotangent h of the core asks of the rotation, in the form of a cotangent of U.
+
+    Off U nothing changes.
+    """
+    return Phi + commutator(sigma, h).mT @ U
+
+
+def numerators(U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """a + b and a − b, with a = aherm UᴴΦ and b = aherm VᴴΨ, and ‖φᵢ‖ + ‖φⱼ‖ + ‖ψᵢ‖ + ‖ψⱼ‖ at i, j.
+
+    (a + b)ᵢⱼ is how fast the loss changes as the triplets i and j turn into each other. Rounding makes it up to 1.2 ε
+    times those lengths.
+    """
+    a, b = antihermitian(along(U, Phi)), antihermitian(along(V, Psi))
+    lengths = length(Phi.detach()) + length(Psi.detach())
+    return a + b, a - b, lengths.unsqueeze(-1) + lengths.unsqueeze(-2)
+
+
+def seen(W: Tensor, size: Tensor) -> Tensor:
+    """Whether a numerator is more than rounding (the numerator rule)."""
+    return W.detach().abs() > 4 * torch.finfo(size.dtype).eps * size
+
+
+def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor, Phi: Tensor, Psi: Tensor) -> Tensor:
+    """M of the gradient (U M + P)Vᴴ + U Qᴴ (eq-core), for Φ as ``turned`` returns it, where a has become a + [S, h]:
+
+    Mᵢⱼ = hᵢⱼ + (a − b)ᵢⱼ/(σᵢ + σⱼ) + wᵢⱼ/(σⱼ − σᵢ),   w = a + b + [S, h] where that is more than rounding, else 0.
+    """
+    W, difference, size = numerators(U, V, Phi, Psi)
+    divide = seen(W, size) & apart(sigma.detach(), U.shape[-1], V.shape[-1])
+    quotient = torch.where(divide, W / torch.where(divide, spaces(sigma), 1), 0)
+    difference = difference - commutator(sigma, h)
+    return h + difference / (sigma.unsqueeze(-1) + sigma.unsqueeze(-2)) + quotient
+
+
+def turning(sigma: Tensor, U: Tensor, V: Tensor, dA_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """dH, and how U and V turn within their spaces, UᴴdU and VᴴdV, from the rows dA vᵢ (eq-inside-tangent).
+
+    With C = UᴴdA V, X⁺ᵢⱼ = (C + Cᴴ)ᵢⱼ/(σⱼ − σᵢ), zero within a tie, X⁻ᵢⱼ = (C − Cᴴ)ᵢⱼ/(σᵢ + σⱼ): UᴴdU = (X⁺ + X⁻)/2,
+    VᴴdV = (X⁺ − X⁻)/2 and dH = herm C − (X⁺S − SX⁺)/2, which is diagonal but within a tie.
+    """
+    C = along(U, dA_V)
+    distinct = apart(sigma.detach(), U.shape[-1], V.shape[-1])
+    both, difference = hermitian(C), antihermitian(C)
+    plus = torch.where(distinct, both / torch.where(distinct, spaces(sigma), 1), 0)
+    minus = difference / (sigma.unsqueeze(-1) + sigma.unsqueeze(-2))
+    return both - plus * spaces(sigma), plus + minus, plus - minus
+
+
+def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor) -> None:
+    """Raise a TieError for a loss that sees single vectors of values that are tied; warn where they nearly are.
+
+    Such a loss is no function of A: the vectors of a tie are any orthonormal ones of their space. A loss may be
+    stationary at the triplets, as ‖A − USVᴴ‖² is: then Φ and Ψ are rounding, and what is seen of a turn is a sum of
+    independent errors. Up to three standard deviations of that there is no error but a warning.
+    """
+    m, n = U.shape[-1], V.shape[-1]
+    W, _, size = numerators(U, V, Phi, Psi)
+    real, distance = seen(W, size), spaces(sigma).abs() / sigma[..., :1, None]
+    real = real & ~torch.eye(sigma.shape[-1], dtype=torch.bool, device=sigma.device)
+    if not (real & (distance < near_tie(m, n, sigma.dtype))).any():
+        return
+    tied = real & ~apart(sigma, m, n)
+    a, b = length(Phi).unsqueeze(-1), length(Psi).unsqueeze(-1)
+    chance = 3 * (a + a.mT).sqrt() * (b + b.mT).sqrt() / min(m, n) ** 0.5
+    worst = (W.abs() / size.clamp_min(torch.finfo(size.dtype).tiny))[tied].max().item() if tied.any() else 0.0
+    if (tied & (W.abs() > chance)).any():
+        raise TieError(
+            "the loss depends on single vectors of singular values that are tied, which A does not determine: turning "
+            f"them into each other changes it, at a relative rate of {worst:.1e}. Likely causes: one column of U or V, "
+            "or different weights for the columns. Use what no turn changes, such as U Uᴴ, V Vᴴ, U Vᴴ or a sum of "
+            "f(σᵢ), or low_rank for U f(S) Vᴴ"
+        )
+    if tied.any():
+        warn(
+            f"the loss seems to depend on single vectors of tied singular values, at a relative rate of {worst:.1e}, "
+            "which may be rounding, as at a minimum; their turning is left out of the gradient"
+        )
+        return
+    gap = distance[real].min().item()
+    warn(
+        f"the loss depends on single vectors of singular values that are close to each other: relative gap {gap:.1e}, "
+        f"so a relative error of about {expected_error(gap, sigma.dtype):.0e} is to be expected in the gradient with "
+        f"{str(sigma.dtype).removeprefix('torch.')}, by any method"
+    )
+
+
+def check_values(sigma: Tensor, shape: tuple[int, int], xi: Tensor) -> None:
+    """Warn of a loss that tells tied values apart: what its derivative needs is in none of U, σ, V."""
+    different = (xi.unsqueeze(-1) - xi.unsqueeze(-2)).abs()
+    size = xi.abs().unsqueeze(-1) + xi.abs().unsqueeze(-2)
+    worst = torch.where(apart(sigma, *shape) | (size == 0), 0, different / torch.where(size == 0, 1, size)).max().item()
+    if worst > 1e3 * torch.finfo(sigma.dtype).eps:
+        warn(
+            f"the loss tells tied singular values apart, at a relative rate of {worst:.1e}. If it is a function of "
+            "U S Vᴴ or U f(S) Uᴴ, the gradient lacks what (U, σ, V) cannot carry at a tie: take them from "
+            "svdgrad.low_rank. Otherwise it has no gradient here, and one of many subgradients is returned"
+        )
+
+
+def check_forward(sigma: Tensor, m: int, n: int) -> None:
+    """Warn of a tie among the kept values in forward mode, which does not know the loss."""
+    others = ~torch.eye(sigma.shape[-1], dtype=torch.bool, device=sigma.device)
+    if (others & ~apart(sigma, m, n)).any():
+        warn(
+            "two of the kept singular values are tied: the tangents of U and V are those of a basis that does not turn "
+            "within the tie, right for what no turn changes, such as U Uᴴ or U Vᴴ, and for nothing else"
+        )
+
+
+def warn(message: str) -> None:
+    warnings.warn(message, NearTieWarning, stacklevel=level_of_the_caller())

@@ -1,0 +1,240 @@
+"""The k dominant singular triplets, and the matrix that they make: ``singular_triplets`` and ``low_rank``."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .adjoint.solver import Solver
+from .auto import AdjointName, ForwardName, How, check_range, prepare_many
+from .forward import Method, Triplet
+from .inside import rotation
+from .operator import Dense, Operator, Sparse
+from .rule import differentiable_triplet
+from .steps import find_triplet, full_precision, solve_adjoint, value_and_cotangents
+
+
+class Triplets(NamedTuple):
+    """k singular triplets: A V = U diag σ, Aᴴ U = V diag σ, UᴴU = VᴴV = I."""
+
+    sigma: Tensor
+    """the k largest singular values, descending, shape (..., k)"""
+    U: Tensor
+    """the left singular vectors as columns, shape (..., m, k)"""
+    V: Tensor
+    """the right singular vectors as columns, shape (..., n, k)"""
+
+
+class LowRank(NamedTuple):
+    """The best approximation of rank k as three factors, A_k = U core Vᴴ."""
+
+    U: Tensor
+    """orthonormal columns, shape (..., m, k)"""
+    core: Tensor
+    """diag σ in value, shape (..., k, k); its derivatives have entries off the diagonal"""
+    V: Tensor
+    """orthonormal columns, shape (..., n, k)"""
+
+    def dense(self) -> Tensor:
+        """A_k (..., m, n)."""
+        return self.U @ self.core @ self.V.mH
+
+
+def singular_triplets(
+    A: Tensor | Sparse,
+    k: int,
+    forward: ForwardName | Method = "auto",
+    adjoint: AdjointName | Solver = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
+) -> Triplets:
+    """The k dominant singular triplets of A, differentiable: A V = U S, Aᴴ U = V S, S = diag σ.
+
+    For a loss with cotangents ξ, Φ, Ψ of σ, U, V the gradient has rank 2k,
+
+        ∂L/∂A = (U M + P)Vᴴ + U Qᴴ,   P S − A Q = (I − UUᴴ)Φ,   Q S − AᴴP = (I − VVᴴ)Ψ,   P ⟂ U,  Q ⟂ V,
+
+        Mᵢⱼ = (a + b)ᵢⱼ/(σⱼ − σᵢ) + (a − b)ᵢⱼ/(σᵢ + σⱼ) + ξᵢδᵢⱼ,   a = aherm UᴴΦ,  b = aherm VᴴΨ,
+
+    where the first term of M is left out if its numerator is rounding. So a loss that no turn within a tie changes, of
+    U Uᴴ, V Vᴴ, U Vᴴ or Σ f(σᵢ), has its gradient at any distance of the kept values, and at ties. Only the gap at the
+    cut, σₖ − σₖ₊₁, has to be there.
+
+    Parameters
+    ----------
+    A : Tensor, or Sparse
+        As for ``singular_triplet``; with "lanczos", which a sparse A takes, one matrix (m, n).
+    k : int
+        How many, from 1 to min(m, n).
+    forward : str, or Method
+        "svd" (the full SVD), "gram" (eigenvectors of AᴴA or AAᴴ, and the full SVD where σₖ < σ₁/10), "lanczos" (block
+        Lanczos, by products with A), or "auto": "gram" while one side is small or much the smaller, else "lanczos".
+    adjoint : str, or Solver
+        "spectral", in closed form, after "svd" and "gram"; "cg", k columns of conjugate gradients, after "lanczos";
+        "auto" chooses.
+    tol, maxiter, missed : float, int, float, optional
+        For "lanczos", as for ``singular_triplet``: ‖AᴴU − VS‖ ≤ tol σ₁ for each of the k, and a value above σₖ has
+        been missed with at most this probability.
+
+    Returns
+    -------
+    Triplets
+        Named tuple of ``sigma (..., k)``, ``U (..., m, k)`` and ``V (..., n, k)``, with the dtype and device of A. The
+        entry of each column of V that is largest in modulus is positive.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``singular_triplet`` for A and the options. k is not an integer, or not from 1 to min(m, n).
+    TieError
+        In backward, if the loss depends on U or V and σₖ equals σₖ₊₁ up to rounding, or is zero; or if it depends on
+        single vectors of kept values that are tied.
+    PhaseError
+        In backward, if A is complex and the loss changes with the common phase of some uᵢ and vᵢ.
+    ConvergenceError
+        "lanczos" ran out of steps.
+    NotImplementedError
+        Forward modes of torch.func inside one another; is_grads_batched=True.
+
+    Warns
+    -----
+    NearTieWarning
+        In backward, if fewer than two digits of the gradient can be right, since σₖ is close to σₖ₊₁, or since the loss
+        depends on single vectors of kept values that are close; if the loss tells tied values apart, as that of
+        U S Vᴴ does, whose gradient ``low_rank`` has. In forward mode at a tie of kept values.
+
+    Notes
+    -----
+    Cost: forward one symmetric eigendecomposition of size min(m, n), or two products with k + 1 columns or more a step;
+    backward four products with k columns, or two a step. A second derivative needs the kept values to be distinct.
+    Source: the book, chapter *More than one* (eq-outside, eq-inside).
+
+    Examples
+    --------
+    >>> A = torch.diag(torch.tensor([3.0, 3.0, 1.0])).requires_grad_()
+    >>> sigma, U, V = singular_triplets(A, 2)
+    >>> (U @ U.mT)[0, 2].backward()  # σ₁ = σ₂, and the projector does not mind
+    >>> A.grad.round(decimals=3) + 0.0
+    tensor([[0.0000, 0.0000, 0.1250],
+            [0.0000, 0.0000, 0.0000],
+            [0.3750, 0.0000, 0.0000]])
+    """
+    core, U, V = _rows(A, k, forward, adjoint, tol, maxiter, missed, core=False)
+    return Triplets(core.diagonal(dim1=-2, dim2=-1).real, U.mT, V.mT)
+
+
+def low_rank(
+    A: Tensor | Sparse,
+    k: int,
+    forward: ForwardName | Method = "auto",
+    adjoint: AdjointName | Solver = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
+) -> LowRank:
+    """The best approximation of A of rank k, as A_k = U core Vᴴ, differentiable at ties among the kept values too.
+
+    The core is diag σ. Where σᵢ = σⱼ, the derivative of U S Vᴴ is in none of those of U, σ, V; the core carries it off
+    its diagonal, with h = herm ∂L/∂core:
+
+        Mᵢⱼ = hᵢⱼ + (a − b)ᵢⱼ/(σᵢ + σⱼ) + wᵢⱼ/(σⱼ − σᵢ),   w = a + b + [S, h].
+
+    A loss of A_k, of U f(core) Uᴴ, or of anything else that (U Z, Zᴴ core Z, V Z) leaves as it is for every unitary Z,
+    has w = 0, and nothing is divided by a small number.
+
+    Arguments, errors, warnings and cost are those of ``singular_triplets``. Returns ``LowRank``: ``U (..., m, k)``,
+    ``core (..., k, k)`` and ``V (..., n, k)``. Source: the book, chapter *More than one* (eq-core).
+
+    >>> A = torch.diag(torch.tensor([3.0, 3.0, 1.0])).requires_grad_()
+    >>> low_rank(A, 2).dense()[0, 1].backward()
+    >>> A.grad.round(decimals=3) + 0.0
+    tensor([[0., 1., 0.],
+            [0., 0., 0.],
+            [0., 0., 0.]])
+    """
+    core, U, V = _rows(A, k, forward, adjoint, tol, maxiter, missed, core=True)
+    return LowRank(U.mT, core, V.mT)
+
+
+def _rows(
+    A: Tensor | Sparse,
+    k: int,
+    forward: ForwardName | Method,
+    adjoint: AdjointName | Solver,
+    tol: float | None,
+    maxiter: int | None,
+    missed: float | None,
+    core: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(core, U, V) with vectors as rows, in the precision of A."""
+    if torch.compiler.is_compiling():
+        from .compiled import refuse_transforms
+
+        refuse_transforms()
+    return _differentiable_rows(A, k, forward, adjoint, tol, maxiter, missed, core)
+
+
+def _differentiable_rows(
+    A: Tensor | Sparse,
+    k: int,
+    forward: ForwardName | Method,
+    adjoint: AdjointName | Solver,
+    tol: float | None,
+    maxiter: int | None,
+    missed: float | None,
+    core: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    X, how = prepare_many(A, k, forward, adjoint, tol, maxiter, missed, core)
+    with full_precision(X.leaves):
+        found = rows_of(X, how)
+    H, U, V = (x.to(A.dtype) for x in found)
+    check_range(H.diagonal(dim1=-2, dim2=-1).real, A.dtype)
+    return H, U, V
+
+
+def rows_of(X: Operator, how: How, v0: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(core, U, V); one triplet is found as ``singular_triplet`` finds it."""
+    found = differentiable_triplet(X, v0, how)
+    if how.k is not None:
+        return found
+    sigma, u, v = found
+    return sigma[..., None, None].to(u.dtype), u.unsqueeze(-2), v.unsqueeze(-2)
+
+
+def rank_2k_gradient(
+    loss: Callable[[Triplets], Tensor],
+    A: Tensor | Sparse,
+    k: int,
+    forward: ForwardName | Method = "auto",
+    adjoint: AdjointName | Solver = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The value of ``loss(triplets)`` and its gradient with respect to A as L Rᵀ, with no m×n array made.
+
+    L = [U M + P, U] has the shape (m, 2k), R = [V, Q] the shape (n, 2k) (eq-outside, eq-inside). A is one real matrix;
+    the other arguments, the errors and the warnings are those of ``singular_triplets``.
+
+    >>> A = torch.diag(torch.tensor([3.0, 3.0, 1.0]))
+    >>> value, L, R = rank_2k_gradient(lambda t: (t.U @ t.U.mT)[0, 2], A, 2)
+    >>> (L @ R.mT).round(decimals=3) + 0.0
+    tensor([[0.0000, 0.0000, 0.1250],
+            [0.0000, 0.0000, 0.0000],
+            [0.3750, 0.0000, 0.0000]])
+    """
+    X, how = prepare_many(A, k, forward, adjoint, tol, maxiter, missed, core=False)
+    if len(A.shape) != 2 or A.dtype.is_complex:
+        raise ValueError(f"rank_2k_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
+    if how.k is None:
+        X, how = Dense(X.A, rows=True) if isinstance(X, Dense) else X, How(0, how.forward, how.adjoint, 1)
+    X = X.at([x.detach() for x in X.leaves])
+    core, U, V, *known = find_triplet(X, None, how)
+    sigma = core.diagonal()
+    value, (xi, Phi, Psi) = value_and_cotangents(loss, Triplets(sigma, U.mT, V.mT))
+    h, Phi, Psi = torch.diag(xi), Phi.mT, Psi.mT
+    P, Q = solve_adjoint(X, Triplet(sigma, U, V), Phi, Psi, how, "loss", known)
+    L = torch.cat([rotation(sigma, U, V, h, Phi, Psi).mT @ U + P, U]).mT
+    return value, L, torch.cat([V, Q]).mT

@@ -1,0 +1,459 @@
+"""k triplets: their gradients in every mode and form, at every distance of the kept values, and what is refused."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.func import grad, jvp, vmap
+
+import svdgrad
+from svdgrad import inside, matrices, rule, steps
+from svdgrad.lab import relative_error
+
+DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
+FORWARDS = ["svd", "gram", "lanczos"]
+SHAPES = [(14, 9), (9, 14), (10, 10)]
+
+
+def numbers(*shape, dtype=torch.float64, seed=0):
+    wide = torch.complex128 if dtype.is_complex else torch.float64  # the same numbers in every precision
+    return torch.randn(*shape, dtype=wide, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def loss(t):
+    """Sees single vectors, up to their common phase."""
+    sigma, U, V = t
+    w = torch.arange(1, sigma.shape[-1] + 1).to(sigma)
+    X = (U * w) @ V.mH
+    W = numbers(*X.shape, dtype=X.dtype, seed=5)
+    return (W.conj() * X).real.sum() + (sigma * w).sum() + (U[..., 0, :].abs() ** 2 * w).sum()
+
+
+def core_loss(t):
+    """Sees A_k, and what the values alone say."""
+    A_k = t.dense()
+    W = numbers(*A_k.shape, dtype=A_k.dtype, seed=6)
+    return (W.conj() * A_k).real.sum() + ((t.core @ t.core) * torch.eye(t.core.shape[-1])).real.sum()
+
+
+def by_torch(A, k):
+    U, sigma, Vh = torch.linalg.svd(A, full_matrices=False)
+    return svdgrad.Triplets(sigma[..., :k], U[..., :k], Vh[..., :k, :].mH)
+
+
+def gradient(f, A):
+    A = A.clone().requires_grad_()
+    return torch.autograd.grad(f(A), A)[0]
+
+
+# --- gradients where all values are distinct -------------------------------------------------------------------------
+
+
+def bound(A, k):
+    """Rounding over the smallest distance that the loss sees: among the kept, and at the cut."""
+    S = torch.linalg.svdvals(A.to(torch.promote_types(A.dtype, torch.float64)))
+    last = S[..., k : k + 1] if k < S.shape[-1] else 0 * S[..., :1]
+    gap = (-torch.cat([S[..., :k], last], -1).diff(dim=-1) / S[..., :1]).min()
+    return 50 * torch.finfo(A.dtype).eps / gap.item()
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "k"), [(s, k) for s in SHAPES for k in (1, 2, 4, min(s))], ids=str)
+def test_the_gradient_is_that_of_the_full_svd(shape, k, dtype, forward):
+    A = numbers(*shape, dtype=dtype, seed=1)
+    wide = A.to(torch.complex128 if A.is_complex() else torch.float64)
+    for f in (lambda A: loss(svdgrad.singular_triplets(A, k, forward)), lambda A: loss(triplets_of(A, k, forward))):
+        assert relative_error(gradient(f, A), gradient(lambda A: loss(by_torch(A, k)), wide)) < bound(A, k)
+
+
+def triplets_of(A, k, forward):
+    U, core, V = svdgrad.low_rank(A, k, forward)
+    return svdgrad.Triplets(core.diagonal(dim1=-2, dim2=-1).real, U, V)
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_a_batch_is_its_matrices(forward):
+    A = numbers(2, 3, 8, 6)
+    found = gradient(lambda A: core_loss(svdgrad.low_rank(A, 3, forward)), A)
+    W = numbers(2, 3, 8, 6, seed=6)
+    for i, j in itertools.product(range(2), range(3)):
+
+        def one(A, W=W[i, j]):
+            t = svdgrad.low_rank(A, 3, forward)
+            return (W * t.dense()).sum() + ((t.core @ t.core).diagonal()).sum()
+
+        assert relative_error(found[i, j], gradient(one, A[i, j])) < 1e-12
+
+
+def test_one_triplet_is_the_single_triplet():
+    A = numbers(400, 350)
+    sigma, u, v = svdgrad.singular_triplet(A)
+    many = svdgrad.singular_triplets(A, 1)
+    assert torch.equal(many.sigma[0], sigma) and torch.equal(many.U[:, 0], u) and torch.equal(many.V[:, 0], v)
+
+
+def jacobi(A):
+    """The SVD in 80-bit numbers, by one-sided Jacobi rotations: shares nothing with LAPACK."""
+    A = A.astype(np.clongdouble if np.iscomplexobj(A) else np.longdouble)
+    n = A.shape[1]
+    V = np.eye(n, dtype=A.dtype)
+    for _ in range(30):
+        largest = 0.0
+        for i, j in itertools.combinations(range(n), 2):
+            x, y = A[:, i], A[:, j]
+            a, b, c = (x.conj() @ x).real, (y.conj() @ y).real, x.conj() @ y
+            size = abs(c)
+            largest = max(largest, float(size / np.sqrt(a * b)))
+            if size <= 1e-19 * np.sqrt(a * b):
+                continue
+            zeta = (b - a) / (2 * size)
+            t = (1 if zeta >= 0 else -1) / (abs(zeta) + np.sqrt(1 + zeta**2))
+            cos = 1 / np.sqrt(1 + t**2)
+            turn = np.array([[cos, cos * t * c / size], [-cos * t * (c / size).conj(), cos]], dtype=A.dtype)
+            A[:, [i, j]], V[:, [i, j]] = A[:, [i, j]] @ turn, V[:, [i, j]] @ turn
+        if largest < 1e-18:
+            break
+    sigma = np.sqrt((A.conj() * A).real.sum(0))
+    order = np.argsort(-sigma)
+    return A[:, order] / sigma[order], sigma[order], V[:, order]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", [(7, 5), (5, 5)], ids=str)
+def test_the_gradient_is_that_of_differences_in_80_bits(shape, dtype):
+    """Fourth-order differences along two directions, of a loss of A_k, of the projector and of the values."""
+    k, A, W = 2, numbers(*shape, dtype=dtype, seed=3), numbers(*shape, dtype=dtype, seed=4)
+
+    def value(A):
+        t = svdgrad.low_rank(A, k)
+        f = (W.conj() * t.dense()).real.sum() + (t.core @ t.core @ t.core).diagonal().real.sum()
+        return f + (t.U @ t.U.mH)[0, 1].real + (t.U @ t.V.mH)[1, 0].real
+
+    def value_wide(A):
+        U, sigma, V = (x[..., :k] for x in jacobi(A))
+        f = (W.numpy().conj() * (U * sigma @ V.conj().T)).real.sum() + (sigma**3).sum()
+        return f + (U @ U.conj().T)[0, 1].real + (U @ V.conj().T)[1, 0].real
+
+    G = gradient(value, A)
+    for seed in (7, 8):
+        E = numbers(*shape, dtype=dtype, seed=seed)
+        h, X, D = np.longdouble(1e-4), A.numpy().astype(np.clongdouble), E.numpy()
+        if not dtype.is_complex:
+            X = X.real
+        f = {s: value_wide(X + s * h * D) for s in (-2, -1, 1, 2)}
+        wanted = float((8 * (f[1] - f[-1]) - (f[2] - f[-2])) / (12 * h))
+        assert abs((G.conj() * E).real.sum().item() - wanted) < 1e-11 * abs(wanted)
+
+
+# --- ties among the kept values --------------------------------------------------------------------------------------
+
+
+def tied(d, dtype, m=20, n=15):
+    """σ = 3, 3 − d, 3 − 2d and twelve values from 2 down, and the singular vectors that it was made of."""
+    X = torch.linalg.qr(numbers(m, n, dtype=dtype, seed=1))[0]
+    Y = torch.linalg.qr(numbers(n, n, dtype=dtype, seed=2))[0]
+    s = torch.cat([torch.tensor([3, 3 - d, 3 - 2 * d], dtype=torch.float64), torch.linspace(2, 0.5, n - 3).double()])
+    return (X * s) @ Y.mH, X, s, Y
+
+
+def exact(X, s, Y, k, right_hand_sides, M):
+    """(U M + P)Vᴴ + U Qᴴ with P and Q from all singular vectors (the table of closed forms)."""
+    Phi, Psi = right_hand_sides
+    U, V, a, b = X[:, :k], Y[:, :k], X[:, k:].mH @ Phi, Y[:, k:].mH @ Psi
+    kept, left = s[:k], s[k:, None]
+    P = X[:, k:] @ ((kept * a + left * b) / (kept**2 - left**2)) + (Phi - X @ (X.mH @ Phi)) / kept
+    Q = Y[:, k:] @ ((left * a + kept * b) / (kept**2 - left**2)) + (Psi - Y @ (Y.mH @ Psi)) / kept
+    return (U @ M + P) @ V.mH + U @ Q.mH
+
+
+def blind_losses(X, s, Y, k, dtype):
+    """name → (loss of low_rank, its gradient): of A_k, of the polar factor and of the projector."""
+    G = numbers(len(X), len(Y), dtype=dtype, seed=9)
+    U, V, S = X[:, :k], Y[:, :k], s[:k]
+    N, H = U.mH @ G @ V, G @ G.mH
+    polar = (N - N.mH) / (S[:, None] + S)
+    return {
+        "A_k": (lambda t: (G.conj() * t.dense()).real.sum(), exact(X, s, Y, k, (G @ V * S, G.mH @ U * S), N)),
+        "U Vᴴ": (lambda t: (G.conj() * (t.U @ t.V.mH)).real.sum(), exact(X, s, Y, k, (G @ V, G.mH @ U), polar)),
+        "U Uᴴ": (lambda t: (H.conj() * (t.U @ t.U.mH)).real.sum(), exact(X, s, Y, k, (2 * H @ U, 0 * V), 0 * N)),
+    }
+
+
+@pytest.mark.parametrize("d", [0, 1e-15, 1e-13, 1e-12, 1e-10, 1e-8, 1e-6, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_what_no_turn_changes_has_its_gradient_at_any_distance(forward, dtype, d):
+    A, X, s, Y = tied(d, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, (f, wanted) in blind_losses(X, s, Y, 3, dtype).items():
+            error = relative_error(gradient(lambda A: f(svdgrad.low_rank(A, 3, forward)), A), wanted)
+            assert error < 1e-13, name
+            if name != "A_k":
+                found = gradient(lambda A: f(svdgrad.singular_triplets(A, 3, forward)), A)
+                assert relative_error(found, wanted) < 1e-13, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_forward_mode_at_a_tie_is_right_for_what_no_turn_changes_and_says_so(dtype):
+    A, X, s, Y = tied(0, dtype)
+    E = numbers(*A.shape, dtype=dtype, seed=4)
+    for f, wanted in blind_losses(X, s, Y, 3, dtype).values():
+        with pytest.warns(svdgrad.NearTieWarning, match="two of the kept singular values are tied"):
+            _, slope = jvp(lambda A: f(svdgrad.low_rank(A, 3)), (A,), (E,))
+        assert relative_error(slope, (wanted.conj() * E).real.sum()) < 1e-12
+
+
+def test_what_u_sigma_and_v_cannot_carry_is_told_and_low_rank_has_it():
+    A, X, s, Y = tied(0, torch.float64)
+    f, wanted = blind_losses(X, s, Y, 3, torch.float64)["A_k"]
+    G = numbers(*A.shape, seed=9)
+    with pytest.warns(svdgrad.NearTieWarning, match=r"tells tied singular values apart.*svdgrad\.low_rank") as told:
+        t = svdgrad.singular_triplets(A.requires_grad_(), 3)
+        (G * ((t.U * t.sigma) @ t.V.mT)).sum().backward()
+    assert told[0].filename == __file__
+    assert relative_error(A.grad, wanted) > 1e-2
+    assert relative_error(gradient(lambda A: f(svdgrad.low_rank(A, 3)), A.detach()), wanted) < 1e-13
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize(
+    "see", [lambda t: t.U[0, 0], lambda t: t.U[0, 0] + t.V[1, 2], lambda t: (t.V[:, 1] ** 3).sum()]
+)
+def test_a_single_vector_of_a_tie_has_no_derivative(see, forward):
+    A, *_ = tied(0, torch.float64)
+    with pytest.raises(svdgrad.TieError, match=r"single vectors of singular values that are tied.*low_rank"):
+        gradient(lambda A: see(svdgrad.singular_triplets(A, 3, forward)), A)
+    with pytest.raises(svdgrad.TieError):
+        grad(lambda A: see(svdgrad.singular_triplets(A, 3, forward)))(A)
+
+
+def test_a_single_vector_near_a_tie_has_few_digits():
+    A, *_ = tied(1e-13, torch.float64)
+    with pytest.warns(svdgrad.NearTieWarning, match="close to each other: relative gap .*by any method"):
+        gradient(lambda A: svdgrad.singular_triplets(A, 3).U[0, 0], A)
+
+
+def test_a_minimum_is_no_tie_error():
+    """‖A − A_k‖² has cotangents that are rounding, or nearly, and a gradient that is not."""
+    A, X, s, Y = tied(0, torch.float64)
+    with pytest.warns(svdgrad.NearTieWarning, match="may be rounding, as at a minimum"):
+        found = gradient(lambda A: ((A - svdgrad.low_rank(A, 3).dense()) ** 2).sum(), A)
+    assert relative_error(found, 2 * (X[:, 3:] * s[3:]) @ Y[:, 3:].mT) < 1e-12
+
+
+# --- the cut ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_a_cut_through_a_tie(forward):
+    A, *_ = tied(0, torch.float64)
+    with pytest.raises(svdgrad.TieError, match="σₖ from σₖ₊₁.*a cut through a multiple singular value"):
+        gradient(lambda A: (svdgrad.singular_triplets(A, 2, forward).U ** 4).sum(), A)
+    found = gradient(lambda A: svdgrad.singular_triplets(A, 3, forward).sigma.sum(), A)
+    assert found.isfinite().all()
+    assert svdgrad.diagnose(A, k=2, forward=forward).gap < 1e-14
+    assert abs(svdgrad.diagnose(A, k=3, forward=forward).gap - 1 / 3) < 1e-12
+
+
+def test_a_cut_near_a_tie_is_a_warning():
+    A = matrices.with_singular_values([3, 2, 1 + 1e-13, 1, 0.5, 0.3, 0.1], 9, 7)
+    with pytest.warns(svdgrad.NearTieWarning, match="close to the first left out"):
+        gradient(lambda A: (svdgrad.singular_triplets(A, 3).U ** 4).sum(), A)
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_a_rank_below_k(forward):
+    A = matrices.with_singular_values([3, 2, 0, 0, 0, 0, 0], 9, 7)
+    with pytest.raises(svdgrad.TieError, match="a rank below k"):
+        gradient(lambda A: (svdgrad.singular_triplets(A, 3, forward).U ** 4).sum(), A)
+    sigma, U, V = svdgrad.singular_triplets(A, 4, forward)
+    for X in (U, V):
+        assert relative_error(X.mT @ X, torch.eye(4).double()) < 1e-13
+    assert (sigma[2:] < 1e-14).all()
+
+
+# --- every mode and form ---------------------------------------------------------------------------------------------
+
+
+def forms(k, v0):
+    """Dense by each method, sparse by all its entries, and a function."""
+    for forward in FORWARDS:
+        yield lambda A, forward=forward: svdgrad.singular_triplets(A, k, forward)
+
+    def sparse(A):
+        rows, columns = torch.ones(A.shape).nonzero().T
+        return svdgrad.singular_triplets(svdgrad.operator.Sparse(rows, columns, tuple(A.shape), A.reshape(-1)), k)
+
+    yield sparse
+    yield lambda A: svdgrad.operator_triplets(lambda A, x: A @ x, A, v0, k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)], ids=str)
+def test_every_mode_is_that_of_the_full_svd(shape, dtype):
+    A, E, v0 = (numbers(*s, dtype=dtype, seed=i) for i, s in enumerate((shape, shape, shape[1:])))
+    k, step = 2, 1e-5
+
+    def wanted(A):
+        return loss(by_torch(A, k))
+
+    G, slope = grad(wanted)(A), (wanted(A + step * E) - wanted(A - step * E)) / (2 * step)
+    curved = (grad(wanted)(A + step * E) - grad(wanted)(A - step * E)) / (2 * step)
+    for form in forms(k, v0):
+
+        def f(A, form=form):
+            return loss(form(A))
+
+        assert relative_error(grad(f)(A), G) < 1e-12
+        assert relative_error(jvp(f, (A,), (E,))[1], slope) < 1e-7
+        assert relative_error(jvp(grad(f), (A,), (E,))[1], curved) < 1e-7
+        x = A.clone().requires_grad_()
+        (g,) = torch.autograd.grad(f(x), x, create_graph=True)
+        assert relative_error(torch.autograd.grad((g.conj() * E).real.sum(), x)[0], curved) < 1e-7
+        with torch.autograd.forward_ad.dual_level():
+            dual = f(torch.autograd.forward_ad.make_dual(A, E))
+            assert relative_error(torch.autograd.forward_ad.unpack_dual(dual).tangent, slope) < 1e-7
+        both = vmap(grad(f), randomness="same")(torch.stack([A, A + E]))
+        assert relative_error(both, torch.stack([G, grad(wanted)(A + E)])) < 1e-12
+
+
+def test_the_core_in_every_mode():
+    A, E, step = numbers(7, 5), numbers(7, 5, seed=1), 1e-5
+
+    def f(A):
+        return core_loss(svdgrad.low_rank(A, 2))
+
+    def slope(A):
+        return (f(A + step * E) - f(A - step * E)) / (2 * step)
+
+    assert relative_error(jvp(f, (A,), (E,))[1], slope(A)) < 1e-7
+    assert relative_error((grad(f)(A) * E).sum(), slope(A)) < 1e-7
+    curved = (grad(f)(A + step * E) - grad(f)(A - step * E)) / (2 * step)
+    assert relative_error(jvp(grad(f), (A,), (E,))[1], curved) < 1e-7
+    assert relative_error(grad(lambda A: (grad(f)(A) * E).sum())(A), curved) < 1e-7
+
+
+def test_forward_modes_inside_one_another_are_refused():
+    A = numbers(6, 5)
+    inner = lambda A: jvp(lambda A: svdgrad.singular_triplets(A, 2).U.sum(), (A,), (A,))[1]
+    with pytest.raises(NotImplementedError, match="forward modes of torch.func inside one another"):
+        jvp(inner, (A,), (A,))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_compiled_call_and_small_precisions():
+    A = numbers(8, 6, dtype=torch.float32)
+
+    def f(A):
+        return (svdgrad.low_rank(A, 3).dense() ** 4).sum()
+
+    assert relative_error(gradient(torch.compile(f, backend="aot_eager"), A), gradient(f, A)) < 1e-6
+    half = A.bfloat16()
+    t = svdgrad.singular_triplets(half, 3)
+    assert {x.dtype for x in t} == {torch.bfloat16}
+    assert (
+        relative_error(gradient(f, half).float(), gradient(f, half.float())) < 12 * 2**-9
+    )  # three factors rounded, to the fourth power
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+def test_a_sparse_gradient_keeps_its_layout(layout):
+    full = numbers(12, 9) * (numbers(12, 9, seed=1) > 0)
+    A = getattr(full, layout)().requires_grad_()
+    loss(svdgrad.singular_triplets(A, 3)).backward()
+    wanted = gradient(lambda A: loss(svdgrad.singular_triplets(A, 3)), full)
+    assert A.grad.layout == A.layout
+    assert relative_error(A.grad.to_dense(), wanted * (full != 0)) < 1e-12
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("of_cotangent", [1e-34, 1.0, 1e30])
+@pytest.mark.parametrize("of_A", [1e-30, 1e-10, 1.0, 1e30])
+def test_units_do_not_matter(of_A, of_cotangent, forward):
+    if not 1e-36 < of_cotangent / of_A < 1e36:
+        pytest.skip("the gradient itself is no normal number of float32")
+    A, G = numbers(12, 9, dtype=torch.float32), numbers(12, 3, dtype=torch.float32, seed=1)
+
+    def f(A, size=1.0):
+        return (size * (G * svdgrad.singular_triplets(A, 3, forward).U)).sum()
+
+    found = gradient(lambda A: f(A, of_cotangent), of_A * A).double() * (of_A / of_cotangent)
+    assert relative_error(found, gradient(f, A)) < 1e-4
+
+
+def test_the_gradient_in_factors():
+    for shape, k in itertools.product([(30, 20), (20, 30), (340, 330)], (1, 3)):
+        A = numbers(*shape)
+        value, L, R = svdgrad.rank_2k_gradient(loss, A, k)
+        assert L.shape == (shape[0], 2 * k) and R.shape == (shape[1], 2 * k)
+        assert relative_error(value, loss(svdgrad.singular_triplets(A, k))) < 1e-12
+        wanted = gradient(lambda A: loss(svdgrad.singular_triplets(A, k)), A)
+        assert relative_error(L @ R.mT, wanted) < 1e-10
+
+
+# --- what is refused, and what is noticed ----------------------------------------------------------------------------
+
+
+def test_a_loss_of_a_phase_is_refused():
+    A = numbers(8, 6, dtype=torch.complex128)
+    with pytest.raises(svdgrad.PhaseError):
+        gradient(lambda A: svdgrad.singular_triplets(A, 3).U[0, 1].real, A)
+
+
+@pytest.mark.parametrize(
+    ("k", "error", "message"),
+    [
+        (0, ValueError, "k must be from 1 to 5 for a matrix of shape 6×5, found 0"),
+        (6, ValueError, "k must be from 1 to 5"),
+        (True, TypeError, "k must be an integer, found True"),
+        (2.0, TypeError, "k must be an integer, found 2.0"),
+    ],
+)
+def test_numbers_of_triplets_that_cannot_be(k, error, message):
+    for call in (svdgrad.singular_triplets, svdgrad.low_rank):
+        with pytest.raises(error, match=message):
+            call(numbers(6, 5), k)
+    with pytest.raises(error, match=message):
+        svdgrad.operator_triplets(lambda A, x: A @ x, numbers(6, 5), numbers(5), k)
+
+
+def test_solvers_of_one_triplet_are_refused():
+    with pytest.raises(ValueError, match="adjoint must be 'auto' or 'spectral' for k triplets after 'gram'"):
+        svdgrad.singular_triplets(numbers(6, 5), 2, adjoint="saddle")
+
+
+FAULTS = {
+    "no phase term": (
+        rule,
+        "rotation",
+        lambda *x: inside.rotation(*x) - 1j * torch.diag(inside.rotation(*x).diag().imag),
+    ),
+    "no rule for numerators": (inside, "seen", lambda W, size: torch.ones_like(size, dtype=torch.bool)),
+    "a sign of the system": (steps, "off", lambda U, X: -inside.off(U, X)),
+    "a dropped column": (steps, "off", lambda U, X: inside.off(U, X) * (torch.arange(len(X)) > 0)[:, None]),
+    "no commutator": (inside, "commutator", lambda sigma, h: 0 * h),
+}
+
+
+@pytest.mark.filterwarnings("ignore::svdgrad.NearTieWarning")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(fault, monkeypatch):
+    where, name, wrong = FAULTS[fault]
+    A, X, s, Y = tied(1e-9 if fault == "no rule for numerators" else 1e-2, torch.complex128)
+    f, wanted = blind_losses(X, s, Y, 3, torch.complex128)["A_k" if fault != "no rule for numerators" else "U Vᴴ"]
+    assert relative_error(gradient(lambda A: f(svdgrad.low_rank(A, 3, "svd")), A), wanted) < 1e-12
+    monkeypatch.setattr(where, name, wrong)
+    assert relative_error(gradient(lambda A: f(svdgrad.low_rank(A, 3, "svd")), A), wanted) > 1e-10
+
+
+def test_the_remainder_of_a_long_matrix_is_needed(monkeypatch):
+    A, X, s, Y = tied(1e-2, torch.float64)
+    f, wanted = blind_losses(X, s, Y, 3, torch.float64)["A_k"]
+    closed = steps.spectral_rows
+    square = lambda A, sigma, phi, psi, known: closed(A[:15], sigma, phi @ known.U @ known.U.mT, psi, known)
+    monkeypatch.setattr(steps, "spectral_rows", square)
+    assert relative_error(gradient(lambda A: f(svdgrad.low_rank(A, 3, "svd")), A), wanted) > 1e-3
