@@ -30,6 +30,7 @@ ON_THE_HOST = {
     "direct": "least squares by a driver that a card does not have, and small matrices",
     "gradient": "diag(3, 1, 1)",
     "mixed": "a rotation of two dimensions",
+    "without-an-svd": "the miss rates: over a thousand runs on matrices too small for a card",
 }
 #: what is no factorisation, and what Lanczos steps hand to the host on purpose, a matrix as small as their number
 EXCUSED = {"linalg_vector_norm", "_linalg_check_errors", "_linalg_eigh"}
@@ -38,15 +39,15 @@ CARD_IN = f"""
 import sys
 
 sys.path.insert(0, {str(ROOT / "tests")!r})
-import card
+import card as card_module
 import torch
 
 import svdgrad.lab
 
-svdgrad.lab.device = lambda wanted="auto": torch.device(card.DEVICE)
+svdgrad.lab.device = lambda wanted="auto": torch.device(card_module.DEVICE)  # a chapter may name something `card`
 torch.is_autocast_enabled = lambda device=None: False  # it knows no card that is not there
 torch.compile = lambda function, **options: function  # it refuses to run where operations are watched
-the_card = card.Card()
+the_card = card_module.Card()
 the_card.__enter__()
 """
 
