@@ -1,5 +1,6 @@
 """How far σ is from the other singular values, and what is said where it is too near for a derivative of u and v."""
 
+import math
 import os
 import sys
 import warnings
@@ -11,7 +12,7 @@ from torch.linalg import vector_norm
 from .certificate import RESOLUTION, hidden, probability
 from .forward import ConvergenceError, FullSVD, Gram, Ritz
 from .forward.basis import Basis, noise, numbers
-from .matrices import Map, project
+from .matrices import Map, project, times_both
 from .operator import Dense, Operator
 
 
@@ -104,11 +105,15 @@ def largest_unseen(matvec: Map, rmatvec: Map, sigma: Tensor, ritz: Ritz) -> floa
         return 0.0
     W_H, theta = W[:, 1:].mH, ritz.S[1 : W.shape[1]] / s
     weighted = W[:, 1:] * (((1 - theta) * (1 + theta)).clamp_min(eps).rsqrt() - 1)
+    unit = s
+    if not 1e-6 < s < 1e6:  # y below may be 1/√ε long, and σ near an end of the range: change the unit
+        root = 2.0 ** -(math.frexp(s)[1] // 2)
+        (matvec, rmatvec), unit = times_both((matvec, rmatvec), root), s * root * root
     half: Map = lambda x: torch.addmv(x, weighted, W_H @ x)  # P⁻¹ᐟ²
 
     def apply(x: Tensor) -> Tensor:  # the identity less the matrix above: eigenvalues near zero, and those wanted last
         y = half(x)
-        return x - half(y - rmatvec(matvec(y) / s) / s)
+        return x - half(y - rmatvec(matvec(y) / unit) / unit)
 
     start = project(W[:, 0], noise(len(W), W[:, 0], seed=1))
     V = Basis(start / vector_norm(start), W[:, :1].mT)

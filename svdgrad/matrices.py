@@ -113,6 +113,14 @@ def _real_products(A: Tensor) -> tuple[Map, Map]:
     return matvec, rmatvec
 
 
+def times_both(pair: tuple[Map, Map], root: float | Tensor) -> tuple[Map, Map]:
+    """The two products of root² A, for a root that is a power of two: half of it before each product, half after, so
+    that no vector between leaves the range of numbers where neither A x nor root² A x does.
+    """
+    matvec, rmatvec = pair
+    return (lambda x: matvec(x * root) * root), (lambda y: rmatvec(y * root) * root)
+
+
 def outer(x: Tensor, y: Tensor) -> Tensor:
     """The rank-one matrix x yᴴ, shapes (..., m) and (..., n) -> (..., m, n)."""
     return x.unsqueeze(-1) * y.conj().unsqueeze(-2)

@@ -6,7 +6,7 @@ from torch.linalg import vecdot, vector_norm
 
 from ..forward import FullSVD, Gram, Ritz, Triplet
 from ..gap import tie, tied
-from ..matrices import Map, mv, products, project, size_of
+from ..matrices import Map, mv, products, project, root_of_scale, size_of, times_both
 from .schur import not_dominant
 
 #: steps between two looks at the residuals on a GPU, which a look makes wait; what has converged stands still meanwhile
@@ -58,13 +58,18 @@ def schur_cg(
         return phi / s, torch.zeros_like(psi)
     size = size_of(phi, psi)
     phi, psi = phi / size, psi / size
+    pair, unit = (matvec, rmatvec), s
+    if not ((s > 1e-6) & (s < 1e6)).all():  # a direction may be 1/2gap as large as σ allows: change the unit
+        root = root_of_scale(s.unsqueeze(-1)).unsqueeze(-1)
+        pair, unit = times_both(pair, root), s * root * root
     try:
-        q, Aq = _cg(matvec, rmatvec, _preconditioner(s, ritz), s, v, phi, psi)
+        q, Aq = _cg(*pair, _preconditioner(s, ritz), unit, v, phi, psi)
     except _NotDefinite as found:
         if ritz is None:
             raise not_dominant("cg", str(found)) from None
         raise tied(f"found while its adjoint system was solved: {found}") from None
-    return (phi + Aq) / s * size, q / s * size
+    size = size / s  # neither 1/s alone nor the product with it leaves the range where p and q do not
+    return (phi + Aq) * size, q * size
 
 
 class _NotDefinite(Exception):

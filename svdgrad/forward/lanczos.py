@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
 from ..certificate import NOISE, RESOLUTION, allowed, check_missed, hidden, probability
-from ..matrices import Map, products
+from ..matrices import Map, products, times_both
 from .basis import Basis, noise, numbers
 from .found import ConvergenceError, Ritz, Triplet, fix_sign
 
@@ -113,10 +113,10 @@ def golub_kahan(
     if not math.isfinite(largest):
         raise _not_finite(1)
     if not 1e-6 < largest < 1e6 and largest != 0:  # fourth powers would leave the range of float32: change the unit
-        (sigma, u, v), known = golub_kahan(
-            lambda x: matvec(x) / largest, lambda y: rmatvec(y) / largest, v0, tol, maxiter, missed, random
-        )
-        return Triplet(sigma * largest, u, v), known._replace(S=known.S * largest)
+        root = 2.0 ** -(math.frexp(largest)[1] // 2)
+        pair = times_both((matvec, rmatvec), root)
+        (sigma, u, v), known = golub_kahan(*pair, v0, tol, maxiter, missed, random)
+        return Triplet(sigma / root / root, u, v), known._replace(S=known.S / root / root)
     w = rmatvec(first)
     _check_adjoint(start, first, w, eps)
     V = Basis(start)
