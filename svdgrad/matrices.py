@@ -62,6 +62,15 @@ def elevation() -> Tensor:
 # --- products and projections ----------------------------------------------------------------------------------------
 
 
+def check_not_meta(name: str, x: Tensor) -> None:
+    """Raise an error for a tensor that has a shape and no numbers."""
+    if x.is_meta and type(x) in (Tensor, torch.nn.Parameter):  # a subclass may hold numbers of its own
+        raise ValueError(
+            f"{name} must have numbers, found a tensor on the meta device, which has none: give it a device, and load "
+            "or initialise its numbers, first"
+        )
+
+
 def mv(A: Tensor, x: Tensor) -> Tensor:
     """The product A x of a (batch of) matrices and vectors, shapes (..., m, n) and (..., n) -> (..., m)."""
     y: Tensor = A @ x if A.ndim == 2 and x.ndim == 1 else (A @ x[..., None])[..., 0]

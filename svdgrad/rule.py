@@ -7,6 +7,7 @@ the same system and products with A, so that second derivatives need nothing new
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -14,11 +15,19 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from .forward import Triplet
+from .forward import Ritz, Triplet
 from .newton import anchor, newton
-from .operator import Dense, Operator, dense
+from .operator import Dense, Function, Operator, dense
 from .steps import How, along_u, check_phase, find_triplet, full_precision, keep_phase, solve_adjoint
-from .transforms import in_forward_mode, mapped_by_autograd, newton_steps_wanted, one_by_one, to_front, transformed
+from .transforms import (
+    in_forward_mode,
+    mapped_by_autograd,
+    newton_steps_wanted,
+    one_by_one,
+    refuse_mapping_by_autograd,
+    to_front,
+    transformed,
+)
 
 
 def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
@@ -67,17 +76,16 @@ class _Triplet(torch.autograd.Function):
         leaves, (sigma, u, v, *known) = _split(ctx)
         wanted = ctx.needs_input_grad[3:]
         A = ctx.A.at(leaves)
+        if isinstance(A, Function) and not transformed():
+            A = replace(A, seen=((sigma * u).detach(), Ritz(*known).residual.item()))
         if phi is None and psi is None:
             if xi is None:
                 return (None,) * (3 + ctx.count)
             # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
+            if mapped_by_autograd(xi) and not isinstance(A, Dense):  # nothing that is mapped may go through a function
+                return None, None, None, *(G if G is None else xi * G for G in A.pull((u,), (v,), wanted))
             return None, None, None, *A.pull((xi.unsqueeze(-1) * u,), (v,), wanted)
-        if mapped_by_autograd(phi, psi):
-            raise NotImplementedError(
-                "is_grads_batched=True (also torch.autograd.functional with vectorize=True) maps the backward pass in "
-                "a way that no number can be read, and the gap has to be: use torch.func.jacrev, or torch.func.vmap "
-                "over torch.func.vjp"
-            )
+        refuse_mapping_by_autograd(phi, psi)
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
         # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
@@ -89,7 +97,12 @@ class _Triplet(torch.autograd.Function):
                 seen = True  # as far as can be known here, and kept as it is where it is not
                 step(A, ctx.how, "phase", *leaves, sigma, u, v, phi, psi, *known)
             psi = keep_phase(u, v, phi, psi, ctx.v0) if seen else psi
-        p, q = step(A, ctx.how, "loss", *leaves, sigma, u, v, phi, psi, *known)
+        try:
+            p, q = step(A, ctx.how, "loss", *leaves, sigma, u, v, phi, psi, *known)
+        except ArithmeticError:  # a tie, or a larger value: where A has changed since, it is that
+            if isinstance(A, Function):
+                A.check_seen(A.mv(v))
+            raise
         return None, None, None, *A.pull((along_u(sigma, u, xi, phi, p), u), (v, q), wanted)
 
     @staticmethod

@@ -23,9 +23,9 @@ from .forward import FORWARDS, KNOWN, Ritz, Triplet
 from .forward.found import check_entries
 from .forward.lanczos import lanczos_of
 from .gap import TieError, check_gap, values_near
-from .matrices import direction, root_of_scale, size_of
+from .matrices import check_not_meta, direction, root_of_scale, size_of
 from .operator import Dense, Operator, Sparse, of_sparse_tensor
-from .transforms import transformed
+from .transforms import mapped_levels, refuse_mapping_by_autograd, refuse_tracing, transformed
 
 
 class PhaseError(ValueError):
@@ -104,6 +104,7 @@ def validate(
         raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
     if isinstance(A, UninitializedParameter | UninitializedBuffer):
         raise ValueError("A must have entries, found a parameter without a shape: call its lazy module once before")
+    check_not_meta("A", A)
     if A.is_quantized:
         raise TypeError(
             f"A must be floating point, found a quantized tensor, {A.dtype}: convert it with A.dequantize()"
@@ -184,6 +185,7 @@ def check_start(v0: Tensor, A: Tensor) -> None:
     """
     if not isinstance(v0, Tensor):
         raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
+    check_not_meta("v0", v0)
     if v0.is_complex() and not A.is_complex():
         raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
     *batch, _, n = A.shape
@@ -245,6 +247,13 @@ def validate_sparse(A: Tensor | Sparse, index: int, forward: str, adjoint: str, 
     """As ``validate``, for a sparse matrix: all that can be done with it is to multiply."""
     if not (A.dtype.is_floating_point or A.dtype.is_complex):
         raise TypeError(f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.double()")
+    check_not_meta("A", A.values if isinstance(A, Sparse) else A)
+    if isinstance(A, Tensor) and transformed() and (A.layout == torch.sparse_csr or mapped_levels(A)):
+        raise NotImplementedError(
+            "a transform of torch.func can neither map a sparse tensor nor read one in CSR layout, found layout "
+            f"{A.layout}: take the triplet of svdgrad.operator.Sparse(rows, columns, shape, values), made outside, and "
+            "transform by values"
+        )
     if len(A.shape) != 2 or isinstance(A, Tensor) and A.layout == torch.sparse_coo and A.dense_dim() > 0:
         raise ValueError(
             f"a sparse A must be one matrix (m, n) of numbers, found shape {tuple(A.shape)}: call it once for each"
@@ -267,6 +276,8 @@ def validate_sparse(A: Tensor | Sparse, index: int, forward: str, adjoint: str, 
         A.check()
     if v0 is not None and not isinstance(v0, Tensor):
         raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
+    if v0 is not None:
+        check_not_meta("v0", v0)
     if v0 is not None and v0.is_complex() and not A.dtype.is_complex:
         raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
     if v0 is not None and tuple(v0.shape) != tuple(A.shape[1:]):
@@ -282,6 +293,9 @@ def full_precision(leaves: Sequence[Tensor]) -> AbstractContextManager[Any]:
 
 def find_triplet(A: Operator, v0: Tensor | None, how: How) -> tuple[Tensor, ...]:
     """(σ, u, v, *known). The numbers are checked from here, and not before, since under vmap only here they can be."""
+    refuse_tracing()
+    if how.forward == "lanczos":
+        refuse_mapping_by_autograd()
     if v0 is not None:
         v0 = direction(v0.to(torch.promote_types(v0.dtype, A.vector.dtype)))
         if not v0.isfinite().all():  # 0/0, or what was not finite before

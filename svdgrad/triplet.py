@@ -90,7 +90,10 @@ def singular_triplet(
     ConvergenceError
         "lanczos" ran out of steps; the message names what was reached, and what was not.
     NotImplementedError
-        is_grads_batched=True.
+        A map of torch.autograd's own (is_grads_batched=True, vectorize=True) for which numbers are to be read: in
+        backward for u or v, in forward mode for any iteration. A tracer that hands out no numbers
+        (torch.func.linearize, make_fx). A sparse tensor that torch.func maps, or in CSR layout under torch.func:
+        ``svdgrad.operator.Sparse`` serves all transforms there.
 
     Warns
     -----

@@ -7,6 +7,7 @@ from torch.linalg import vecdot, vector_norm
 from ..forward import FullSVD, Gram, Ritz, Triplet
 from ..gap import tie, tied
 from ..matrices import Map, mv, products, project, root_of_scale, size_of, times_both
+from ..transforms import refuse_mapping_by_autograd
 from .schur import not_dominant
 
 #: steps between two looks at the residuals on a GPU, which a look makes wait; what has converged stands still meanwhile
@@ -52,6 +53,7 @@ def schur_cg(
     """``cg`` on the side of v for an operator: products with A and Aᴴ, φ ⟂ u and ψ ⟂ v. Solves for vectors of size
     one.
     """
+    refuse_mapping_by_autograd(phi, psi)
     sigma, _, v = triplet
     s = sigma.unsqueeze(-1)
     if v.shape[-1] == 1:  # nothing but zero is orthogonal to v, what the right-hand side holds is rounding
@@ -186,6 +188,7 @@ def minres(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Ten
 
     Cost: two products with A a step. K is indefinite for every index but the first, which MINRES does not mind.
     """
+    refuse_mapping_by_autograd(phi, psi)
     m = A.shape[-2]
 
     def off_u_and_v(x: Tensor) -> Tensor:

@@ -152,6 +152,7 @@ def golub_kahan(
                 v = W[:, 0] / vector_norm(W[:, 0])
                 u = matvec(v)
                 length = vector_norm(u)
+                _check_unchanged(square, length.item() ** 2, eps)
                 # a zero matrix says nothing of u: any unit vector will do
                 u = u / length if length > 0 else torch.eye(1, u.numel(), dtype=u.dtype, device=u.device)[0]
                 S = squares.sqrt().to(v0.real)
@@ -203,6 +204,16 @@ def _check_adjoint(v: Tensor, Av: Tensor, AAv: Tensor, eps: float) -> None:
             f"the two products are not those of a matrix and its transpose: found (Av)ᵀ(Av) = {square:.3g} and "
             f"(Aᵀ(Av))ᵀv = {back.real:.3g}. Likely causes: a matvec that is not linear in x (a ReLU, a normalisation), "
             "that changes from call to call (dropout), or an rmatvec of another matrix"
+        )
+
+
+def _check_unchanged(square: float, again: float, eps: float) -> None:
+    """The iteration's θ² is ‖Av‖² for its v, whether it has converged or not, if A was one matrix all along."""
+    if not abs(square - again) <= eps**0.5 * square:
+        raise ValueError(
+            f"the products must be those of one matrix, found ‖Av‖² = {again:.3g} in the end, where those before "
+            f"make it {square:.3g}. Likely cause: a matvec that changes from call to call (a counter, dropout, "
+            "a running mean)"
         )
 
 
