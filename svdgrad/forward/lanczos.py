@@ -147,8 +147,9 @@ def golub_kahan(
                 squares, Y = squares.flip(-1).clamp_min(0), Y.flip(-1)
                 if square <= 0:  # of V only the first row is not zero, and any eigenvector of T = 0 will do
                     Y = torch.eye(step, dtype=Y.dtype, device=Y.device)
-                # a Ritz vector helps the adjoint by 1/(1 − θ²), θ in units of σ: below five it saves no step
-                W = V.rows(step).mT @ Y[:, : max(1, int((squares > 0.8 * square).sum()))].to(v0)
+                # a Ritz vector helps the adjoint by 1/(1 − θ²), θ in units of σ: below five it saves no step, unless it
+                # is among the few that stand out of the rest of a spectrum that falls fast
+                W = V.rows(step).mT @ Y[:, : max(8, int((squares > 0.8 * square).sum()))].to(v0)
                 v = W[:, 0] / vector_norm(W[:, 0])
                 u = matvec(v)
                 length = vector_norm(u)
