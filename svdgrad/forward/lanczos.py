@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
-from ..certificate import NOISE, RESOLUTION, allowed, check_missed, hidden, probability
+from ..certificate import RESOLUTION, allowed, check_missed, hidden, noise_beside, probability
 from ..matrices import Map, products, times_both
 from .basis import Basis, noise, numbers
 from .found import ConvergenceError, Ritz, Triplet, fix_sign
@@ -94,9 +94,9 @@ def golub_kahan(
     alone is formed, with the tridiagonal T = BᵀB of AᴴA V = V T + αβ v eᵀ, α the last entry of B (eq-tridiagonal). The
     dominant eigenpair (θ², y) of the small T gives v = V y and u = A v/σ, with residual ‖Aᴴu − σv‖ = αβ abs(y_k)/θ
     (eq-ritz-residual). Stops where that is at most ``tol`` σ, by default ten times the unit roundoff, and the
-    probability that a larger value was missed is at most ``missed`` (eq-missed). For that it starts from v0 and a
-    twentieth of noise, or from v0 alone if that is ``random``; with ``missed`` None from v0 and next to no noise. V is
-    kept orthonormal, since without that copies of σ appear. Cost: two products a step, and one; memory: the basis V.
+    probability that a value above 1.001 σ was missed is at most ``missed`` (eq-missed). For that it starts from v0 and
+    a little noise, or from v0 alone if that is ``random``; with ``missed`` None from v0 and next to no noise. V is kept
+    orthonormal, since without that copies of σ appear. Cost: two products a step, and one; memory: the basis V.
     Raises ConvergenceError after ``maxiter`` steps, and ValueError where a product is not finite, or not linear, as far
     as the first two show.
     """
@@ -107,7 +107,8 @@ def golub_kahan(
     most = min(size, 1000 if maxiter is None else maxiter)
     if most < 1:
         raise ValueError(f"maxiter must be at least 1, found {maxiter}")
-    start, amount = _start(v0, missed, random)
+    # were v0 without any component along v, no number of steps would find it: a little noise has one
+    start, amount = _start(v0, eps**0.5 if missed is None else noise_beside(max(tol, eps)), random)
     first = matvec(start)
     largest = first.abs().max().item()
     if not math.isfinite(largest):
@@ -164,7 +165,7 @@ def golub_kahan(
     if residual <= tol:
         raise ConvergenceError(
             f"Lanczos bidiagonalisation reached the residual that was wanted, {tol:.1e} σ, in {most} steps, but a "
-            f"larger singular value may have been missed with a probability of "
+            f"singular value above 1.001 σ may have been missed with a probability of "
             f"{probability(share, size, amount, is_complex):.1e}, where missed={missed:g} was asked for. Likely cause: "
             "a loose tol. Raise maxiter or missed, or trust v0 with missed=None"
         )
@@ -175,16 +176,14 @@ def golub_kahan(
     )
 
 
-def _start(v0: Tensor, missed: float | None, random: bool) -> tuple[Tensor, float]:
-    """The vector of length one to start from, and the amount of noise in it, as a length."""
+def _start(v0: Tensor, length: float, random: bool) -> tuple[Tensor, float]:
+    """The vector of length one to start from, v0 and noise of this length, and the amount of noise in it."""
     largest = v0.abs().max()
     if not 0 < largest < torch.inf:
         raise ValueError("v0 must be finite and not zero: it is the vector to start from; random numbers will do")
     v0 = v0 / largest
     if random:
         return v0 / vector_norm(v0), 1.0
-    # were v0 without any component along v, no number of steps would find it: a little noise has one
-    length = torch.finfo(v0.dtype).eps ** 0.5 if missed is None else NOISE
     start = v0 / vector_norm(v0) + length * noise(v0.numel(), v0)
     return start / vector_norm(start), length / vector_norm(start).item()
 
