@@ -262,7 +262,7 @@ class Function:
     graph: tuple[Tensor, Tensor] | None = None
     """(x, matvec(params, x)) at x = 0, with the graph between them, walked backwards for every product with Aᴴ"""
     seen: tuple[Tensor, float] | None = None
-    """what A made of the first vector that ``pull`` takes, and the relative error of that"""
+    """what A made of the first vector that ``pull`` takes, and the relative error of that, if known; not of others"""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -273,7 +273,7 @@ class Function:
         return self.zero
 
     def at(self, leaves: Sequence[Tensor]) -> Function:
-        return replace(self, leaves=tuple(leaves))
+        return replace(self, leaves=tuple(leaves), seen=None)
 
     def params(self) -> Any:
         """What ``matvec`` takes: the leaves back in their places."""
