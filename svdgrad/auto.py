@@ -13,8 +13,9 @@ from .adjoint import SOLVERS
 from .adjoint.solver import Solver
 from .forward import FORWARDS, FullSVD, GramVectors, Lanczos, Method, Ritz
 from .forward.block import RitzBlock
+from .matrices import check_not_meta
 from .operator import Dense, Sparse, of_sparse_tensor
-from .transforms import transformed
+from .transforms import mapped_levels, transformed
 
 #: up to this min(m, n) the eigenvectors of the Gram matrix cost less than two iterations with products, and beyond it
 #: where A is so many times as long as wide: then most of their cost is the product AᴴA, which calculates at full speed
@@ -148,6 +149,7 @@ def check_matrix(A: Tensor, index: int) -> None:
         raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
     if isinstance(A, UninitializedParameter | UninitializedBuffer):
         raise ValueError("A must have entries, found a parameter without a shape: call its lazy module once before")
+    check_not_meta("A", A)
     if A.is_quantized:
         raise TypeError(
             f"A must be floating point, found a quantized tensor, {A.dtype}: convert it with A.dequantize()"
@@ -200,6 +202,7 @@ def check_start(v0: Tensor, A: Tensor) -> None:
     """
     if not isinstance(v0, Tensor):
         raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
+    check_not_meta("v0", v0)
     if v0.is_complex() and not A.is_complex():
         raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
     *batch, _, n = A.shape
@@ -297,6 +300,13 @@ def check_sparse(A: Tensor | Sparse, how: How, v0: Tensor | None) -> None:
     """Raise an error for what cannot be had of a sparse matrix, with which all that can be done is to multiply."""
     if not (A.dtype.is_floating_point or A.dtype.is_complex):
         raise TypeError(f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.double()")
+    check_not_meta("A", A.values if isinstance(A, Sparse) else A)
+    if isinstance(A, Tensor) and transformed() and (A.layout == torch.sparse_csr or mapped_levels(A)):
+        raise NotImplementedError(
+            "a transform of torch.func can neither map a sparse tensor nor read one in CSR layout, found layout "
+            f"{A.layout}: take the triplet of svdgrad.operator.Sparse(rows, columns, shape, values), made outside, and "
+            "transform by values"
+        )
     if len(A.shape) != 2 or isinstance(A, Tensor) and A.layout == torch.sparse_coo and A.dense_dim() > 0:
         raise ValueError(
             f"a sparse A must be one matrix (m, n) of numbers, found shape {tuple(A.shape)}: call it once for each"
@@ -321,6 +331,8 @@ def check_sparse(A: Tensor | Sparse, how: How, v0: Tensor | None) -> None:
         A.check()
     if v0 is not None and not isinstance(v0, Tensor):
         raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
+    if v0 is not None:
+        check_not_meta("v0", v0)
     if v0 is not None and v0.is_complex() and not A.dtype.is_complex:
         raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
     if v0 is not None and tuple(v0.shape) != tuple(A.shape[1:]):

@@ -11,8 +11,19 @@ import math
 #: a value that exceeds σ by less than this part of it is not counted as larger: it would cost many steps to exclude
 RESOLUTION = 1e-3
 
-#: length of the noise beside a v0 of length one, if evidence is wanted
+
+#: the most noise beside a v0 of length one, where evidence is wanted
 NOISE = 0.05
+
+
+def noise_beside(tol: float) -> float:
+    """The length of the noise beside a v0 of length one, where evidence is wanted: a twentieth, or tol^¼ if less.
+
+    Evidence takes about as many steps with noise of any length from a hundredth of v0 up. The residual takes those that
+    bring it down to ``tol`` from the noise, or from what is wrong with v0, whichever is larger. So a small ``tol``,
+    which leaves evidence many steps to grow, wants little noise.
+    """
+    return min(NOISE, math.sqrt(math.sqrt(tol)))
 
 
 def check_missed(missed: float | None) -> None:
@@ -20,7 +31,7 @@ def check_missed(missed: float | None) -> None:
     if missed is not None and not (isinstance(missed, (int, float)) and 0 < missed <= 1):
         raise ValueError(
             f"missed must be a probability above 0 and up to 1, or None to trust v0, found {missed!r}: it is the risk "
-            "to accept that a larger singular value was missed; 1e-3 is the default"
+            "to accept that a value above 1.001 σ was missed; 1e-3 is the default"
         )
 
 

@@ -135,7 +135,8 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     A, v0, *_, ctx.forward, ctx.adjoint = inputs
-    ctx.save_for_backward(A, v0, *output)
+    # of v0 only the anchor of a complex phase is needed again: a clone, since the caller may overwrite v0 by then
+    ctx.save_for_backward(A, v0.clone() if v0 is not None and A.is_complex() else None, *output)
 
 
 def _backward(ctx: Any, bars: list[Tensor | None]) -> tuple[Tensor | None, ...]:

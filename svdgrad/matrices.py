@@ -62,6 +62,15 @@ def elevation() -> Tensor:
 # --- products and projections ----------------------------------------------------------------------------------------
 
 
+def check_not_meta(name: str, x: Tensor) -> None:
+    """Raise an error for a tensor that has a shape and no numbers."""
+    if x.is_meta and type(x) in (Tensor, torch.nn.Parameter):  # a subclass may hold numbers of its own
+        raise ValueError(
+            f"{name} must have numbers, found a tensor on the meta device, which has none: give it a device, and load "
+            "or initialise its numbers, first"
+        )
+
+
 def mv(A: Tensor, x: Tensor) -> Tensor:
     """The product A x of a (batch of) matrices and vectors, shapes (..., m, n) and (..., n) -> (..., m)."""
     y: Tensor = A @ x if A.ndim == 2 and x.ndim == 1 else (A @ x[..., None])[..., 0]
@@ -116,6 +125,14 @@ def _real_products(A: Tensor) -> tuple[Map, Map]:
 def row_products(A: Tensor) -> tuple[Map, Map]:
     """The rows x of X ↦ A x and the rows y of Y ↦ Aᴴ y, shapes (..., k, n) -> (..., k, m) and back."""
     return (lambda X: X @ A.mT), (lambda Y: Y @ A.conj())
+
+
+def times_both(pair: tuple[Map, Map], root: float | Tensor) -> tuple[Map, Map]:
+    """The two products of root² A, for a root that is a power of two: half of it before each product, half after, so
+    that no vector between leaves the range of numbers where neither A x nor root² A x does.
+    """
+    matvec, rmatvec = pair
+    return (lambda x: matvec(x * root) * root), (lambda y: rmatvec(y * root) * root)
 
 
 def outer(x: Tensor, y: Tensor) -> Tensor:

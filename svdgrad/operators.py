@@ -10,10 +10,11 @@ from .adjoint import SOLVERS, assemble
 from .adjoint.solver import Solver
 from .auto import AdjointName, ForwardName, How, check_k, prepare
 from .forward import Lanczos, Method, Triplet
+from .matrices import check_not_meta
 from .operator import Function, Sparse, function
 from .rule import differentiable_triplet
 from .steps import find_triplet, full_precision, solve_adjoint, value_and_cotangents
-from .transforms import plain_mode
+from .transforms import plain_mode, refuse_tracing
 from .triplets import Triplets, rows_of
 
 MatVec = Callable[[Any, Tensor], Tensor]
@@ -70,7 +71,12 @@ def operator_triplet(
         floating point tensor, are a generator, or hold a Module among other things.
     ValueError
         v0 is zero or not finite; params hold NaN or Inf; matvec is not linear, as far as its first products show;
-        matvec reads a tensor that requires a gradient from elsewhere than params, or depends on no part of params.
+        matvec reads a tensor that requires a gradient from elsewhere than params, or depends on no part of params; it
+        changes from call to call, as far as A v shows, which the call and backward both compute. Unseen is a change
+        that A v shows by less than √ε σ, or only in a second derivative, or in a backward under torch.func.
+    NotImplementedError
+        In a map of torch.autograd's own (is_grads_batched=True, vectorize=True) for more than the gradient of σ, and
+        where a tracer hands out no numbers (torch.func.linearize, make_fx).
     ConvergenceError
         The iteration ran out of steps. The message names what was reached, and what was not.
     TieError, PhaseError, NearTieWarning
@@ -176,6 +182,8 @@ def check_function(matvec: MatVec, v0: Tensor) -> None:
         raise TypeError(f"matvec must be a function of (params, x), found {type(matvec).__name__}")
     if v0.numel() == 0:
         raise ValueError(f"v0 must have at least one entry, found shape {tuple(v0.shape)}")
+    check_not_meta("v0", v0)
+    refuse_tracing()
 
 
 def operator_of(matvec: MatVec, params: Any, v0: Tensor, rmatvec: MatVec | None) -> tuple[Function, Tensor]:

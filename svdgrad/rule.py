@@ -7,6 +7,7 @@ the same system and products with A, so that second derivatives need nothing new
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -16,13 +17,21 @@ from torch.linalg import vecdot
 
 from .adjoint import SOLVERS
 from .auto import How
-from .forward import SVD, Triplet
+from .forward import SVD, Ritz, RitzBlock, Triplet
 from .inside import check_values, hermitian, rotation, turned, turning
 from .newton import anchor, newton
-from .operator import Dense, Operator, dense
+from .operator import Dense, Function, Operator, dense
 from .phase import check_phase, keep_phase
 from .steps import along_u, find_triplet, full_precision, solve_adjoint
-from .transforms import in_forward_mode, mapped_by_autograd, newton_steps_wanted, one_by_one, to_front, transformed
+from .transforms import (
+    in_forward_mode,
+    mapped_by_autograd,
+    newton_steps_wanted,
+    one_by_one,
+    refuse_mapping_by_autograd,
+    to_front,
+    transformed,
+)
 
 
 def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
@@ -76,17 +85,19 @@ class _Triplet(torch.autograd.Function):
         leaves, (sigma, u, v, *known) = _split(ctx)
         wanted, many = ctx.needs_input_grad[3:], ctx.how.k is not None
         A = ctx.A.at(leaves)
+        if isinstance(A, Function) and not transformed():
+            image = sigma.diagonal().unsqueeze(-1) * u if many else sigma * u
+            left = ctx.how.left(known)
+            assert isinstance(left, Ritz | RitzBlock)
+            A = replace(A, seen=(image.detach(), left.residual.item()))
         if phi is None and psi is None and not many:
             if xi is None:
                 return (None,) * (3 + ctx.count)
             # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
+            if mapped_by_autograd(xi) and not isinstance(A, Dense):  # nothing that is mapped may go through a function
+                return None, None, None, *(G if G is None else xi * G for G in A.pull((u,), (v,), wanted))
             return None, None, None, *A.pull((xi.unsqueeze(-1) * u,), (v,), wanted)
-        if mapped_by_autograd(phi, psi):
-            raise NotImplementedError(
-                "is_grads_batched=True (also torch.autograd.functional with vectorize=True) maps the backward pass in "
-                "a way that no number can be read, and the gap has to be: use torch.func.jacrev, or torch.func.vmap "
-                "over torch.func.vjp"
-            )
+        refuse_mapping_by_autograd(phi, psi)
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
         # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
@@ -105,7 +116,12 @@ class _Triplet(torch.autograd.Function):
                 seen = True  # as far as can be known here, and kept as it is where it is not
                 step(A, ctx.how, "phase", *leaves, sigma, u, v, phi, psi, *known)
             psi = keep_phase(u, v, phi, psi, ctx.v0) if seen else psi
-        p, q = step(A, ctx.how, "loss", *leaves, sigma, u, v, phi, psi, *known)
+        try:
+            p, q = step(A, ctx.how, "loss", *leaves, sigma, u, v, phi, psi, *known)
+        except ArithmeticError:  # a tie, or a larger value: where A has changed since, it is that
+            if isinstance(A, Function):
+                A.check_seen(A.mv(v))
+            raise
         x = along_u(sigma, u, xi, phi, p) if h is None else rotation(sigma, u, v, h, phi, psi).mT @ u + p
         return None, None, None, *A.pull((x, u), (v, q), wanted)
 

@@ -21,6 +21,7 @@ from .inside import check_forward, check_inside, off
 from .matrices import direction
 from .operator import Dense, Operator
 from .phase import check_phase
+from .transforms import refuse_mapping_by_autograd, refuse_tracing
 
 
 def full_precision(leaves: Sequence[Tensor]) -> AbstractContextManager[Any]:
@@ -33,6 +34,9 @@ def find_triplet(A: Operator, v0: Tensor | None, how: How) -> tuple[Tensor, ...]
     """(σ, u, v, *known), or (diag σ, U, V, *known) for k triplets.
 
     The numbers are checked from here, and not before, since under vmap only here they can be."""
+    refuse_tracing()
+    if how.forward.name == "lanczos":
+        refuse_mapping_by_autograd()
     if how.k is not None:
         with full_precision(A.leaves):
             rows, left = how.forward.find_many(A, how.k, v0)
@@ -134,7 +138,7 @@ def check_normal(sigma: Tensor) -> None:
 def value_and_cotangents(loss: Any, found: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The value of a loss of a named tuple of tensors, and its cotangents, zeros for what it does not use."""
     if not callable(loss):
-        raise TypeError(f"loss must be a function of the triplet, found {type(loss).__name__}")
+        raise TypeError(f"loss must be a function of a triplet, found {type(loss).__name__}")
     with torch.inference_mode(False), torch.enable_grad():
         leaves = type(found)(*((x.clone() if x.is_inference() else x).detach().requires_grad_() for x in found))
         value = loss(leaves)

@@ -46,8 +46,31 @@ def moves(x: Tensor) -> bool:
 
 
 def mapped_by_autograd(*xs: Tensor | None) -> bool:
-    """Whether one of them is a batch of cotangents made by ``is_grads_batched=True``, whose numbers cannot be read."""
+    """Whether one of them is a batch made by ``is_grads_batched=True`` or ``vectorize=True``, whose numbers cannot be
+    read.
+    """
     return any(torch._C._functorch.is_legacy_batchedtensor(x) for x in xs if x is not None)
+
+
+def refuse_mapping_by_autograd(*xs: Tensor | None) -> None:
+    """Raise an error for what is mapped so, or for anything inside such a map."""
+    if mapped_by_autograd(*xs) if xs else torch._C._dispatch_tls_is_dispatch_key_included("VmapMode"):
+        raise NotImplementedError(
+            "is_grads_batched=True and vectorize=True, of torch.autograd and torch.autograd.functional, map a "
+            "derivative in a way that no number can be read, which an iteration and the gap ask for: use "
+            "torch.func.jacrev or torch.func.jacfwd, or torch.func.vmap over torch.func.vjp"
+        )
+
+
+def refuse_tracing() -> None:
+    """Raise an error where what is done to numbers is written down, and no number can be read."""
+    mode = torch._C._TorchDispatchModeKey
+    if any(torch._C._get_dispatch_mode(key) is not None for key in (mode.FAKE, mode.PROXY)):
+        raise NotImplementedError(
+            "svdgrad reads numbers to know when to stop, and what traces a function hands it none "
+            "(torch.func.linearize, make_fx, FakeTensorMode): use torch.func.jvp or torch.func.vjp in place of "
+            "linearize, torch.compile in place of the others"
+        )
 
 
 def newton_steps_wanted() -> int:

@@ -15,6 +15,7 @@ import torch
 import svdgrad
 from svdgrad import matrices
 from svdgrad.adjoint import ATTEMPTS, SOLVERS
+from svdgrad.adjoint.solver import Solver
 from svdgrad.lab import check, contest, cost, figure, records, tables
 from svdgrad.oracles import ORACLES
 
@@ -47,8 +48,8 @@ def test_a_way_that_raises_or_answers_nan_is_told_as_infinite(monkeypatch):
     def singular(*_):
         raise torch.linalg.LinAlgError("singular")
 
-    monkeypatch.setitem(contest.ATTEMPTS, "direct", singular)
-    monkeypatch.setitem(contest.ATTEMPTS, "mixed", lambda A, triplet, phi, psi: (phi * torch.nan, psi))
+    monkeypatch.setitem(contest.ATTEMPTS, "direct", Solver(singular, "K"))
+    monkeypatch.setitem(contest.ATTEMPTS, "mixed", Solver(lambda A, triplet, phi, psi: (phi * torch.nan, psi)))
     rows = {row.name: row for row in contest.compare(matrices.gaussian(5, 4), repeat=1) if row.kind == "attempt"}
     assert rows["direct"].error == math.inf and rows["direct"].note == "LinAlgError: singular"
     assert "∞" in tables.table([rows["direct"]])

@@ -185,3 +185,22 @@ def test_forward_mode_is_not_dropped(inside):
     else:
         found = tangent(A, torch.compile(norm, backend="aot_eager"))
     assert relative_error(found, tangent(A, norm)) <= ROUNDING
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_the_obvious_warm_start_does_not_break_backward(dtype):
+    """A loop overwrites v0 by v before it calls backward."""
+
+    def g(A, v0):
+        t = svdgrad.singular_triplet(A, v0=v0)
+        return t.sigma + (t.u[0] * t.v[1].conj()).abs(), t.v
+
+    gradients = []
+    for h in (torch.compile(g, backend="aot_eager", fullgraph=True), g):
+        X = matrices.gaussian(5, 3).to(dtype).requires_grad_()
+        v0 = torch.ones(3, dtype=dtype)
+        value, v = h(X, v0)
+        v0.copy_(v.detach())
+        value.backward()
+        gradients.append(X.grad)
+    assert relative_error(*gradients) <= ROUNDING

@@ -1,6 +1,7 @@
 """What users hand to an operator: modules, half precision, contexts, sparse tensors; what would be lost in silence."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -437,3 +438,193 @@ def test_a_backward_pass_inside_autocast_costs_no_digit():
         loss(svdgrad.operator_triplet(product, W, v0.float())).backward()
     loss(svdgrad.operator_triplet(product, X, v0.float())).backward()
     assert torch.equal(W.grad, X.grad)
+
+
+# --- a function that changes ------------------------------------------------------------------------------------------
+
+
+class Changing:
+    """matvec(p, x) = p k W x, that may change: W and k are read from here, and k doubles after so many calls."""
+
+    def __init__(self, W, last=math.inf):
+        self.W, self.k, self.last, self.calls = W.clone(), 1.0, last, 0
+
+    def __call__(self, p, x):
+        self.calls += 1
+        return p * (self.k if self.calls <= self.last else 2 * self.k) * (self.W @ x)
+
+    def replace(self):
+        self.W = self.W * torch.linspace(1, 2, self.W.shape[1]).to(self.W)
+
+    def update(self):
+        self.W.mul_(1.01)
+
+    def number(self):
+        self.k = 1.01
+
+    def count(self):
+        self.last = self.calls
+
+    def nothing(self):
+        pass
+
+
+CHANGES = ["replace", "update", "number", "count"]
+OF_SIGMA_OR_ALL = {"sigma": lambda t: t.sigma, "all": loss}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(12, 9), (9, 12)], ids=str)
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("loss", OF_SIGMA_OR_ALL.values(), ids=OF_SIGMA_OR_ALL)
+def test_a_function_that_changes_before_backward_is_noticed(loss, change, shape, dtype):
+    matvec, p = Changing(matrices.gaussian(*shape, dtype=dtype)), torch.ones((), dtype=dtype, requires_grad=True)
+    t = svdgrad.operator_triplet(matvec, p, torch.ones(shape[1], dtype=dtype))
+    getattr(matvec, change)()
+    with pytest.raises((ValueError, RuntimeError), match="A v has changed by .*|modified by an inplace operation"):
+        loss(t).backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("tol", [None, 1e-2])
+@pytest.mark.parametrize("shape", [(12, 9), (9, 12), (200, 150)], ids=str)
+def test_one_that_does_not_change_is_no_error_and_costs_no_product(shape, tol, dtype):
+    for loss in OF_SIGMA_OR_ALL.values():
+        matvec, p = Changing(matrices.gaussian(*shape, dtype=dtype)), torch.ones((), dtype=dtype, requires_grad=True)
+        t = svdgrad.operator_triplet(matvec, p, torch.ones(shape[1], dtype=dtype), tol=tol)
+        loss(t).backward()
+        assert relative_error(p.grad, t.sigma.detach()) <= (10 * torch.finfo(dtype).eps if tol is None else tol)
+    t = svdgrad.operator_triplet(matvec, p, torch.ones(shape[1], dtype=dtype), tol=tol)
+    before = matvec.calls
+    t.sigma.backward()
+    assert matvec.calls == before + 1
+
+
+@pytest.mark.parametrize("last", [4, 6, 8, 10])
+def test_a_function_that_changes_while_it_is_iterated_is_noticed(last):
+    matvec, p = Changing(A, last=last), torch.ones((), dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match=r"those of one matrix, found ‖Av‖² = .*changes from call to call \(a counter"):
+        svdgrad.operator_triplet(matvec, p, v0)
+
+
+# --- messages that were PyTorch's own ---------------------------------------------------------------------------------
+
+TRIPLETS = {
+    "gram": lambda W: svdgrad.singular_triplet(W, v0=v0),
+    "lanczos": lambda W: svdgrad.singular_triplet(W, v0=v0, forward="lanczos"),
+    "operator": lambda W: svdgrad.operator_triplet(product, W, v0),
+}
+
+
+@pytest.mark.parametrize("f", TRIPLETS.values(), ids=TRIPLETS)
+def test_a_tracer_that_hands_out_no_numbers(f):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for g in (lambda W: f(W).sigma, lambda W: loss(f(W))):
+        with pytest.raises(NotImplementedError, match="hands it none .*use torch.func.jvp or torch.func.vjp in place"):
+            torch.func.linearize(g, A)
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(NotImplementedError, match="hands it none"):
+        f(torch.empty(12, 9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("f", TRIPLETS.values(), ids=TRIPLETS)
+def test_the_maps_of_autograd_are_right_or_refused(f):
+    """Of σ alone a gradient needs no number; in forward mode u and v move along, and an iteration needs some."""
+    functional = torch.autograd.functional
+    expected = torch.func.grad(lambda W: f(W).sigma)(A)
+    assert relative_error(functional.jacobian(lambda W: f(W).sigma, A, vectorize=True), expected) <= 10 * EPS
+    W = A.clone().requires_grad_()
+    sigma = f(W).sigma
+    (found,) = torch.autograd.grad(sigma, W, torch.tensor([1.0, 3.0], dtype=torch.float64), is_grads_batched=True)
+    assert relative_error(found, torch.stack([expected, 3 * expected])) <= 10 * EPS
+    maps = [
+        lambda: functional.jacobian(lambda W: loss(f(W)), A, vectorize=True),
+        lambda: functional.hessian(lambda W: loss(f(W)), A, vectorize=True),
+        lambda: functional.hessian(lambda W: f(W).sigma, A, vectorize=True),
+        lambda: functional.jacobian(lambda W: loss(f(W)), A, vectorize=True, strategy="forward-mode"),
+        lambda: functional.jacobian(lambda W: f(W).sigma, A, vectorize=True, strategy="forward-mode"),
+        lambda: functional.hessian(lambda W: loss(f(W)), A, vectorize=True, outer_jacobian_strategy="forward-mode").sum(
+            (0, 1)
+        ),
+    ]
+    direct = f is TRIPLETS["gram"]
+    for g in maps[: 3 if direct else None]:
+        with pytest.raises(
+            NotImplementedError, match="no number can be read.*use torch.func.jacrev or torch.func.jacf"
+        ):
+            g()
+    if direct:
+        gradient = torch.func.grad(lambda W: loss(f(W)))
+        truth = [gradient(A), expected, torch.func.jacrev(gradient)(A).sum((0, 1))]
+        for g, G in zip(maps[3:], truth):
+            assert relative_error(g(), G) <= 100 * EPS / GAP**2
+
+
+def test_minres_is_refused_too():
+    with pytest.raises(NotImplementedError, match="no number can be read"):
+        torch.autograd.functional.jacobian(
+            lambda W: svdgrad.singular_triplet(W, forward="svd", adjoint="minres").u[0],
+            A,
+            vectorize=True,
+            strategy="forward-mode",
+        )
+
+
+META = {
+    "A": lambda x: svdgrad.singular_triplet(x),
+    "spectral_norm": lambda x: svdgrad.spectral_norm(x, forward="lanczos"),
+    "diagnose": lambda x: svdgrad.diagnose(x),
+    "rank two": lambda x: svdgrad.rank_two_gradient(lambda t: t.sigma, x),
+    "coo": lambda x: svdgrad.singular_triplet(torch.eye(3).to_sparse_coo().to(x.device)),
+    "csr": lambda x: svdgrad.singular_triplet(torch.eye(3).to_sparse_csr().to(x.device)),
+    "v0": lambda x: svdgrad.singular_triplet(A, v0=x[0]),
+    "v0 of a sparse A": lambda x: svdgrad.singular_triplet(SPARSE, v0=x[0]),
+    "v0 of an operator": lambda x: svdgrad.operator_triplet(product, A, x[0]),
+    "params": lambda x: svdgrad.operator_triplet(product, x, v0),
+    "a module": lambda x: svdgrad.operator_triplet(lambda m, x: m(x), nn.Linear(9, 9, device=x.device), v0),
+}
+
+
+@pytest.mark.parametrize("call", META.values(), ids=META)
+def test_a_tensor_without_numbers(call):
+    with pytest.raises(ValueError, match="must have numbers, found a tensor on the meta device, which has none"):
+        call(A.to("meta"))
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.complex128], ids=str)
+@pytest.mark.parametrize("layer", [nn.Linear(9, 12, bias=False), nn.Conv1d(1, 2, 3, bias=False)], ids=repr)
+def test_params_of_another_dtype_than_v0(layer, dtype):
+    layer, x0 = copy.deepcopy(layer).to(dtype), v0 if isinstance(layer, nn.Linear) else v0[None, None]
+    message = r"must take an x like v0, torch.float64 on cpu, found params of .* on cpu, and an error in it: .* Convert"
+    for params in (layer, layer.weight):
+        matvec = (lambda m, x: m(x)) if params is layer else lambda W, x: W.flatten(1)[:, :1] @ x.flatten()[:1]
+        with pytest.raises(TypeError, match=message):
+            svdgrad.operator_triplet(matvec, params, x0)
+        with pytest.raises(TypeError, match=message):
+            torch.func.grad(lambda c: c * svdgrad.operator_triplet(matvec, params, x0).sigma)(torch.ones(()))
+
+
+def test_an_error_of_matvec_that_no_dtype_explains_is_its_own():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        svdgrad.operator_triplet(lambda m, x: m(x), nn.Linear(7, 12, bias=False).double(), v0)
+
+
+def test_a_lazy_module_is_called_so():
+    with pytest.raises(ValueError, match="params must have entries, found a parameter without a shape: call its lazy"):
+        svdgrad.operator_triplet(lambda m, x: m(x), nn.LazyLinear(12, bias=False).double(), v0)
+
+
+def test_sparse_tensors_under_torch_func():
+    """PyTorch itself refuses most; what comes through to a function is right, or refused with what does work."""
+    X = thinned().to_sparse_coo().coalesce()
+    (found,) = torch.func.vjp(svdgrad.spectral_norm, X)[1](torch.ones((), dtype=torch.float64))
+    (expected,) = gradient(svdgrad.spectral_norm, thinned())
+    assert relative_error(found.to_dense(), expected * (thinned() != 0)) <= 100 * EPS
+    c, message = torch.ones((), dtype=torch.float64), r"made outside, and transform by values"
+    assert torch.func.grad(lambda c: c * svdgrad.spectral_norm(X))(c) == svdgrad.spectral_norm(X)
+    for transform in (torch.func.grad, torch.func.hessian, lambda f: lambda c: torch.func.vmap(f)(c.expand(2))):
+        with pytest.raises(NotImplementedError, match=message):
+            transform(lambda c: c * svdgrad.spectral_norm(SPARSE))(c)
+    with pytest.raises(NotImplementedError, match=message):
+        torch.func.vmap(svdgrad.spectral_norm)(torch.stack([X, X]))

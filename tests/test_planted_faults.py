@@ -16,13 +16,13 @@ ROOT = Path(__file__).parents[1]
 FAULTS = {
     "a flipped sign in the gradient": (
         "rule.py",
-        "*A.pull((along_u(sigma, u, xi, phi, p), u), (v, q), wanted)",
-        "*A.pull((along_u(sigma, u, xi, phi, p), u), (v, -q), wanted)",
+        "*A.pull((x, u), (v, q), wanted)",
+        "*A.pull((x, u), (v, -q), wanted)",
     ),
     "p for u": (
         "rule.py",
-        "*A.pull((along_u(sigma, u, xi, phi, p), u), (v, q), wanted)",
-        "*A.pull((along_u(sigma, u, xi, phi, p), p), (v, q), wanted)",
+        "*A.pull((x, u), (v, q), wanted)",
+        "*A.pull((x, p), (v, q), wanted)",
     ),
     "A for its transpose": (
         "matrices.py",
@@ -37,10 +37,14 @@ FAULTS = {
     "the part outside range(A) forgotten": ("adjoint/spectral.py", "else mv(U, x - a) + phi", "else mv(U, x)"),
     "the cotangent of sigma forgotten": (
         "rule.py",
-        "along_u(sigma, u, xi, phi, p), u)",
-        "along_u(sigma, u, None, phi, p), u)",
+        "x = along_u(sigma, u, xi, phi, p)",
+        "x = along_u(sigma, u, None, phi, p)",
     ),
-    "the sign of v0 ignored": ("forward.py", "    if v0 is None:\n        anchor", "    if True:\n        anchor"),
+    "the sign of v0 ignored": (
+        "forward/found.py",
+        "    if v0 is None:\n        anchor",
+        "    if True:\n        anchor",
+    ),
     "a term of the second derivative lost": ("rule.py", "A.pull((y, p), (q, z), ctx", "A.pull((y,), (q,), ctx"),
 }
 

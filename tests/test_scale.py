@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import svdgrad
-from svdgrad import adjoint
+from svdgrad import adjoint, matrices
 from svdgrad.forward import FORWARDS
 
 METHODS = ["auto", *FORWARDS]
@@ -210,3 +210,31 @@ def test_a_subnormal_member_of_a_batch(forward):
     (G,) = torch.autograd.grad(sigma.sum(), A)
     assert (G[0] - G[1]).norm() <= one.bound * 2**5  # so many digits fewer
     assert error(sigma[1].detach(), 0, torch.linalg.matrix_norm(one.A, 2)) <= one.bound
+
+
+BY_PRODUCTS = {
+    "lanczos": lambda A: svdgrad.singular_triplet(A, forward="lanczos"),
+    "a batch": lambda A: [x[0] for x in svdgrad.singular_triplet(torch.stack([A, A]), forward="lanczos")],
+    "operator": lambda A: svdgrad.operator_triplet(lambda A, x: A @ x, A, torch.ones(A.shape[1])),
+    "sparse": lambda A: svdgrad.singular_triplet(
+        svdgrad.operator.Sparse(*(i.flatten() for i in torch.where(A == A)), A.shape, A.flatten())
+    ),
+}
+
+
+@pytest.mark.parametrize("way", BY_PRODUCTS)
+@pytest.mark.parametrize("gap", [1e-2, 1e-3, 2e-4])
+def test_near_the_ends_of_the_range_a_small_gap_is_no_tie(gap, way):
+    """A direction of an iteration may be 1/2gap as long as its right-hand side: in units of A it would overflow."""
+    for shape, power in itertools.product([(12, 9), (9, 12), (40, 40)], (-125, -120, 0, 120, 123, 126)):
+        k = min(shape)
+        A = matrices.with_singular_values([1, 1 - gap, *(0.8 - 0.7 * i / k for i in range(k - 2))], *shape)
+        A = times(A, power).float().requires_grad_()
+        _, u, v = BY_PRODUCTS[way](A)
+        cotangent = times(torch.ones(()), power - 12 if power < 0 else power).float()
+        (G,) = torch.autograd.grad(cotangent * u[0] + cotangent * v[1], A)
+        X = times(A.detach(), -power).requires_grad_()
+        _, u, v = svdgrad.singular_triplet(X, forward="svd", v0=v.detach().double())
+        (truth,) = torch.autograd.grad(u[0] + v[1], X)
+        error = (times(G, 12 if power < 0 else 0) - truth).norm() / truth.norm()
+        assert error <= 50 * torch.finfo(torch.float32).eps / gap, (shape, power)

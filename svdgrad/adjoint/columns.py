@@ -26,7 +26,7 @@ def columns_cg(
     ritz: RitzBlock | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(P, Q), shapes (..., k, m) and (..., k, n), by conjugate gradients on the smaller side, a system a row
-    (eq-schur-columns):
+    (eq-outside-schur):
 
     (σᵢ²I − AᴴA) qᵢ = AᴴP_Uφᵢ + σᵢP_Vψᵢ on V^⊥,  pᵢ = (P_Uφᵢ + Aqᵢ)/σᵢ,
 
@@ -127,7 +127,7 @@ def _iterate(
 
 
 def _precondition(R: Tensor, s: Tensor, k: int, ritz: RitzBlock | None) -> Tensor:
-    """r ↦ r + Σ (1/(1 − θₗ²/σᵢ²) − 1) wₗ(wₗᴴr) over the Ritz pairs beyond the k found (eq-preconditioner-columns)."""
+    """r ↦ r + Σ (1/(1 − θₗ²/σᵢ²) − 1) wₗ(wₗᴴr) over the Ritz pairs beyond the k found (eq-outside-preconditioner)."""
     if ritz is None or len(ritz.W) == k:
         return R
     W, theta = ritz.W[k:], ritz.S[k : len(ritz.W)] / s

@@ -6,7 +6,8 @@ from torch.linalg import vecdot, vector_norm
 
 from ..forward import FullSVD, GramVectors, Ritz, Triplet
 from ..gap import tie, tied
-from ..matrices import Map, mv, products, project, size_of
+from ..matrices import Map, mv, products, project, root_of_scale, size_of, times_both
+from ..transforms import refuse_mapping_by_autograd
 from .schur import not_dominant
 
 #: steps between two looks at the residuals on a GPU, which a look makes wait; what has converged stands still meanwhile
@@ -58,19 +59,25 @@ def schur_cg(
     """``cg`` on the side of v for an operator: products with A and Aᴴ, φ ⟂ u and ψ ⟂ v. Solves for vectors of size
     one.
     """
+    refuse_mapping_by_autograd(phi, psi)
     sigma, _, v = triplet
     s = sigma.unsqueeze(-1)
     if v.shape[-1] == 1:  # nothing but zero is orthogonal to v, what the right-hand side holds is rounding
         return phi / s, torch.zeros_like(psi)
     size = size_of(phi, psi)
     phi, psi = phi / size, psi / size
+    pair, unit = (matvec, rmatvec), s
+    if not ((s > 1e-6) & (s < 1e6)).all():  # a direction may be 1/2gap as large as σ allows: change the unit
+        root = root_of_scale(s.unsqueeze(-1)).unsqueeze(-1)
+        pair, unit = times_both(pair, root), s * root * root
     try:
-        q, Aq = _cg(matvec, rmatvec, _preconditioner(s, ritz), s, v, phi, psi)
+        q, Aq = _cg(*pair, _preconditioner(s, ritz), unit, v, phi, psi)
     except _NotDefinite as found:
         if ritz is None:
             raise not_dominant("cg", str(found)) from None
         raise tied(f"found while its adjoint system was solved: {found}") from None
-    return (phi + Aq) / s * size, q / s * size
+    size = size / s  # neither 1/s alone nor the product with it leaves the range where p and q do not
+    return (phi + Aq) * size, q * size
 
 
 class _NotDefinite(Exception):
@@ -187,6 +194,7 @@ def minres(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Ten
 
     Cost: two products with A a step. K is indefinite for every index but the first, which MINRES does not mind.
     """
+    refuse_mapping_by_autograd(phi, psi)
     m = A.shape[-2]
 
     def off_u_and_v(x: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class Ritz(NamedTuple):
 
 class ConvergenceError(ArithmeticError):
     """An iteration ran out of steps before its residual reached the tolerance, or before it was improbable enough that
-    it had missed a larger singular value.
+    it had missed a singular value above σ(1 + ``RESOLUTION``).
     """
 
 

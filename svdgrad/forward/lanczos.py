@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
-from ..certificate import NOISE, RESOLUTION, allowed, check_missed, hidden, probability
-from ..matrices import Map, products, root_of_scale
+from ..certificate import RESOLUTION, allowed, check_missed, hidden, noise_beside, probability
+from ..matrices import Map, products, root_of_scale, times_both
 from ..operator import Dense, Operator
 from .basis import Basis, noise, numbers
 from .block import RitzBlock, block_lanczos
@@ -175,9 +175,9 @@ def golub_kahan(
     alone is formed, with the tridiagonal T = BᵀB of AᴴA V = V T + αβ v eᵀ, α the last entry of B (eq-tridiagonal). The
     dominant eigenpair (θ², y) of the small T gives v = V y and u = A v/σ, with residual ‖Aᴴu − σv‖ = αβ abs(y_k)/θ
     (eq-ritz-residual). Stops where that is at most ``tol`` σ, by default ten times the unit roundoff, and the
-    probability that a larger value was missed is at most ``missed`` (eq-missed). For that it starts from v0 and a
-    twentieth of noise, or from v0 alone if that is ``random``; with ``missed`` None from v0 and next to no noise. V is
-    kept orthonormal, since without that copies of σ appear. Cost: two products a step, and one; memory: the basis V.
+    probability that a value above 1.001 σ was missed is at most ``missed`` (eq-missed). For that it starts from v0 and
+    a little noise, or from v0 alone if that is ``random``; with ``missed`` None from v0 and next to no noise. V is kept
+    orthonormal, since without that copies of σ appear. Cost: two products a step, and one; memory: the basis V.
     Raises ConvergenceError after ``maxiter`` steps, and ValueError where a product is not finite, or not linear, as far
     as the first two show.
     """
@@ -190,16 +190,18 @@ def golub_kahan(
         raise ValueError(f"maxiter must be at least 1, found {maxiter}")
     calls: list[None] = []
     matvec, rmatvec = _counted(matvec, calls), _counted(rmatvec, calls)
-    start, amount = _start(v0, missed, random)
+    # were v0 without any component along v, no number of steps would find it: a little noise has one
+    start, amount = _start(v0, eps**0.5 if missed is None else noise_beside(max(tol, eps)), random)
     first = matvec(start)
     largest = first.abs().max().item()
     if not math.isfinite(largest):
         raise _not_finite(1)
     if not 1e-6 < largest < 1e6 and largest != 0:  # fourth powers would leave the range of float32: change the unit
-        (sigma, u, v), known = golub_kahan(
-            lambda x: matvec(x) / largest, lambda y: rmatvec(y) / largest, v0, tol, maxiter, missed, random
-        )
-        return Triplet(sigma * largest, u, v), known._replace(S=known.S * largest, products=known.products + 1)
+        root = 2.0 ** -(math.frexp(largest)[1] // 2)
+        pair = times_both((matvec, rmatvec), root)
+        (sigma, u, v), known = golub_kahan(*pair, v0, tol, maxiter, missed, random)
+        known = known._replace(S=known.S / root / root, products=known.products + 1)
+        return Triplet(sigma / root / root, u, v), known
     w = rmatvec(first)
     _check_adjoint(start, first, w, eps)
     V = Basis(start)
@@ -230,11 +232,13 @@ def golub_kahan(
                 squares, Y = squares.flip(-1).clamp_min(0), Y.flip(-1)
                 if square <= 0:  # of V only the first row is not zero, and any eigenvector of T = 0 will do
                     Y = torch.eye(step, dtype=Y.dtype, device=Y.device)
-                # a Ritz vector helps the adjoint by 1/(1 − θ²), θ in units of σ: below five it saves no step
-                W = V.rows(step).mT @ Y[:, : max(1, int((squares > 0.8 * square).sum()))].to(v0)
+                # a Ritz vector helps the adjoint by 1/(1 − θ²), θ in units of σ: below five it saves no step, unless it
+                # is among the few that stand out of the rest of a spectrum that falls fast
+                W = V.rows(step).mT @ Y[:, : max(8, int((squares > 0.8 * square).sum()))].to(v0)
                 v = W[:, 0] / vector_norm(W[:, 0])
                 u = matvec(v)
                 length = vector_norm(u)
+                _check_unchanged(square, length.item() ** 2, eps)
                 # a zero matrix says nothing of u: any unit vector will do
                 u = u / length if length > 0 else torch.eye(1, u.numel(), dtype=u.dtype, device=u.device)[0]
                 S = squares.sqrt().to(v0.real)
@@ -245,7 +249,7 @@ def golub_kahan(
     if residual <= tol:
         raise ConvergenceError(
             f"Lanczos bidiagonalisation reached the residual that was wanted, {tol:.1e} σ, in {most} steps, but a "
-            f"larger singular value may have been missed with a probability of "
+            f"singular value above 1.001 σ may have been missed with a probability of "
             f"{probability(share, size, amount, is_complex):.1e}, where missed={missed:g} was asked for. Likely cause: "
             "a loose tol. Raise maxiter or missed, or trust v0 with missed=None"
         )
@@ -256,16 +260,14 @@ def golub_kahan(
     )
 
 
-def _start(v0: Tensor, missed: float | None, random: bool) -> tuple[Tensor, float]:
-    """The vector of length one to start from, and the amount of noise in it, as a length."""
+def _start(v0: Tensor, length: float, random: bool) -> tuple[Tensor, float]:
+    """The vector of length one to start from, v0 and noise of this length, and the amount of noise in it."""
     largest = v0.abs().max()
     if not 0 < largest < torch.inf:
         raise ValueError("v0 must be finite and not zero: it is the vector to start from; random numbers will do")
     v0 = v0 / largest
     if random:
         return v0 / vector_norm(v0), 1.0
-    # were v0 without any component along v, no number of steps would find it: a little noise has one
-    length = torch.finfo(v0.dtype).eps ** 0.5 if missed is None else NOISE
     start = v0 / vector_norm(v0) + length * noise(v0.numel(), v0)
     return start / vector_norm(start), length / vector_norm(start).item()
 
@@ -296,6 +298,16 @@ def _check_adjoint(v: Tensor, Av: Tensor, AAv: Tensor, eps: float) -> None:
             f"the two products are not those of a matrix and its transpose: found (Av)ᵀ(Av) = {square:.3g} and "
             f"(Aᵀ(Av))ᵀv = {back.real:.3g}. Likely causes: a matvec that is not linear in x (a ReLU, a normalisation), "
             "that changes from call to call (dropout), or an rmatvec of another matrix"
+        )
+
+
+def _check_unchanged(square: float, again: float, eps: float) -> None:
+    """The iteration's θ² is ‖Av‖² for its v, whether it has converged or not, if A was one matrix all along."""
+    if not abs(square - again) <= eps**0.5 * square:
+        raise ValueError(
+            f"the products must be those of one matrix, found ‖Av‖² = {again:.3g} in the end, where those before "
+            f"make it {square:.3g}. Likely cause: a matvec that changes from call to call (a counter, dropout, "
+            "a running mean)"
         )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import vecdot
+from torch.linalg import vecdot, vector_norm
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from ..matrices import Map
+from ..matrices import Map, check_not_meta
 from ..transforms import (
     alive,
     in_forward_mode,
@@ -46,6 +47,8 @@ class Function:
     leaves: tuple[Tensor, ...]
     graph: tuple[Tensor, Tensor] | None = None
     """(x, matvec(params, x)) at x = 0, with the graph between them, walked backwards for every product with Aᴴ"""
+    seen: tuple[Tensor, float] | None = None
+    """what A made of the first vector that ``pull`` takes, and the relative error of that, if known; not of others"""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -56,7 +59,7 @@ class Function:
         return self.zero
 
     def at(self, leaves: Sequence[Tensor]) -> Function:
-        return replace(self, leaves=tuple(leaves))
+        return replace(self, leaves=tuple(leaves), seen=None)
 
     def params(self) -> Any:
         """What ``matvec`` takes: the leaves back in their places."""
@@ -107,12 +110,28 @@ class Function:
 
         return torch.no_grad()(plain.mv), back
 
+    def first(self, x: Tensor) -> Tensor:
+        """matvec(params, x), or an error that says more than that of the operation that failed."""
+        try:
+            y = self.matvec(self.params(), x)
+        except RuntimeError as error:
+            numbers = [leaf for leaf in self.leaves if leaf.is_floating_point() or leaf.is_complex()]
+            found = {(str(leaf.dtype), str(leaf.device)) for leaf in numbers} - {(str(x.dtype), str(x.device))}
+            if not found:
+                raise
+            raise TypeError(
+                f"matvec(params, x) must take an x like v0, {x.dtype} on {x.device}, found params of "
+                f"{', '.join(f'{dtype} on {device}' for dtype, device in sorted(found))}, and an error in it: {error}. "
+                "Convert v0 or the params"
+            ) from error
+        _check_result(x, y)
+        return y
+
     def with_graph(self) -> tuple[Tensor, Tensor]:
         """x = 0 and matvec(params, x), with the graph between them; an error for what is seen not to be linear."""
         x = torch.zeros_like(self.zero).requires_grad_()
         with torch.enable_grad():
-            y = self.matvec(self.params(), x)
-        _check_result(x, y)
+            y = self.first(x)
         if not torch.isfinite(y).all():
             raise ValueError(
                 "matvec(params, 0) must be 0, found NaN or Inf: likely cause: they are in params; look upstream for "
@@ -130,7 +149,9 @@ class Function:
         def value(*chosen: Tensor) -> Tensor:
             rest = iter(chosen)
             A = self.at([next(rest) if w else x for x, w in zip(self.leaves, wanted)])
-            terms = [vecdot(x, A.mv(y)).real for x, y in zip(X, Y)]
+            images = [A.mv(y) for y in Y]
+            self.check_seen(images[0])
+            terms = [vecdot(x, Ay).real for x, Ay in zip(X, images)]
             return torch.stack(terms).sum()
 
         chosen = [alive(x) for x, w in zip(self.leaves, wanted) if w]
@@ -145,6 +166,20 @@ class Function:
                 views = [x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_() for x in chosen]
                 found = iter(torch.autograd.grad(value(*views), views, create_graph=again, allow_unused=True))
         return tuple(next(found) if w else None for w in wanted)
+
+    def check_seen(self, image: Tensor) -> None:
+        """Raise an error where A v is no longer what it was: at no further product, since ``pull`` asks for A v."""
+        if self.seen is None or transformed():
+            return
+        seen, error = self.seen
+        size, change = vector_norm(seen).item(), vector_norm(image.detach() - seen).item()
+        if not change <= (torch.finfo(image.dtype).eps ** 0.5 + 2 * error) * size:
+            raise ValueError(
+                "matvec must be the same function in backward as it was in the call, found that A v has changed by "
+                f"{change / size if size else change:.1e} of it: likely causes: a tensor or a number that matvec reads "
+                "from elsewhere than params, and that was replaced or updated since; a counter, dropout. Pass what "
+                "changes in params, or call backward before it changes"
+            )
 
     def push(self, dleaves: Sequence[Tensor | None]) -> Tangent:
         return Tangent(self, tuple(dleaves))
@@ -198,6 +233,13 @@ def function(
                 f"params must not hold a Module among other things, found {type(x).__name__}: pass the Module alone, "
                 "or a dict of its parameters and buffers"
             )
+    for x in parts:
+        if isinstance(x, UninitializedParameter | UninitializedBuffer):
+            raise ValueError(
+                "params must have entries, found a parameter without a shape: call its lazy module once before"
+            )
+        if isinstance(x, Tensor):
+            check_not_meta("params", x)
     leaves = [_plain(x) for x in parts if isinstance(x, Tensor)]
     if parts and not any(x.is_floating_point() or x.is_complex() for x in leaves):
         raise TypeError(
@@ -250,8 +292,7 @@ def _of_module(matvec: Any, rmatvec: Any, module: torch.nn.Module) -> tuple[Any,
 def _checked(A: Function) -> Function:
     """A with its shape and its graph, or an error for what would be wrong, or lost, without a word."""
     if transformed():  # where no number can be read: ``products`` does that later
-        y = A.matvec(A.at([x.detach() for x in A.leaves]).params(), A.zero)
-        _check_result(A.zero, y)
+        y = A.at([x.detach() for x in A.leaves]).first(A.zero)
         if is_tracked(y) or mapped_levels(y) - mapped_levels(A.zero, *A.leaves):
             raise ValueError(_ELSEWHERE)
         return replace(A, out=y.shape)
