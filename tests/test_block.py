@@ -150,15 +150,26 @@ def test_vectors_of_zero_are_orthonormal_too(shape, rank, dtype):
         assert k < min(shape) or ritz.missed == 0
 
 
+def test_zeros_are_not_sought_for_long():
+    """Values that are rounding need no evidence: it would take the whole space."""
+    for dtype in DTYPES:
+        A = with_values(np.r_[1, 0.5, 0.2, np.zeros(197)], 300, 200, dtype)[0]
+        assert len(find(A, 5)[3].S) < 30  # three blocks of eight
+
+
 @pytest.mark.parametrize("unit", [1e-30, 1e-12, 1e12, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
-def test_units_do_not_matter(dtype, unit):
+def test_units_do_not_matter(dtype, unit, monkeypatch):
+    sizes, orthonormal = [], block._orthonormal
+    spy = lambda W, *others: sizes.append(W.abs().max().item()) or orthonormal(W, *others)
+    monkeypatch.setattr(block, "_orthonormal", spy)
     A, _ = with_values(with_bulk([1, 0.98, 0.96], 90), 100, 90, dtype)
     sigma, U, V, ritz = find(A * unit, 3)
     wanted = find(A, 3)
     assert (sigma / unit - wanted[0]).abs().max() <= bound(A) and ritz.steps == wanted[3].steps
     assert (U - wanted[1]).norm() + (V - wanted[2]).norm() <= 100 * bound(A)  # over a gap of 2e-2
     assert (ritz.S[:4] / unit - wanted[3].S[:4]).abs().max() <= bound(A)
+    assert 1e-6 < min(sizes) and max(sizes) < 1e6  # whose squares are numbers of any precision
 
 
 def test_values_far_below_the_largest_keep_their_digits():
@@ -267,6 +278,14 @@ def test_without_evidence_values_are_missed():
     assert count_wrong("random", range(60), None) >= 5
 
 
+def test_the_gap_at_the_cut_is_known():
+    """Where the start is right, the k values are at once; the value after the cut has to be found all the same."""
+    for seed in range(10):
+        A, V = with_values(with_bulk([1, 0.9, 0.88], 400, 0.87), 400, 400, seed=seed)
+        sigma, _, _, ritz = find(A, 2, start=V[:2], tol=1e-3, missed=None)
+        assert 0.02 <= sigma[1] - ritz.S[2] + 1e-5 <= 2 * 0.02
+
+
 def test_a_start_that_is_right_costs_less():
     A, V = with_values(with_bulk(np.linspace(1, 0.95, 4), 200), 300, 200)
     cold, warm = (find(A, 4, tol=1e-3, start=x)[3] for x in (None, V[:4]))
@@ -291,26 +310,28 @@ def test_a_bounded_basis_restarts(k, dtype, monkeypatch):
     assert k == 1 or dtype in (torch.float32, torch.complex64) or rows > 1.5 * len(ritz.S)  # there were restarts
 
 
-def test_after_restarts_fresh_noise_finds_what_was_missed(monkeypatch):
-    """Without noise in the start, and without the evidence that a restart loses, it would return the wrong ones."""
+@pytest.mark.parametrize("n", [93, 94, 99, 101])
+def test_a_space_a_little_larger_than_the_basis(n, monkeypatch):
     monkeypatch.setattr(block, "BYTES", 0)
-    monkeypatch.setattr(block, "noise", lambda size, like, seed=0: _without_the_first(size, like, seed))
-    A, V = with_values(with_bulk([1, 0.9, 0.89, 0.88], 300, 0.87), 300, 300)
-    _without_the_first.v = V[0]
-    sigma, U, V, _ = find(A, 3)
-    check(A, 3, sigma, U, V)
-    assert len(_without_the_first.seeds) >= 2
+    A, _ = with_values(np.linspace(1, 0.95, n), n, n)
+    check(A, 4, *find(A, 4, missed=None)[:3])
 
 
-def _without_the_first(size, like, seed):
-    """Noise that is blind to one vector, the first time."""
-    _without_the_first.seeds = [*getattr(_without_the_first, "seeds", []), seed]
-    x = random(1, size, like.dtype, seed)[0] / size**0.5
-    if seed > 0:
-        return x
-    v = _without_the_first.v
-    rows = x.view(-1, len(v))
-    return (rows - (rows @ v)[:, None] * v).reshape(-1)
+def test_after_restarts_fresh_noise_finds_what_was_missed(monkeypatch):
+    """From a start that is blind to v₁, by the time that rounding has brought it back, 0.995 has converged."""
+    monkeypatch.setattr(block, "BYTES", 0)
+    A, V = with_values(np.r_[1, 0.995, np.linspace(0.99, 0.05, 398)], 400, 400)
+    noise = block.noise
+
+    def blind_at_first(size, like, seed=0):
+        x = noise(size, like, seed)
+        return x if seed > 0 else (x.view(-1, 400) - x.view(-1, 400) @ torch.outer(V[0], V[0])).flatten()
+
+    monkeypatch.setattr(block, "noise", blind_at_first)
+    sigma, _, _, ritz = find(A, 1, tol=1e-3, missed=None)
+    assert sigma < 0.996
+    sigma, _, _, ritz = find(A, 1, tol=1e-3)
+    assert sigma > 0.999 and ritz.steps < 60
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -477,6 +498,20 @@ def test_many_cotangents_at_once_and_rows_of_zeros(shape):
     zero.count = 0
     columns_cg(zero.mm, zero.rmm, shape, sigma, U, V, Phi[1], Psi[1])
     assert zero.count == 0
+
+
+def test_what_has_converged_is_left_out():
+    """Three rows that are done in a step or two, since they lie along singular vectors, cost next to nothing."""
+    A, Phi, Psi = problem(300, 200, 4, 1e-2, torch.float64)
+    sigma, U, V, (U_all, _, V_all) = from_numpy(A, 4)
+    Phi[:3], Psi[:3] = U_all[10:13], V_all[10:13]
+    counts = []
+    for rows in (slice(0, 4), slice(3, 4)):
+        by = Products(A)
+        Phi[: rows.start], Psi[: rows.start] = 0, 0
+        columns_cg(by.mm, by.rmm, (300, 200), sigma, U, V, Phi, Psi)
+        counts.append(by.count)
+    assert counts[0] <= counts[1] + 60
 
 
 def test_a_batch_in_closed_form():
