@@ -22,6 +22,8 @@ from .transforms import mapped_levels, transformed
 #: while the products of an iteration wait for memory. Measured on CPUs in both precisions: ``python -m benchmarks.run
 #: --only auto`` prints the two
 GRAM_UP_TO, LONG = 320, 16
+#: the same for k > 1 triplets, times k + 8: a block step costs more than a single one, the eigenvectors what they did
+GRAM_UP_TO_FOR_MANY = 64
 #: the same on a GPU, where an iteration waits for its calls: on an H100 "gram" took about half the time of
 #: "lanczos" or less up to this size, square and long, in both precisions, and at 4096 in float32 more (``make card``)
 GRAM_UP_TO_ON_A_GPU = 2048
@@ -63,8 +65,8 @@ class How:
         return (self.forward.leaves if self.k is None else self.forward.leaves_many)(*known)
 
 
-def choose(A: Tensor, index: int = 0) -> str:
-    """The forward method that "auto" means for a matrix: the only place where that is decided.
+def choose(A: Tensor, index: int = 0, count: int = 1) -> str:
+    """The forward method that "auto" means for ``count`` triplets of a matrix: the only place where that is decided.
 
     The largest singular value is found from the Gram matrix of the smaller side while that is small or much the
     smaller, and always for a batch and under torch.compile; by Lanczos where it is not. Any other is found by the full
@@ -72,7 +74,9 @@ def choose(A: Tensor, index: int = 0) -> str:
     """
     # not sorted(), which torch.compile cannot trace where sizes are symbols
     k, long = min(A.shape[-2:]), max(A.shape[-2:])
-    small = GRAM_UP_TO_ON_A_GPU if A.is_cuda else GRAM_UP_TO
+    small = GRAM_UP_TO if count == 1 else GRAM_UP_TO_FOR_MANY * (count + 8)
+    if A.is_cuda:
+        small = max(small, GRAM_UP_TO_ON_A_GPU)
     if index % k != 0:
         return "svd"
     if k <= small or long >= LONG * k or A.ndim > 2 or torch.compiler.is_compiling():
@@ -283,6 +287,10 @@ def prepare_many(
 ) -> tuple[Dense | Sparse, How]:
     """As ``prepare``, for the k dominant triplets."""
     X, how = prepare(A, 0, forward, "auto", tol, maxiter, None, missed)
+    if isinstance(X, Dense) and forward == "auto":
+        check_k(k, *X.shape)
+        found = method(forward, choose(X.A, 0, int(k)), tol, maxiter, missed)
+        how = How(0, found, solver("auto", found))
     check_k(k, *X.shape)
     if k == 1:  # one vector, certified, with every method and solver
         return X, How(0, how.forward, solver(adjoint, how.forward))

@@ -70,7 +70,8 @@ def singular_triplets(
         How many, from 1 to min(m, n).
     forward : str, or Method
         "svd" (the full SVD), "gram" (eigenvectors of AᴴA or AAᴴ, and the full SVD where σₖ < σ₁/10), "lanczos" (block
-        Lanczos, by products with A), or "auto": "gram" while one side is small or much the smaller, else "lanczos".
+        Lanczos, by products with A), or "auto": "gram" while one side is small or much the smaller
+        (``svdgrad.auto.choose``), else "lanczos".
     adjoint : str, or Solver
         "spectral", in closed form, after "svd" and "gram"; "cg", k columns of conjugate gradients, after "lanczos";
         "auto" chooses.

@@ -10,6 +10,7 @@ from torch.func import grad, jvp, vmap
 
 import svdgrad
 from svdgrad import inside, matrices, rule, steps
+from svdgrad.auto import choose
 from svdgrad.lab import relative_error
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
@@ -457,3 +458,10 @@ def test_the_remainder_of_a_long_matrix_is_needed(monkeypatch):
     square = lambda A, sigma, phi, psi, known: closed(A[:15], sigma, phi @ known.U @ known.U.mT, psi, known)
     monkeypatch.setattr(steps, "spectral_rows", square)
     assert relative_error(gradient(lambda A: f(svdgrad.low_rank(A, 3, "svd")), A), wanted) > 1e-3
+
+
+def test_auto_is_gram_up_to_a_size_that_grows_with_k():
+    for k, size in ((1, 320), (4, 768), (16, 1536)):
+        for n, name in ((size, "gram"), (size + 1, "lanczos")):
+            assert choose(torch.empty(n, n), count=k) == name
+    assert svdgrad.diagnose(numbers(321, 330), k=4).forward == "gram"
