@@ -18,7 +18,8 @@ except ModuleNotFoundError as reason:
         name="jax",
     ) from None
 
-from .api import operator_triplet, singular_triplet, spectral_norm
+from .api import singular_triplet, spectral_norm
+from .operators import operator_triplet
 from .triplet import Triplet
 
 __all__ = ["Triplet", "operator_triplet", "singular_triplet", "spectral_norm"]

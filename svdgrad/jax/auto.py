@@ -20,11 +20,6 @@ GRAM_UP_TO = 80
 
 def as_matrix(A: Any) -> Array:
     """A as a floating-point array (..., m, n) with no empty side, or an error."""
-    if hasattr(A, "todense"):
-        raise TypeError(
-            f"A must be a dense array, found {type(A).__name__}: a sparse matrix is an operator, "
-            "operator_triplet(lambda M, x: M @ x, M, v0)"
-        )
     X: Array = jnp.asarray(A)
     if not jnp.issubdtype(X.dtype, jnp.inexact):
         raise TypeError(
@@ -39,6 +34,57 @@ def as_matrix(A: Any) -> Array:
             f"A must have at least one row and one column, found shape {X.shape}: an empty side has no triplet"
         )
     return X
+
+
+def is_sparse(A: Any) -> bool:
+    """Whether A is a sparse matrix, of JAX or of another package."""
+    return hasattr(A, "todense")
+
+
+def as_entries(A: Any) -> Any:
+    """A sparse A as one BCOO matrix (m, n) of 32 bits or more, its padding zero, or an error."""
+    from jax.experimental.sparse import BCOO  # not with the package: who has no sparse matrix need not wait for it
+
+    if not isinstance(A, BCOO):
+        raise TypeError(
+            f"A must be a dense array or a BCOO matrix, found {type(A).__name__}: convert it, with A.to_bcoo() or "
+            "BCOO.from_scipy_sparse(A), or give products with it to operator_triplet"
+        )
+    if not jnp.issubdtype(A.dtype, jnp.inexact):
+        raise TypeError(
+            f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.astype(float)"
+        )
+    if A.ndim != 2 or A.n_sparse != 2:
+        raise ValueError(
+            f"a sparse A must be one matrix (m, n) of numbers, found shape {A.shape} with n_batch={A.n_batch} and "
+            f"n_dense={A.n_dense}: call it once for each matrix, or through jax.vmap"
+        )
+    if 0 in A.shape:
+        raise ValueError(
+            f"A must have at least one row and one column, found shape {A.shape}: an empty side has no triplet"
+        )
+    # an index out of range is padding: nothing, whatever number is beside it
+    kept = (A.indices < jnp.array(A.shape, A.indices.dtype)).all(-1)
+    data = jnp.where(kept, A.data, 0).astype(jnp.promote_types(A.dtype, jnp.float32))
+    return BCOO((data, A.indices), shape=A.shape)
+
+
+def choose_sparse(
+    A: Any, index: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None, missed: float | None
+) -> How:
+    """As ``choose``, for a sparse matrix: all that can be done with it is to multiply."""
+    index = as_integer("index", index, "static_argnames='index'")
+    if index != 0:
+        raise ValueError(
+            f"index must be 0, the largest, for a sparse A, found {index}: for others make it dense with A.todense()"
+        )
+    for what, name, only in (("forward", forward, "lanczos"), ("adjoint", adjoint, "cg")):
+        if name not in ("auto", only):
+            raise ValueError(
+                f"{what} must be 'auto' or {only!r} for a sparse A, which is multiplied with and not factorised, found "
+                f"{name!r}: to use that, make it dense with A.todense()"
+            )
+    return How("lanczos", "cg", 0, *iteration(tol, maxiter, missed, min(A.shape)))
 
 
 def choose(

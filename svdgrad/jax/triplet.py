@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 Product = Callable[[Array], Array]
-# (params, x) ↦ A(params) x, and (params, y) ↦ A(params)ᴴ y, on flat vectors
-Products = tuple[Callable[[Any, Array], Array], Callable[[Any, Array], Array]]
+# (params, x) ↦ A(params) x, (params, y) ↦ A(params)ᴴ y, on flat vectors; and the second once more if there is another
+# way to form it, which iterations take, and which is not differentiated
+Products = tuple[Callable[[Any, Array], Array], ...]
 
 
 class Triplet(NamedTuple):
