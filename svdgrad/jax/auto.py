@@ -128,6 +128,41 @@ def choose(
     return How(forward, adjoint, index, *iteration(tol, maxiter, missed, min(m, n)))
 
 
+def choose_several(
+    A: Any,
+    k: int,
+    forward: str = "auto",
+    adjoint: str = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
+) -> How:
+    """The methods for k > 1 triplets: a Gram matrix costs the smaller ones digits, so "auto" leaves it to be asked
+    for.
+    """
+    for what, name, one, others in (
+        ("forward", forward, "lanczos", "'svd' or 'gram'"),
+        ("adjoint", adjoint, "cg", "'spectral'"),
+    ):
+        if name == one:
+            raise ValueError(
+                f"{what} {one!r} serves one triplet in svdgrad.jax, found k = {k}: use {others}, which know all "
+                "singular vectors, or k = 1"
+            )
+    how = choose(A, 0, forward, adjoint, tol, maxiter, missed)
+    return how._replace(forward="svd" if forward == "auto" else forward, adjoint="spectral")
+
+
+def as_count(k: Any, m: int, n: int) -> int:
+    """k, or an error for what counts no triplets of an m×n matrix."""
+    count = as_integer("k", k, "static_argnames='k'")
+    if not 1 <= count <= min(m, n):
+        raise ValueError(
+            f"k must be from 1 to {min(m, n)} for a matrix of shape {m}×{n}, which has {min(m, n)} triplets, found {count}"
+        )
+    return count
+
+
 def iteration(
     tol: float | None, maxiter: int | None, missed: float | None, size: int = 0
 ) -> tuple[float | None, int, float | None]:

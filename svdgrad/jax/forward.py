@@ -27,13 +27,19 @@ def find(products: Products, how: How, params: Any, v0: Array | None) -> tuple[T
             triplet, known = _swapped(*lanczos(adjoint, product, begin, how))
         else:
             triplet, known = lanczos(product, adjoint, start, how)
-    # below the smallest normal number XLA takes numbers for zero: in a matrix that small they are digits of others
-    limits = jnp.finfo(known.S.dtype)
-    lost = (known.S[0] < float(limits.tiny) / float(limits.eps)) & (known.S[0] > 0)
+    return Triplet(*(jnp.where(is_lost(known.S[0], params), jnp.nan, x) for x in triplet)), known
+
+
+def is_lost(largest: Array, params: Any) -> Array:
+    """Whether σ₁ is so small that digits of the entries are lost: below the smallest normal number XLA takes numbers
+    for zero.
+    """
+    limits = jnp.finfo(largest.dtype)
+    lost = (largest < float(limits.tiny) / float(limits.eps)) & (largest > 0)
     entries = getattr(params, "data", params)
     if isinstance(entries, Array):
-        lost |= (known.S[0] == 0) & _any(entries)
-    return Triplet(*(jnp.where(lost, jnp.nan, x) for x in triplet)), known
+        lost |= (largest == 0) & _any(entries)
+    return lost
 
 
 def _any(A: Array) -> Array:

@@ -27,6 +27,31 @@ class Triplet(NamedTuple):
     v: Array
 
 
+class Triplets(NamedTuple):
+    """The k dominant singular triplets, A V = U diag(σ), AᴴU = V diag(σ): ``sigma (..., k)``, descending, ``U (..., m,
+    k)`` and ``V (..., n, k)`` with orthonormal columns.
+    """
+
+    sigma: Array
+    U: Array
+    V: Array
+
+
+class LowRank(NamedTuple):
+    """The best approximation of rank k, U core Vᴴ, by its factors: ``U (..., m, k)``, ``core (..., k, k)`` Hermitian,
+    diag(σ) in value, and ``V (..., n, k)``.
+    """
+
+    U: Array
+    core: Array
+    V: Array
+
+    def dense(self) -> Array:
+        """A_k = U core Vᴴ, of shape (..., m, n)."""
+        product: Array = mm(mm(self.U, self.core), adjoint(self.V))
+        return product
+
+
 class How(NamedTuple):
     """What is decided before any number is seen, and so is static under jit."""
 
@@ -52,6 +77,11 @@ class Known(NamedTuple):
 
 mm = partial(jnp.matmul, precision="highest")  # or a GPU rounds the factors to ten bits
 dot = partial(jnp.vdot, precision="highest")
+
+
+def adjoint(X: Array) -> Array:
+    """Xᴴ, of each matrix of a batch."""
+    return jnp.swapaxes(X, -1, -2).conj()
 
 
 def times(c: Array, x: Array) -> Array:
