@@ -157,9 +157,7 @@ def as_count(k: Any, m: int, n: int) -> int:
     """k, or an error for what counts no triplets of an m×n matrix."""
     count = as_integer("k", k, "static_argnames='k'")
     if not 1 <= count <= min(m, n):
-        raise ValueError(
-            f"k must be from 1 to {min(m, n)} for a matrix of shape {m}×{n}, which has {min(m, n)} triplets, found {count}"
-        )
+        raise ValueError(f"k must be from 1 to {min(m, n)} for a matrix of shape {m}×{n}, found {count}")
     return count
 
 

@@ -69,10 +69,19 @@ def _diagonal(X: Array) -> Array:
     return jnp.where(jnp.eye(X.shape[0], dtype=bool), X, 0)
 
 
-def _transposed(solve: Any) -> Any:
-    """The solve with the transposed matrix, from that with the adjoint one: JAX pairs without the conjugate."""
-    conj = partial(jax.tree.map, jnp.conj)
-    return lambda _, c: conj(solve(conj(c)))
+def _stacked(*blocks: Array) -> Array:
+    """Matrices of k columns over one another: the unknowns of a system, as one, or JAX cannot transpose its solution
+    where only some of them are differentiated.
+    """
+    return jnp.concatenate(blocks)
+
+
+def _solution(matvec: Any, right: Array, solve: Any, solve_adjoint: Any) -> Array:
+    """matvec⁻¹ right by ``solve``, which is not differentiated, while matvec is; JAX transposes without conjugating."""
+    x: Array = lax.custom_linear_solve(
+        matvec, right, lambda _, c: solve(c), lambda _, c: solve_adjoint(c.conj()).conj()
+    )
+    return x
 
 
 def _move(how: How, k: int, primals: Any, tangents: Any) -> Any:
@@ -87,8 +96,8 @@ def _move(how: How, k: int, primals: Any, tangents: Any) -> Any:
     dH = _herm(mm(adjoint(U), dA_V))
     weight = lax.stop_gradient(known.S[0]).astype(A.dtype)
 
-    def K_hat(x: tuple[Array, Array]) -> tuple[Array, Array]:
-        dU, dV = x
+    def K_hat(x: Array) -> Array:
+        dU, dV = x[: len(U)], x[len(U) :]
         X, Y = mm(adjoint(U), dU), mm(adjoint(V), dV)
         even, odd = X + Y, X - Y
         # the common rotation is held, by a weight in place of its own factor, even H − H even, which may be zero
@@ -96,31 +105,31 @@ def _move(how: How, k: int, primals: Any, tangents: Any) -> Any:
         # so is, for real A, a part that no tangent has
         grown = weight * _diagonal(odd) / 2 if A.dtype.kind != "c" else jnp.zeros_like(H)
         top = mm(dU, H) - mm(A, dV) + mm(U, held + grown)
-        return top, mm(dV, H) - adjoint(mm(adjoint(dU), A)) + mm(V, held - grown)
+        return _stacked(top, mm(dV, H) - adjoint(mm(adjoint(dU), A)) + mm(V, held - grown))
 
-    # a solver is not differentiated, K_hat is: solve is called again for the derivatives of a solution
     solve = partial(_solve, k, *lax.stop_gradient((A, spaces, known)))
-    right = (dA_V - mm(U, dH), dA_U - mm(V, dH))
-    dU, dV = lax.custom_linear_solve(K_hat, right, lambda _, c: solve(c), _transposed(solve))
-    return (spaces, known), (LowRank(dU, dH, dV), jax.tree.map(jnp.zeros_like, known))
+    x = _solution(K_hat, _stacked(dA_V - mm(U, dH), dA_U - mm(V, dH)), solve, solve)
+    return (spaces, known), (LowRank(x[: len(U)], dH, x[len(U) :]), jax.tree.map(jnp.zeros_like, known))
 
 
-def _solve(k: int, A: Array, spaces: LowRank, known: Known, c: tuple[Array, Array]) -> tuple[Array, Array]:
-    """K̂ [P; Q] = c, for numbers only: zero for c = 0 whatever the gap, NaN for any other c at a tie at the cut."""
+def _solve(k: int, A: Array, spaces: LowRank, known: Known, c: Array) -> Array:
+    """[P; Q] with K̂ [P; Q] = c, for numbers only: zero for c = 0 whatever the gap, NaN for any other c at a tie at the
+    cut.
+    """
     (U, _, V), S = spaces, known.S
     (m, n), complex_ = A.shape, A.dtype.kind == "c"
-    size = jnp.maximum(jnp.abs(c[0]).max(), jnp.abs(c[1]).max())
-    phi, psi = (times(1 / jnp.where(size == 0, 1, size), x) for x in c)
+    size = jnp.abs(c).max()
+    c = times(1 / jnp.where(size == 0, 1, size), c)
+    phi, psi = c[:m], c[m:]
     a, b = mm(adjoint(U), phi), mm(adjoint(V), psi)
     inner = S[:k, None] + S[None, :k] + (0 if complex_ else S[0]) * jnp.eye(k, dtype=S.dtype)
     even, odd = times(1 / S[0], (a + b) / 2), (a - b) / inner.astype(a.dtype)
     P, Q = _outside(k, A, known, phi - mm(U, a), psi - mm(V, b))
-    P, Q = P + mm(U, even + odd) / 2, Q + mm(V, even - odd) / 2
+    x = _stacked(P + mm(U, even + odd) / 2, Q + mm(V, even - odd) / 2)
     # to what is left out; where nothing is, to zero; for a square A that is kept whole, what its rotations divide by
     gap = S[k - 1] - S[k] if k < S.size else S[k - 1] if m != n else inner.min()
     tied = ~(gap > tie(m, n, S.dtype) * S[0])
-    P, Q = (jnp.where(size == 0, 0, jnp.where(tied, jnp.nan, times(size, x))) for x in (P, Q))
-    return P, Q
+    return jnp.where(size == 0, 0, jnp.where(tied, jnp.nan, times(size, x)))
 
 
 def _outside(k: int, A: Array, known: Known, phi: Array, psi: Array) -> tuple[Array, Array]:
@@ -170,22 +179,27 @@ def _turn(primals: Any, tangents: Any) -> Any:
     sigma, U, V = triplets
     G = _herm(mm(mm(adjoint(Z), dH), Z))
 
-    def turned(x: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        U_new, V_new, X = x
-        return U_new - mm(U, X), V_new - mm(V, X), times(sigma[None] - sigma[:, None], X)
+    parts = partial(_parts, len(U), len(V))
 
-    # in one system with dU and dV, so that the transposed solve sees all cotangents at once
-    right = (mm(dU, Z), mm(dV, Z), G - _diagonal(G))
+    def turned(x: Array) -> Array:
+        dsigma, dU, dV, X = parts(x)
+        return _stacked(dsigma, dU - mm(U, X), dV - mm(V, X), times(sigma[None] - sigma[:, None], X))
+
+    # in one system with dσ, dU and dV, so that the adjoint solve sees all cotangents at once
+    right = _stacked(jnp.diagonal(G)[None], mm(dU, Z), mm(dV, Z), G - _diagonal(G))
     fixed = lax.stop_gradient(triplets)
-    dU, dV, X = lax.custom_linear_solve(
-        turned, right, lambda _, c: _rotate(fixed, c), _transposed(partial(_rotate_back, fixed))
-    )
+    dsigma, dU, dV, X = parts(_solution(turned, right, partial(_rotate, fixed), partial(_rotate_back, fixed)))
     if U.dtype.kind == "c":  # the largest entry of each column of V stays real
         at = jnp.abs(V).argmax(0)[None]
         rate = jnp.take_along_axis(dV, at, 0).imag / jnp.take_along_axis(V, at, 0).real
         turn = lax.complex(jnp.zeros_like(rate), rate)
         dU, dV, X = dU - turn * U, dV - turn * V, X - _diagonal(turn + jnp.zeros_like(X))
-    return (triplets, Z), (Triplets(jnp.diagonal(G).real, dU, dV), mm(Z, X))
+    return (triplets, Z), (Triplets(dsigma[0].real, dU, dV), mm(Z, X))
+
+
+def _parts(m: int, n: int, x: Array) -> tuple[Array, Array, Array, Array]:
+    """dσ as a row, dU, dV and X, or what is paired with them, which lie over one another."""
+    return x[:1], x[1 : 1 + m], x[1 + m : 1 + m + n], x[1 + m + n :]
 
 
 def _distances(triplets: Triplets) -> tuple[Array, Array]:
@@ -196,30 +210,35 @@ def _distances(triplets: Triplets) -> tuple[Array, Array]:
     return jnp.where(tied, 1, away), tied
 
 
-def _rotate(triplets: Triplets, c: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-    """(dU, dV, X); in a tie X is zero, and that is the right answer of all losses that are blind to it."""
+def _rotate(triplets: Triplets, c: Array) -> Array:
+    """[dσ; dU; dV; X]; in a tie X is zero, and that is right for all losses that are blind to it."""
     _, U, V = triplets
     away, tied = _distances(triplets)
-    X = jnp.where(tied, 0, times(1 / away, _herm(c[2])))
-    return c[0] + mm(U, X), c[1] + mm(V, X), X
+    dsigma, dU, dV, G = _parts(len(U), len(V), c)
+    X = jnp.where(tied, 0, times(1 / away, _herm(G)))
+    return _stacked(dsigma, dU + mm(U, X), dV + mm(V, X), X)
 
 
-def _rotate_back(triplets: Triplets, c: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+def _rotate_back(triplets: Triplets, c: Array) -> Array:
     """The adjoint of ``_rotate``: (UᴴΦ + VᴴΨ)ᵢⱼ/(σⱼ − σᵢ), its anti-Hermitian part, where the numerator is more than
     rounding, else 0.
 
-    So it is right for a loss that is blind to the rotation of columns i and j, however close their values are. Where
-    the numerator is real, and the distance a tie, the loss is not a function of A: NaN.
+    So it is right for a loss that is blind to the rotation of columns i and j, however close their values are. In a tie
+    the loss is not a function of A where the numerator is real; and where vectors are seen, but tied values not alike,
+    the quotient is 0/0 and not zero, and not in the cotangents: NaN.
     """
     _, U, V = triplets
     away, tied = _distances(triplets)
-    size = jnp.stack([jnp.abs(x).max() for x in c]).max()
-    phi, psi, chi = (times(1 / jnp.where(size == 0, 1, size), x) for x in c)
+    eps = float(jnp.finfo(away.dtype).eps)
+    xi, phi, psi, chi = _parts(len(U), len(V), c)
+    size = jnp.abs(c[1:]).max()
+    phi, psi, chi = (times(1 / jnp.where(size == 0, 1, size), x) for x in (phi, psi, chi))
     numerator = chi + mm(adjoint(U), phi) + mm(adjoint(V), psi)
     numerator = (numerator - adjoint(numerator)) / 2
     norms = jnp.linalg.norm(phi, axis=0) + jnp.linalg.norm(psi, axis=0)
     bound = norms[None] + norms[:, None] + jnp.abs(chi) + jnp.abs(chi.T)
-    seen = jnp.abs(numerator) > ROUNDING * float(jnp.finfo(norms.dtype).eps) * bound
-    seen &= ~jnp.eye(len(norms), dtype=bool)
-    X = jnp.where(seen, jnp.where(tied, jnp.nan, times(1 / away, numerator)), 0)
-    return c[0], c[1], times(size, X)
+    seen = jnp.abs(numerator) > ROUNDING * eps * bound
+    unlike = jnp.abs(xi - xi.T) > eps**0.5 * (jnp.abs(xi) + jnp.abs(xi.T))
+    X = jnp.where(seen, times(1 / away, numerator), 0)
+    X = jnp.where(tied & (seen | unlike & (bound > 0)), jnp.nan, X)
+    return _stacked(c[: -len(xi.T)], jnp.where(jnp.eye(len(norms), dtype=bool), 0, times(size, X)))

@@ -33,7 +33,7 @@ def singular_triplets(
     Only the gap at the cut, σₖ − σₖ₊₁, makes the last line ill-conditioned. Close values inside the set enter X⁺ alone,
     and a loss that is blind to a rotation of their vectors, as those of UUᴴ, VVᴴ, UVᴴ and Σf(σᵢ) are, has a gradient
     that is right at any distance, zero included. One of A_k = U S Vᴴ is blind too, but at a tie its gradient is not to
-    be had from the cotangents of U, σ and V: see ``low_rank``.
+    be had from the cotangents of U, σ and V, and is NaN: see ``low_rank``.
 
     Parameters
     ----------
@@ -67,16 +67,17 @@ def singular_triplets(
     -----
     What depends on values cannot raise under jit, so it gives NaN, in jit and out of it. NaN is the derivative of U and
     V at a tie at the cut: where σₖ equals σₖ₊₁ up to rounding, 8ε√(m+n) σ₁, or zero, if m ≠ n. That of σ is finite
-    there. NaN is a gradient at a tie inside the set, if the loss sees which of the tied vectors is which, as far as its
-    cotangents tell. Forward mode sees no loss: X⁺ is zero in ties, right for all losses that are blind to a rotation in
-    them. Second derivatives want distinct values, or ``low_rank``.
+    there. NaN is a gradient at a tie inside the set, if the loss sees which of the tied vectors is which, or if it sees
+    vectors, and tied values not alike, as that of A_k does. Forward mode sees no loss: X⁺ is zero in ties, right for
+    all losses that are blind to a rotation in them. Second derivatives want distinct values, or ``low_rank``.
 
     A numerator of X⁺ counts as rounding up to 4ε times the cotangents of the columns that it belongs to. Where the
     cotangents are rounding themselves, as those of ‖A − U S Vᴴ‖² are, nothing tells that of them: at a tie a NaN that
     ``low_rank`` does not give. For complex A, JAX's gradient is the conjugate of PyTorch's, and the phases are held as
     said above.
 
-    Cost: one SVD or symmetric eigendecomposition; for each tangent or cotangent six products with k columns.
+    Cost: one SVD or symmetric eigendecomposition; for each tangent or cotangent two products of an m×n matrix, and four
+    of the singular vectors left out, with k columns.
     Source: the book, chapter *In JAX*.
 
     Examples
@@ -146,8 +147,8 @@ def _count(A: Any, k: Any) -> int:
     count = as_count(k, *(as_entries(A) if sparse else as_matrix(A)).shape[-2:])
     if sparse and count > 1:
         raise ValueError(
-            f"k must be 1 for a sparse A in svdgrad.jax, where one triplet is found by products, found {count}: for more "
-            "make it dense with A.todense()"
+            f"k must be 1 for a sparse A in svdgrad.jax, where products find one triplet, found {count}: for more make "
+            "it dense with A.todense()"
         )
     return count
 
