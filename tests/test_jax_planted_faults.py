@@ -16,6 +16,9 @@ ANY, SPARSE = (
     "test_jax.py::test_any_simple_triplet",
     "test_jax_sparse.py::test_the_gradient_has_the_pattern_of_the_matrix",
 )
+TOPK = "test_jax_topk.py::test_a_loss_that_sees_every_triplet"
+TIES = "test_jax_topk.py::test_ties_inside_the_set_at_any_distance"
+ENTRIES = "test_jax_topk.py::test_forward_and_reverse_mode_of_every_entry[True]"
 
 #: what is wrong -> (the test that notices, the file, the right text, the wrong text)
 FAULTS = {
@@ -51,6 +54,54 @@ FAULTS = {
         "rule.py",
         "jnp.where(a == 0, 1, jnp.sign(a).conj())",
         "jnp.where(a == 0, 1, -jnp.sign(a).conj())",
+    ),
+    "of k triplets, the phases of U relative to V held fixed": (
+        f"{TOPK}[(9, 6)-3-svd-True]",
+        "several.py",
+        "(a - b) / inner.astype(a.dtype)",
+        "(a - b) / inner.astype(a.dtype) * (1 - jnp.eye(k, dtype=a.dtype))",
+    ),
+    "of k triplets, the phases of V left to themselves": (
+        ENTRIES,
+        "several.py",
+        "dU, dV, X = dU - turn * U, dV - turn * V,",
+        "dU, dV, X = dU + turn * U, dV + turn * V,",
+    ),
+    "of k triplets, what is in the kernel of Aᴴ": (
+        f"{TOPK}[(9, 6)-3-svd-True]",
+        "several.py",
+        "if U.shape[0] > S.size:",
+        "if False:",
+    ),
+    "of k triplets, what is in the kernel of A": (
+        f"{TOPK}[(6, 9)-6-svd-False]",
+        "several.py",
+        "if Vh.shape[1] > S.size:",
+        "if False:",
+    ),
+    "of k triplets, the sign of the Sylvester system": (
+        f"{TOPK}[(9, 6)-3-svd-True]",
+        "several.py",
+        "times(two * sigma, a) + times(two * rest, b)",
+        "times(two * sigma, a) - times(two * rest, b)",
+    ),
+    "of k triplets, a column": (
+        f"{TOPK}[(7, 7)-3-gram-False]",
+        "several.py",
+        "_outside(k, A, known, phi - mm(U, a),",
+        "_outside(k, A, known, (phi - mm(U, a)).at[:, -1].set(0),",
+    ),
+    "of k triplets, rounding divided by the distance of close values": (
+        f"{TIES}[polar-False-float64-True]",
+        "several.py",
+        "seen = jnp.abs(numerator) > ROUNDING * eps * bound",
+        "seen = jnp.abs(numerator) > -1",
+    ),
+    "of the factors, a core that is not Hermitian": (
+        f"{TIES}[truncated-True-float64-True]",
+        "several.py",
+        "dH = _herm(mm(adjoint(U), dA_V))",
+        "dH = mm(adjoint(U), dA_V)",
     ),
 }
 
