@@ -85,7 +85,7 @@ def _solution(matvec: Any, right: Array, solve: Any, solve_adjoint: Any) -> Arra
 
 
 def _move(how: How, k: int, primals: Any, tangents: Any) -> Any:
-    """(dU, dH, dV), linear in dA: dH = herm(UᴴdA V), and [dU; dV] from
+    """(dU, dH, dV), linear in dA (eq-tangent-factors): dH = herm(UᴴdA V), and [dU; dV] from
 
     [dU H − A dV; dV H − AᴴdU] = [dA V − U dH; dAᴴU − V dH],   UᴴdU + VᴴdV = 0.
     """
@@ -173,7 +173,9 @@ def _separated(spaces: LowRank) -> tuple[Triplets, Array]:
 
 
 def _turn(primals: Any, tangents: Any) -> Any:
-    """dσ = diag(ZᴴdH Z), dZ = Z X with Xᵢⱼ (σⱼ − σᵢ) = (ZᴴdH Z)ᵢⱼ, and dU Z + U X, dV Z + V X for U and V."""
+    """dσ = diag(ZᴴdH Z), dZ = Z X with Xᵢⱼ (σⱼ − σᵢ) = (ZᴴdH Z)ᵢⱼ (eq-tangent-turn), and dU Z + U X, dV Z + V X for U
+    and V.
+    """
     (spaces,), ((dU, dH, dV),) = primals, tangents
     triplets, Z = call(_separated, _turn, (), spaces)
     sigma, U, V = triplets

@@ -69,7 +69,8 @@ def singular_triplets(
     V at a tie at the cut: where σₖ equals σₖ₊₁ up to rounding, 8ε√(m+n) σ₁, or zero, if m ≠ n. That of σ is finite
     there. NaN is a gradient at a tie inside the set, if the loss sees which of the tied vectors is which, or if it sees
     vectors, and tied values not alike, as that of A_k does. Forward mode sees no loss: X⁺ is zero in ties, right for
-    all losses that are blind to a rotation in them. Second derivatives want distinct values, or ``low_rank``.
+    all losses that are blind to a rotation in them, and close to a tie such a loss loses digits, ε σ₁/(σᵢ − σⱼ). Second
+    derivatives want distinct values too, or ``low_rank``.
 
     A numerator of X⁺ counts as rounding up to 4ε times the cotangents of the columns that it belongs to. Where the
     cotangents are rounding themselves, as those of ‖A − U S Vᴴ‖² are, nothing tells that of them: at a tie a NaN that
@@ -78,7 +79,7 @@ def singular_triplets(
 
     Cost: one SVD or symmetric eigendecomposition; for each tangent or cotangent two products of an m×n matrix, and four
     of the singular vectors left out, with k columns.
-    Source: the book, chapter *In JAX*.
+    Source: the book, chapter *In JAX* (eq-tangent-factors, eq-tangent-turn).
 
     Examples
     --------
@@ -124,7 +125,7 @@ def low_rank(
 
     Its parameters, its errors and its cost are those of ``singular_triplets``; shapes (..., m, n) -> (..., m, k),
     (..., k, k), (..., n, k). Its derivatives are NaN at a tie at the cut, those of core excepted. Source: the book,
-    chapter *In JAX*.
+    chapter *In JAX* (eq-tangent-factors).
 
     >>> A = jnp.diag(jnp.array([3.0, 3.0, 1.0]))
     >>> print(jax.grad(lambda A: low_rank(A, 2).dense()[0, 1])(A))
