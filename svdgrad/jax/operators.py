@@ -159,9 +159,10 @@ def _traced(function: MatVec, params: Any, x: Array) -> tuple[Callable[[Any, Any
     That may be traced as well; so it is a parameter too.
     """
     program = jax.make_jaxpr(function)(params, x)
+    code = program.jaxpr  # not the program, whose constants would outlive the trace that they belong to
 
     def called(params: Any, constants: Any, x: Array) -> Array:
-        y: Array = jax.core.eval_jaxpr(program.jaxpr, constants, *jax.tree.leaves(params), x)[0]
+        y: Array = jax.core.eval_jaxpr(code, constants, *jax.tree.leaves(params), x)[0]
         return y
 
     return called, tuple(map(jnp.asarray, program.consts))
