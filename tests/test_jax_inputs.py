@@ -139,6 +139,7 @@ def test_a_global_state_changes_nothing(state):
     truth = numbers(np.float32, "svd")
     with STATES[state]():
         found = [numbers(np.float32, "auto"), numbers(np.float32, "lanczos")]
+        assert numbers(np.complex64, "svd")[1].dtype == np.complex64
     for value, G in found:
         np.testing.assert_allclose(value, truth[0], rtol=1e-5)
         np.testing.assert_allclose(G, truth[1], atol=1e-5)

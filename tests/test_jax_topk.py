@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import sparse
+from test_jax_inputs import STATES
 
 import svdgrad.jax as sj
 from svdgrad.jax.several import ROUNDING
@@ -508,6 +509,25 @@ def test_one_triplet_of_a_sparse_matrix():
     np.testing.assert_array_equal(sj.singular_triplets(M, 1).sigma[0], sj.spectral_norm(M))
     with pytest.raises(ValueError, match=r"k must be 1 for a sparse A .* found 2: .* A.todense\(\)"):
         sj.singular_triplets(M, 2)
+
+
+@COMPLEX
+@pytest.mark.parametrize("state", STATES)
+def test_a_global_state_changes_nothing(state, complex_):
+    A = jnp.asarray(normal(5, 4, complex_=complex_), jnp.complex64 if complex_ else jnp.float32)
+
+    def numbers():
+        loss = lambda A: (
+            abs((t := sj.singular_triplets(A, 2)).U[0, 0]) + t.sigma[1] + abs(sj.low_rank(A, 2, "gram").dense()[0, 0])
+        )
+        return jax.value_and_grad(loss)(A)
+
+    truth = numbers()
+    with jax.enable_x64(False), STATES[state]():
+        found = numbers()
+    for ours, expected in zip(found, truth):
+        assert ours.dtype == expected.dtype
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])

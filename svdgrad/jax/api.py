@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .auto import as_entries, as_matrix, as_start, choose, choose_sparse, is_sparse
+from .auto import as_entries, as_matrix, as_start, choose, choose_sparse, computed_in, is_sparse
 from .rule import find_triplet
 from .triplet import How, Products, Triplet, mm, unit
 
@@ -107,7 +107,7 @@ def singular_triplet(
     else:
         A = as_matrix(A)
         how = choose(A, index, forward, adjoint, tol, maxiter, missed)
-        X = A.astype(jnp.promote_types(A.dtype, jnp.float32))
+        X = A.astype(computed_in(A.dtype))
         sigma, u, v = _of_matrices(how, X, as_start(v0, X))
     return Triplet(sigma.astype(jnp.finfo(A.dtype).dtype), u.astype(A.dtype), v.astype(A.dtype))
 

@@ -36,6 +36,11 @@ def as_matrix(A: Any) -> Array:
     return X
 
 
+def computed_in(dtype: Any) -> Any:
+    """float32 for the half precisions, every other dtype itself."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
 def is_sparse(A: Any) -> bool:
     """Whether A is a sparse matrix, of JAX or of another package."""
     return hasattr(A, "todense")
@@ -65,7 +70,7 @@ def as_entries(A: Any) -> Any:
         )
     # an index out of range is padding: nothing, whatever number is beside it
     kept = (A.indices < jnp.array(A.shape, A.indices.dtype)).all(-1)
-    data = jnp.where(kept, A.data, 0).astype(jnp.promote_types(A.dtype, jnp.float32))
+    data = jnp.where(kept, A.data, 0).astype(computed_in(A.dtype))
     return BCOO((data, A.indices), shape=A.shape)
 
 

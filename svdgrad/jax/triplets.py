@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .api import singular_triplet
-from .auto import as_count, as_entries, as_matrix, choose_several, is_sparse
+from .auto import as_count, as_entries, as_matrix, choose_several, computed_in, is_sparse
 from .several import find_spaces, separate
 from .triplet import How, LowRank, Triplets
 
@@ -97,7 +97,7 @@ def singular_triplets(
         return Triplets(sigma[..., None], u[..., None], v[..., None])
     A = as_matrix(A)
     how = choose_several(A, k, forward, adjoint, tol, maxiter, missed)
-    sigma, U, V = _separate_triplets(how, k, A.astype(jnp.promote_types(A.dtype, jnp.float32)))
+    sigma, U, V = _separate_triplets(how, k, A.astype(computed_in(A.dtype)))
     return Triplets(sigma.astype(A.real.dtype), U.astype(A.dtype), V.astype(A.dtype))
 
 
@@ -138,7 +138,7 @@ def low_rank(
         return LowRank(u[..., None], sigma.astype(u.dtype)[..., None, None], v[..., None])
     A = as_matrix(A)
     how = choose_several(A, k, forward, adjoint, tol, maxiter, missed)
-    spaces = _joint_spaces(how, k, A.astype(jnp.promote_types(A.dtype, jnp.float32)))
+    spaces = _joint_spaces(how, k, A.astype(computed_in(A.dtype)))
     return LowRank(*(x.astype(A.dtype) for x in spaces))
 
 
