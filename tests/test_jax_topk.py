@@ -511,8 +511,13 @@ def test_one_triplet_of_a_sparse_matrix():
         sj.singular_triplets(M, 2)
 
 
-@COMPLEX
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    ("state", "complex_"),
+    slow_but(
+        [("debug_nans", False), ("strict promotion", True), ("rank promotion", False), ("leaks", False)],
+        [(state, complex_) for state in STATES for complex_ in (False, True)],
+    ),
+)
 def test_a_global_state_changes_nothing(state, complex_):
     A = jnp.asarray(normal(5, 4, complex_=complex_), jnp.complex64 if complex_ else jnp.float32)
 
