@@ -659,3 +659,41 @@ def test_under_jit_a_bias_gives_nan():
 
 def test_a_start_of_zeros_gives_nan():
     assert jnp.isnan(sj.operator_triplet(lambda d, x: d * x, jnp.ones(3), jnp.zeros(3)).sigma)
+
+
+@pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
+def test_a_given_adjoint_serves_the_iterations_alone(x64, complex_):
+    """It reads the parameters as a constant, and takes a traced number from elsewhere; no derivative is lost."""
+    A, v0 = jnp.asarray(normal(6, 4, complex_=complex_)), jnp.asarray(normal(2, 2, seed=1, complex_=complex_))
+    calls = []
+
+    def loss(triplet):
+        return triplet.sigma + jnp.abs(triplet.u.ravel()[1]) ** 2 + jnp.abs(triplet.v.ravel()[0]) ** 2
+
+    def of(A, scale):
+        def rmatvec(A, y):
+            calls.append(y.shape)
+            return scale * (jax.lax.stop_gradient(A).conj().T @ y.ravel()).reshape(2, 2)
+
+        return loss(sj.operator_triplet(lambda A, x: scale * (A @ x.ravel())[:, None], A, v0, rmatvec=rmatvec))
+
+    found = jax.jit(jax.grad(of, (0, 1)))(A, 1.5)
+    truth = jax.grad(lambda A, c: loss(sj.singular_triplet(c * A, v0=v0.ravel())), (0, 1))(A, 1.5)
+    assert all(relative_error(x, y) < 1e-12 for x, y in zip(found, truth)) and set(calls) == {(6, 1)}
+    second = lambda f: jax.hessian(lambda t: f(A + t * A * A))(0.1)
+    ours, truth = second(lambda A: of(A, 1.0)), second(lambda A: loss(sj.singular_triplet(A, v0=v0.ravel())))
+    assert abs(ours / truth - 1) < 1e-9
+
+
+@pytest.mark.parametrize("wrong", [lambda A, y: 2 * (A.T @ y), lambda A, y: -A.T @ y], ids=["twice", "minus"])
+def test_an_adjoint_of_another_matrix_is_named(wrong):
+    A, v0 = jnp.asarray(normal(5, 4), jnp.float32), jnp.ones(4)
+    f = lambda A: sj.operator_triplet(lambda A, x: A @ x, A, v0, rmatvec=wrong).sigma
+    with pytest.raises(ValueError, match="not those of a matrix and its adjoint"):
+        f(A)
+    assert jnp.isnan(jax.jit(f)(A))
+    for answer in (lambda A, y: y, lambda A, y: None, lambda A, y: 1j * v0):
+        with pytest.raises(
+            TypeError, match=r"rmatvec\(params, y\) must return an array like v0, float32 of shape \(4,\)"
+        ):
+            sj.operator_triplet(lambda A, x: A @ x, A, v0, rmatvec=answer)

@@ -213,8 +213,20 @@ def test_integers_that_matvec_takes_from_elsewhere_may_be_traced():
 
 
 def test_no_tracer_leaks():
-    with jax.checking_leaks():
-        jax.grad(jax.jit(of_an_operator(3, 2, (2, 1))))(jnp.array([0.3, -0.2]))
+    matrix, loss = problem(3, 2)
+
+    def with_adjoint(theta):
+        A = matrix(theta)
+        t = sj.operator_triplet(lambda A, x: A @ x, A, jnp.ones(2), rmatvec=lambda _, y: A.T @ y)
+        return loss(t)
+
+    def of_two(theta):
+        sigma, U, V = sj.singular_triplets(matrix(theta), 2)
+        return loss((sigma[1], U[:, 1], V[:, 1]))
+
+    for f in (of_an_operator(3, 2, (2, 1)), with_adjoint, of_two):
+        with jax.checking_leaks():
+            jax.grad(jax.jit(f))(jnp.array([0.3, -0.2]))
 
 
 def test_a_function_that_changes_what_it_takes_is_traced_anew():

@@ -18,7 +18,18 @@ except ModuleNotFoundError as reason:
         name="jax",
     ) from None
 
-from .api import operator_triplet, singular_triplet, spectral_norm
-from .triplet import Triplet
+from .api import singular_triplet, spectral_norm
+from .operators import operator_triplet
+from .triplet import LowRank, Triplet, Triplets
+from .triplets import low_rank, singular_triplets
 
-__all__ = ["Triplet", "operator_triplet", "singular_triplet", "spectral_norm"]
+__all__ = [
+    "LowRank",
+    "Triplet",
+    "Triplets",
+    "low_rank",
+    "operator_triplet",
+    "singular_triplet",
+    "singular_triplets",
+    "spectral_norm",
+]

@@ -22,7 +22,7 @@ def solve_adjoint(
     """K̂ [p; q] = c, for numbers only: zero for c = 0 whatever the gap, NaN for any other c at a tie."""
     (sigma, u, v), (S, _, _, W, foreign) = triplet, known
     m, n, complex_ = u.size, v.size, u.dtype.kind == "c"
-    A, AH = (partial(of, params) for of in products)
+    A, AH = (partial(of, params) for of in (products[0], products[-1]))
     size = jnp.maximum(jnp.abs(c[0]).max(), jnp.abs(c[1]).max())
     phi, psi = (times(1 / jnp.where(size == 0, 1, size), x) for x in c)
     lam, mu = dot(u, phi), dot(v, psi)

@@ -20,11 +20,6 @@ GRAM_UP_TO = 80
 
 def as_matrix(A: Any) -> Array:
     """A as a floating-point array (..., m, n) with no empty side, or an error."""
-    if hasattr(A, "todense"):
-        raise TypeError(
-            f"A must be a dense array, found {type(A).__name__}: a sparse matrix is an operator, "
-            "operator_triplet(lambda M, x: M @ x, M, v0)"
-        )
     X: Array = jnp.asarray(A)
     if not jnp.issubdtype(X.dtype, jnp.inexact):
         raise TypeError(
@@ -39,6 +34,62 @@ def as_matrix(A: Any) -> Array:
             f"A must have at least one row and one column, found shape {X.shape}: an empty side has no triplet"
         )
     return X
+
+
+def computed_in(dtype: Any) -> Any:
+    """float32 for the half precisions, every other dtype itself."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def is_sparse(A: Any) -> bool:
+    """Whether A is a sparse matrix, of JAX or of another package."""
+    return hasattr(A, "todense")
+
+
+def as_entries(A: Any) -> Any:
+    """A sparse A as one BCOO matrix (m, n) of 32 bits or more, its padding zero, or an error."""
+    from jax.experimental.sparse import BCOO  # not with the package: who has no sparse matrix need not wait for it
+
+    if not isinstance(A, BCOO):
+        raise TypeError(
+            f"A must be a dense array or a BCOO matrix, found {type(A).__name__}: convert it, with A.to_bcoo() or "
+            "BCOO.from_scipy_sparse(A), or give products with it to operator_triplet"
+        )
+    if not jnp.issubdtype(A.dtype, jnp.inexact):
+        raise TypeError(
+            f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.astype(float)"
+        )
+    if A.ndim != 2 or A.n_sparse != 2:
+        raise ValueError(
+            f"a sparse A must be one matrix (m, n) of numbers, found shape {A.shape} with n_batch={A.n_batch} and "
+            f"n_dense={A.n_dense}: call it once for each matrix, or through jax.vmap"
+        )
+    if 0 in A.shape:
+        raise ValueError(
+            f"A must have at least one row and one column, found shape {A.shape}: an empty side has no triplet"
+        )
+    # an index out of range is padding: nothing, whatever number is beside it
+    kept = (A.indices < jnp.array(A.shape, A.indices.dtype)).all(-1)
+    data = jnp.where(kept, A.data, 0).astype(computed_in(A.dtype))
+    return BCOO((data, A.indices), shape=A.shape)
+
+
+def choose_sparse(
+    A: Any, index: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None, missed: float | None
+) -> How:
+    """As ``choose``, for a sparse matrix: all that can be done with it is to multiply."""
+    index = as_integer("index", index, "static_argnames='index'")
+    if index != 0:
+        raise ValueError(
+            f"index must be 0, the largest, for a sparse A, found {index}: for others make it dense with A.todense()"
+        )
+    for what, name, only in (("forward", forward, "lanczos"), ("adjoint", adjoint, "cg")):
+        if name not in ("auto", only):
+            raise ValueError(
+                f"{what} must be 'auto' or {only!r} for a sparse A, which is multiplied with and not factorised, found "
+                f"{name!r}: to use that, make it dense with A.todense()"
+            )
+    return How("lanczos", "cg", 0, *iteration(tol, maxiter, missed, min(A.shape)))
 
 
 def choose(
@@ -80,6 +131,39 @@ def choose(
                 f"which have none: leave it out, or use forward 'lanczos'"
             )
     return How(forward, adjoint, index, *iteration(tol, maxiter, missed, min(m, n)))
+
+
+def choose_several(
+    A: Any,
+    k: int,
+    forward: str = "auto",
+    adjoint: str = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
+) -> How:
+    """The methods for k > 1 triplets: a Gram matrix costs the smaller ones digits, so "auto" leaves it to be asked
+    for.
+    """
+    for what, name, one, others in (
+        ("forward", forward, "lanczos", "'svd' or 'gram'"),
+        ("adjoint", adjoint, "cg", "'spectral'"),
+    ):
+        if name == one:
+            raise ValueError(
+                f"{what} {one!r} serves one triplet in svdgrad.jax, found k = {k}: use {others}, which know all "
+                "singular vectors, or k = 1"
+            )
+    how = choose(A, 0, forward, adjoint, tol, maxiter, missed)
+    return how._replace(forward="svd" if forward == "auto" else forward, adjoint="spectral")
+
+
+def as_count(k: Any, m: int, n: int) -> int:
+    """k, or an error for what counts no triplets of an m×n matrix."""
+    count = as_integer("k", k, "static_argnames='k'")
+    if not 1 <= count <= min(m, n):
+        raise ValueError(f"k must be from 1 to {min(m, n)} for a matrix of shape {m}×{n}, found {count}")
+    return count
 
 
 def iteration(

@@ -19,7 +19,7 @@ def find(products: Products, how: How, params: Any, v0: Array | None) -> tuple[T
     elif how.forward == "gram":
         triplet, known = _swapped(*_gram(params.conj().T)) if params.shape[0] < params.shape[1] else _gram(params)
     else:
-        product, adjoint = (partial(x, params) for x in products)
+        product, adjoint = (partial(of, params) for of in (products[0], products[-1]))
         start = v0 if v0 is not None else jax.ShapeDtypeStruct(params.shape[-1:], params.dtype)
         other = jax.eval_shape(product, start)
         if other.size < start.size:  # the smaller side has the shorter basis
@@ -27,12 +27,19 @@ def find(products: Products, how: How, params: Any, v0: Array | None) -> tuple[T
             triplet, known = _swapped(*lanczos(adjoint, product, begin, how))
         else:
             triplet, known = lanczos(product, adjoint, start, how)
-    # below the smallest normal number XLA takes numbers for zero: in a matrix that small they are digits of others
-    limits = jnp.finfo(known.S.dtype)
-    lost = (known.S[0] < float(limits.tiny) / float(limits.eps)) & (known.S[0] > 0)
-    if isinstance(params, Array):
-        lost |= (known.S[0] == 0) & _any(params)
-    return Triplet(*(jnp.where(lost, jnp.nan, x) for x in triplet)), known
+    return Triplet(*(jnp.where(is_lost(known.S[0], params), jnp.nan, x) for x in triplet)), known
+
+
+def is_lost(largest: Array, params: Any) -> Array:
+    """Whether σ₁ is so small that digits of the entries are lost: below the smallest normal number XLA takes numbers
+    for zero.
+    """
+    limits = jnp.finfo(largest.dtype)
+    lost = (largest < float(limits.tiny) / float(limits.eps)) & (largest > 0)
+    entries = getattr(params, "data", params)
+    if isinstance(entries, Array):
+        lost |= (largest == 0) & _any(entries)
+    return lost
 
 
 def _any(A: Array) -> Array:

@@ -34,7 +34,7 @@ def _move(products: Products, how: How, primals: Any, tangents: Any) -> Any:
     (params, v0), (dparams, _) = primals, tangents
     triplet, known = find_triplet(products, how, params, v0)
     sigma, u, v = triplet
-    product, adjoint = products
+    product, adjoint = products[:2]
     _, dA_v = jax.jvp(lambda params: product(params, v), (params,), (dparams,))
     _, dA_u = jax.jvp(lambda params: adjoint(params, u), (params,), (dparams,))
     dsigma = dot(u, dA_v).real

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 Product = Callable[[Array], Array]
-# (params, x) ↦ A(params) x, and (params, y) ↦ A(params)ᴴ y, on flat vectors
-Products = tuple[Callable[[Any, Array], Array], Callable[[Any, Array], Array]]
+# (params, x) ↦ A(params) x, (params, y) ↦ A(params)ᴴ y, on flat vectors; and the second once more if there is another
+# way to form it, which iterations take, and which is not differentiated
+Products = tuple[Callable[[Any, Array], Array], ...]
 
 
 class Triplet(NamedTuple):
@@ -24,6 +25,31 @@ class Triplet(NamedTuple):
     sigma: Array
     u: Array
     v: Array
+
+
+class Triplets(NamedTuple):
+    """The k dominant singular triplets, A V = U diag(σ), AᴴU = V diag(σ): ``sigma (..., k)``, descending, ``U (..., m,
+    k)`` and ``V (..., n, k)`` with orthonormal columns.
+    """
+
+    sigma: Array
+    U: Array
+    V: Array
+
+
+class LowRank(NamedTuple):
+    """The best approximation of rank k, U core Vᴴ, by its factors: ``U (..., m, k)``, ``core (..., k, k)`` Hermitian,
+    diag(σ) in value, and ``V (..., n, k)``.
+    """
+
+    U: Array
+    core: Array
+    V: Array
+
+    def dense(self) -> Array:
+        """A_k = U core Vᴴ, of shape (..., m, n)."""
+        product: Array = mm(mm(self.U, self.core), adjoint(self.V))
+        return product
 
 
 class How(NamedTuple):
@@ -51,6 +77,11 @@ class Known(NamedTuple):
 
 mm = partial(jnp.matmul, precision="highest")  # or a GPU rounds the factors to ten bits
 dot = partial(jnp.vdot, precision="highest")
+
+
+def adjoint(X: Array) -> Array:
+    """Xᴴ, of each matrix of a batch."""
+    return jnp.swapaxes(X, -1, -2).conj()
 
 
 def times(c: Array, x: Array) -> Array:

@@ -1,0 +1,168 @@
+"""The public function of a linear map that is given by its products."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from .auto import iteration
+from .rule import find_triplet
+from .triplet import How, Products, Triplet, dot, norm, unit
+
+MatVec = Callable[[Any, Array], Array]
+
+
+def operator_triplet(
+    matvec: MatVec,
+    params: Any,
+    v0: Any,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    rmatvec: MatVec | None = None,
+    missed: float | None = 1e-3,
+) -> Triplet:
+    """The dominant triplet (σ, u, v) of x ↦ matvec(params, x), differentiable in ``params`` as that of a matrix is.
+
+    In the rule of ``singular_triplet`` dA v is the derivative of matvec(params, v) along dparams, and Aᴴ is the
+    transpose of matvec, both by JAX. So, with p, q from the adjoint system, the cotangent of the parameters θ is the
+    gradient with respect to θ of
+
+        ⟨ξu + p, A(θ) v⟩ + ⟨u, A(θ) q⟩,   with u, v, p, q held fixed.
+
+    Parameters
+    ----------
+    matvec : callable
+        ``matvec(params, x)``, linear in x, of JAX operations; x of the shape and dtype of v0, the result of any shape.
+    params : pytree of arrays
+        What the result is differentiated by. So it is by traced values that ``matvec`` takes from elsewhere.
+    v0 : array
+        The vector to start from, of any shape; it also fixes the sign, or phase, v0ᴴv > 0.
+    tol, maxiter, missed : float, int, float or None, optional
+        As for "lanczos" and "cg" in ``singular_triplet``; maxiter is 1000 by default.
+    rmatvec : callable, optional
+        ``rmatvec(params, y)`` = Aᴴ y for the iterations, where that is faster than the transpose of ``matvec``, by
+        which the result is differentiated all the same.
+
+    Returns
+    -------
+    Triplet
+        ``sigma ()``, ``u`` in the shape of matvec's result, ``v`` in the shape of v0.
+
+    Raises
+    ------
+    TypeError
+        v0 has fewer than 32 bits or is not floating point; the result of matvec is not one array, or has another dtype
+        than v0; that of rmatvec is not like v0.
+    ValueError
+        matvec is not linear: JAX cannot transpose it, or it does not send zero to zero; or rmatvec is not its adjoint.
+        The last two give a triplet of NaN under jit, as v0 = 0 does and an iteration that ran out of steps. An option
+        is out of its range.
+
+    Notes
+    -----
+    Cost: two products a step forward, two a step of conjugate gradients for each tangent or cotangent. Memory: a basis
+    of 48 vectors; when it is full, the 16 best Ritz vectors go on. Source: the book (eq-operator-gradient).
+
+    Examples
+    --------
+    >>> d = jnp.array([3.0, 1.0, 2.0])
+    >>> def norm(d):
+    ...     return operator_triplet(lambda d, x: d * x, d, jnp.ones(3)).sigma
+    >>> print(abs(jax.grad(norm)(d).round(3)))
+    [1. 0. 0.]
+    """
+    options = iteration(tol, maxiter, missed)
+    v0 = lax.stop_gradient(jnp.asarray(v0))
+    if not jnp.issubdtype(v0.dtype, jnp.inexact) or jnp.finfo(v0.dtype).bits < 32:
+        raise TypeError(f"v0 must be floating point of 32 bits or more, found {v0.dtype}")
+    if v0.size == 0:
+        raise ValueError(f"v0 must have at least one entry, found shape {v0.shape}: an empty side has no triplet")
+    shape, size, dtype = v0.shape, v0.size, v0.dtype
+    zero = matvec(params, jnp.zeros_like(v0))
+    if not isinstance(zero, (Array, np.ndarray)):
+        raise TypeError(f"matvec must return one array, found {type(zero).__name__}")
+    if zero.dtype != dtype:
+        raise TypeError(
+            f"matvec must return the dtype of v0, found {zero.dtype} for {dtype}: convert v0 or the parameters"
+        )
+    if zero.size == 0:
+        raise ValueError(f"matvec must return at least one entry, found shape {zero.shape}")
+    zero = lax.stop_gradient(jnp.asarray(zero))
+    v0 = _or_nan(
+        v0,
+        (jnp.abs(zero) > 0).any(),
+        "matvec must be linear in x, found matvec(params, 0) ≠ 0: likely cause: a bias; leave it out",
+    )
+    # inside shard_map the iteration runs on each device by itself if the products differ there
+    v0 = v0 + 0 * zero.sum()
+    params = jax.tree.map(jnp.asarray, params)
+    of_x, constants = _traced(lambda params, x: jnp.ravel(matvec(params, x.reshape(shape))), params, jnp.ravel(v0))
+    everything: tuple[Any, ...] = (params, constants)
+
+    def product(everything: Any, x: Array) -> Array:
+        return of_x(everything[0], everything[1], x)
+
+    def adjoint(everything: Any, y: Array) -> Array:
+        # the example varies over the devices of a shard_map as y does, or else the transpose would sum over them
+        example = jnp.zeros(size, dtype) + 0 * y.sum()
+        (x,) = jax.linear_transpose(partial(product, everything), example)(y.conj())
+        result: Array = jnp.conj(x)
+        return result
+
+    try:
+        jax.eval_shape(adjoint, everything, jnp.ravel(zero))
+    except Exception as reason:
+        why = f"{type(reason).__name__} {reason}"
+        raise ValueError(f"matvec must be linear in x, and JAX cannot transpose it: {why}") from reason
+    products: Products = (product, adjoint)
+    if rmatvec is not None:
+        found = jax.eval_shape(rmatvec, params, zero)
+        if not isinstance(found, jax.ShapeDtypeStruct) or (found.shape, found.dtype) != (shape, dtype):
+            raise TypeError(f"rmatvec(params, y) must return an array like v0, {dtype} of shape {shape}, found {found}")
+        of_y, constants = _traced(
+            lambda params, y: jnp.ravel(rmatvec(params, y.reshape(zero.shape))), params, jnp.ravel(zero)
+        )
+        everything = (*everything, constants)
+        products = (product, adjoint, lambda everything, y: of_y(everything[0], everything[2], y))
+        y = product(*lax.stop_gradient((everything, jnp.ravel(v0))))
+        x = products[2](lax.stop_gradient(everything), y)
+        square, back = norm(y) ** 2, dot(jnp.ravel(v0), x)
+        bound = jnp.finfo(dtype).eps ** 0.5 * jnp.maximum(square, norm(x) * norm(jnp.ravel(v0)))
+        v0 = _or_nan(
+            v0,
+            jnp.abs(square.astype(back.dtype) - back) > bound,
+            "the two products are not those of a matrix and its adjoint, ‖Av‖² ≠ ⟨v, Aᴴ(Av)⟩: likely cause: an rmatvec "
+            "of another matrix, or one without the conjugate",
+        )
+    how = How("lanczos", "cg", 0, *options)
+    sigma, u, v = find_triplet(products, how, everything, unit(jnp.ravel(v0)))[0]
+    return Triplet(sigma, u.reshape(zero.shape), v.reshape(shape))
+
+
+def _or_nan(v0: Array, wrong: Array, message: str) -> Array:
+    """v0; where something is wrong an error with this message, or under jit NaN."""
+    try:
+        if wrong:
+            raise ValueError(message)
+    except jax.errors.TracerBoolConversionError:
+        v0 = jnp.where(wrong, jnp.nan, v0)
+    return v0
+
+
+def _traced(function: MatVec, params: Any, x: Array) -> tuple[Callable[[Any, Any, Array], Array], tuple[Array, ...]]:
+    """(params, constants, x) ↦ function(params, x), and the constants: what the function takes from elsewhere.
+
+    That may be traced as well; so it is a parameter too.
+    """
+    program = jax.make_jaxpr(function)(params, x)
+    code = program.jaxpr  # not the program, whose constants would outlive the trace that they belong to
+
+    def called(params: Any, constants: Any, x: Array) -> Array:
+        y: Array = jax.core.eval_jaxpr(code, constants, *jax.tree.leaves(params), x)[0]
+        return y
+
+    return called, tuple(map(jnp.asarray, program.consts))

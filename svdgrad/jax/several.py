@@ -1,0 +1,246 @@
+"""The derivative of k singular triplets at once, in two steps: of the spaces that they span, and of each in them.
+
+    A ──spaces──▶ (U, H, V),  A V = U H,  AᴴU = V H,  H Hermitian ──separated──▶ (σ, U, V)
+
+In value H is diag(σ), and the second step does nothing. But a tangent dH has entries off the diagonal: along dA the
+first step turns U and V no more than it must, UᴴdU + VᴴdV = 0. Then only the gap σₖ − σₖ₊₁ to what is left out is ever
+divided by, and values inside the set may be as close as they like. The second step turns the columns so that H stays
+diagonal, and so divides by the distances of its values.
+
+A loss that is blind to a common rotation, of (UZ, ZᴴHZ, VZ) with ZᴴZ = I, needs the first step only. One that is
+written in (σ, U, V) may be blind too. Then what the second step divides in reverse mode is rounding, and is told by its
+size.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from .adjoint import tie
+from .forward import is_lost
+from .primitive import call
+from .triplet import How, Known, LowRank, Triplets, adjoint, mm, times
+
+#: what is at most so many times ε (‖φᵢ‖ + ‖φⱼ‖ + ‖ψᵢ‖ + ‖ψⱼ‖) in a numerator is rounding, of which 1.2 was seen
+ROUNDING = 4
+
+
+def find_spaces(how: How, k: int, A: Array) -> tuple[LowRank, Known]:
+    """(U, H, V) of one matrix, the largest entry of each column of V positive, and what is known besides."""
+    found: tuple[LowRank, Known] = call(_find, _move, (how, k), A)
+    return found
+
+
+def _find(how: How, k: int, A: Array) -> tuple[LowRank, Known]:
+    if how.forward == "svd":
+        U_all, S, Vh = jnp.linalg.svd(A, full_matrices=False)
+        sigma, U, V, known = S[:k], U_all[:, :k], adjoint(Vh[:k]), Known(S, U_all, Vh)
+    elif A.shape[0] < A.shape[1]:
+        sigma, V, U, known = _gram(k, adjoint(A))
+    else:
+        sigma, U, V, known = _gram(k, A)
+    anchor = jnp.take_along_axis(V, jnp.abs(V).argmax(0)[None], 0)
+    c = jnp.where(anchor == 0, 1, jnp.sign(anchor).conj())
+    core = jnp.diag(sigma).astype(A.dtype)
+    return LowRank(*(jnp.where(is_lost(known.S[0], A), jnp.nan, x) for x in (U * c, core, V * c))), known
+
+
+def _gram(k: int, A: Array) -> tuple[Array, Array, Array, Known]:
+    """(σ, U, V) of a tall matrix: V spans what the first k eigenvectors W of AᴴA do, and A W is taken apart."""
+    size = jnp.abs(A).max()  # or squares would leave the range of float32 for entries beyond 1e±19
+    size = jnp.where(size == 0, 1, size)
+    A = times(1 / size, A)
+    minus_S2, W = jnp.linalg.eigh(-mm(adjoint(A), A), symmetrize_input=False)  # eigh sorts upwards
+    U, sigma, Zh = jnp.linalg.svd(mm(A, W[:, :k]), full_matrices=False)
+    V = mm(W[:, :k], adjoint(Zh))
+    S = jnp.sqrt(jnp.maximum(-minus_S2, 0)).at[:k].set(sigma)
+    return sigma * size, U, V, Known(S * size, W=W)
+
+
+def _herm(X: Array) -> Array:
+    return (X + adjoint(X)) / 2
+
+
+def _diagonal(X: Array) -> Array:
+    """X with zeros off the diagonal."""
+    return jnp.where(jnp.eye(X.shape[0], dtype=bool), X, 0)
+
+
+def _stacked(*blocks: Array) -> Array:
+    """Matrices of k columns over one another: the unknowns of a system, as one, or JAX cannot transpose its solution
+    where only some of them are differentiated.
+    """
+    return jnp.concatenate(blocks)
+
+
+def _solution(matvec: Any, right: Array, solve: Any, solve_adjoint: Any) -> Array:
+    """matvec⁻¹ right by ``solve``, which is not differentiated, while matvec is; JAX transposes without conjugating."""
+    x: Array = lax.custom_linear_solve(
+        matvec, right, lambda _, c: solve(c), lambda _, c: solve_adjoint(c.conj()).conj()
+    )
+    return x
+
+
+def _move(how: How, k: int, primals: Any, tangents: Any) -> Any:
+    """(dU, dH, dV), linear in dA (eq-tangent-factors): dH = herm(UᴴdA V), and [dU; dV] from
+
+    [dU H − A dV; dV H − AᴴdU] = [dA V − U dH; dAᴴU − V dH],   UᴴdU + VᴴdV = 0.
+    """
+    (A,), (dA,) = primals, tangents
+    spaces, known = find_spaces(how, k, A)
+    U, H, V = spaces
+    dA_V, dA_U = mm(dA, V), adjoint(mm(adjoint(U), dA))
+    dH = _herm(mm(adjoint(U), dA_V))
+    weight = lax.stop_gradient(known.S[0]).astype(A.dtype)
+
+    def K_hat(x: Array) -> Array:
+        dU, dV = x[: len(U)], x[len(U) :]
+        X, Y = mm(adjoint(U), dU), mm(adjoint(V), dV)
+        even, odd = X + Y, X - Y
+        # the common rotation is held, by a weight in place of its own factor, even H − H even, which may be zero
+        held = weight * even - (mm(even, H) - mm(H, even)) / 2
+        # so is, for real A, a part that no tangent has
+        grown = weight * _diagonal(odd) / 2 if A.dtype.kind != "c" else jnp.zeros_like(H)
+        top = mm(dU, H) - mm(A, dV) + mm(U, held + grown)
+        return _stacked(top, mm(dV, H) - adjoint(mm(adjoint(dU), A)) + mm(V, held - grown))
+
+    solve = partial(_solve, k, *lax.stop_gradient((A, spaces, known)))
+    x = _solution(K_hat, _stacked(dA_V - mm(U, dH), dA_U - mm(V, dH)), solve, solve)
+    return (spaces, known), (LowRank(x[: len(U)], dH, x[len(U) :]), jax.tree.map(jnp.zeros_like, known))
+
+
+def _solve(k: int, A: Array, spaces: LowRank, known: Known, c: Array) -> Array:
+    """[P; Q] with K̂ [P; Q] = c, for numbers only: zero for c = 0 whatever the gap, NaN for any other c at a tie at the
+    cut.
+    """
+    (U, _, V), S = spaces, known.S
+    (m, n), complex_ = A.shape, A.dtype.kind == "c"
+    size = jnp.abs(c).max()
+    c = times(1 / jnp.where(size == 0, 1, size), c)
+    phi, psi = c[:m], c[m:]
+    a, b = mm(adjoint(U), phi), mm(adjoint(V), psi)
+    inner = S[:k, None] + S[None, :k] + (0 if complex_ else S[0]) * jnp.eye(k, dtype=S.dtype)
+    even, odd = times(1 / S[0], (a + b) / 2), (a - b) / inner.astype(a.dtype)
+    P, Q = _outside(k, A, known, phi - mm(U, a), psi - mm(V, b))
+    x = _stacked(P + mm(U, even + odd) / 2, Q + mm(V, even - odd) / 2)
+    # to what is left out; where nothing is, to zero; for a square A that is kept whole, what its rotations divide by
+    gap = S[k - 1] - S[k] if k < S.size else S[k - 1] if m != n else inner.min()
+    tied = ~(gap > tie(m, n, S.dtype) * S[0])
+    return jnp.where(size == 0, 0, jnp.where(tied, jnp.nan, times(size, x)))
+
+
+def _outside(k: int, A: Array, known: Known, phi: Array, psi: Array) -> tuple[Array, Array]:
+    """P S − A Q = φ, Q S − AᴴP = ψ off all kept vectors, in closed form: k systems, each with its own σᵢ.
+
+    P = U₂ (a S + S₂ b)/d + (I − U₂U₂ᴴ) φ/S with a = U₂ᴴφ, b = V₂ᴴψ, dⱼᵢ = σᵢ² − σⱼ², where ₂ is what is left out; Q
+    alike. With the vectors of one side only, Q = W₂ W₂ᴴ(Aᴴφ + ψ S)/d, and P = (φ + A Q)/S.
+    """
+    S, U, Vh, W, _ = known
+    sigma, rest = S[None, :k], S[k:, None]
+    one, two = 1 / (sigma - rest), 1 / (sigma + rest)  # 1/d in two factors, lest it leaves the range
+    if W is not None:
+        wide = phi.shape[0] < psi.shape[0]
+        if wide:
+            A, phi, psi = adjoint(A), psi, phi
+        back = mm(adjoint(A), times(1 / sigma, phi)) + psi
+        Q = mm(W[:, k:], times(one * (two * sigma), mm(adjoint(W[:, k:]), back)))
+        P = times(1 / sigma, phi + mm(A, Q))
+        return (Q, P) if wide else (P, Q)
+    assert U is not None and Vh is not None
+    a, b = mm(adjoint(U[:, k:]), phi), mm(Vh[k:], psi)
+    P = mm(U[:, k:], times(one, times(two * sigma, a) + times(two * rest, b)))
+    Q = mm(adjoint(Vh[k:]), times(one, times(two * rest, a) + times(two * sigma, b)))
+    if U.shape[0] > S.size:
+        P = P + times(1 / sigma, phi - mm(U[:, k:], a))
+    if Vh.shape[1] > S.size:
+        Q = Q + times(1 / sigma, psi - mm(adjoint(Vh[k:]), b))
+    return P, Q
+
+
+def separate(spaces: LowRank) -> Triplets:
+    """(σ, U, V) from (U, H, V) with H = diag(σ)."""
+    triplets: Triplets = call(_separated, _turn, (), spaces)[0]
+    return triplets
+
+
+def _separated(spaces: LowRank) -> tuple[Triplets, Array]:
+    """With the rotation Z = I that makes ZᴴHZ diagonal: a result, since it moves."""
+    U, H, V = spaces
+    return Triplets(jnp.diagonal(H).real, U, V), jnp.eye(H.shape[0], dtype=H.dtype)
+
+
+def _turn(primals: Any, tangents: Any) -> Any:
+    """dσ = diag(ZᴴdH Z), dZ = Z X with Xᵢⱼ (σⱼ − σᵢ) = (ZᴴdH Z)ᵢⱼ (eq-tangent-turn), and dU Z + U X, dV Z + V X for U
+    and V.
+    """
+    (spaces,), ((dU, dH, dV),) = primals, tangents
+    triplets, Z = call(_separated, _turn, (), spaces)
+    sigma, U, V = triplets
+    G = _herm(mm(mm(adjoint(Z), dH), Z))
+
+    parts = partial(_parts, len(U), len(V))
+
+    def turned(x: Array) -> Array:
+        dsigma, dU, dV, X = parts(x)
+        return _stacked(dsigma, dU - mm(U, X), dV - mm(V, X), times(sigma[None] - sigma[:, None], X))
+
+    # in one system with dσ, dU and dV, so that the adjoint solve sees all cotangents at once
+    right = _stacked(jnp.diagonal(G)[None], mm(dU, Z), mm(dV, Z), G - _diagonal(G))
+    fixed = lax.stop_gradient(triplets)
+    dsigma, dU, dV, X = parts(_solution(turned, right, partial(_rotate, fixed), partial(_rotate_back, fixed)))
+    if U.dtype.kind == "c":  # the largest entry of each column of V stays real
+        at = jnp.abs(V).argmax(0)[None]
+        rate = jnp.take_along_axis(dV, at, 0).imag / jnp.take_along_axis(V, at, 0).real
+        turn = lax.complex(jnp.zeros_like(rate), rate)
+        dU, dV, X = dU - turn * U, dV - turn * V, X - _diagonal(turn + jnp.zeros_like(X))
+    return (triplets, Z), (Triplets(dsigma[0].real, dU, dV), mm(Z, X))
+
+
+def _parts(m: int, n: int, x: Array) -> tuple[Array, Array, Array, Array]:
+    """dσ as a row, dU, dV and X, or what is paired with them, which lie over one another."""
+    return x[:1], x[1 : 1 + m], x[1 + m : 1 + m + n], x[1 + m + n :]
+
+
+def _distances(triplets: Triplets) -> tuple[Array, Array]:
+    """σⱼ − σᵢ, or 1 in ties, and what is a tie."""
+    sigma, U, V = triplets
+    away = sigma[None] - sigma[:, None]
+    tied = ~(jnp.abs(away) > tie(U.shape[0], V.shape[0], sigma.dtype) * sigma[0])
+    return jnp.where(tied, 1, away), tied
+
+
+def _rotate(triplets: Triplets, c: Array) -> Array:
+    """[dσ; dU; dV; X]; in a tie X is zero, and that is right for all losses that are blind to it."""
+    _, U, V = triplets
+    away, tied = _distances(triplets)
+    dsigma, dU, dV, G = _parts(len(U), len(V), c)
+    X = jnp.where(tied, 0, times(1 / away, _herm(G)))
+    return _stacked(dsigma, dU + mm(U, X), dV + mm(V, X), X)
+
+
+def _rotate_back(triplets: Triplets, c: Array) -> Array:
+    """The adjoint of ``_rotate``: (UᴴΦ + VᴴΨ)ᵢⱼ/(σⱼ − σᵢ), its anti-Hermitian part, where the numerator is more than
+    rounding, else 0.
+
+    So it is right for a loss that is blind to the rotation of columns i and j, however close their values are. In a tie
+    the loss is not a function of A where the numerator is real; and where vectors are seen, but tied values not alike,
+    the quotient is 0/0 and not zero, and not in the cotangents: NaN.
+    """
+    _, U, V = triplets
+    away, tied = _distances(triplets)
+    eps = float(jnp.finfo(away.dtype).eps)
+    xi, phi, psi, chi = _parts(len(U), len(V), c)
+    size = jnp.abs(c[1:]).max()
+    phi, psi, chi = (times(1 / jnp.where(size == 0, 1, size), x) for x in (phi, psi, chi))
+    numerator = chi + mm(adjoint(U), phi) + mm(adjoint(V), psi)
+    numerator = (numerator - adjoint(numerator)) / 2
+    norms = jnp.linalg.norm(phi, axis=0) + jnp.linalg.norm(psi, axis=0)
+    bound = norms[None] + norms[:, None] + jnp.abs(chi) + jnp.abs(chi.T)
+    seen = jnp.abs(numerator) > ROUNDING * eps * bound
+    unlike = jnp.abs(xi - xi.T) > eps**0.5 * (jnp.abs(xi) + jnp.abs(xi.T))
+    X = jnp.where(seen, times(1 / away, numerator), 0)
+    X = jnp.where(tied & (seen | unlike & (bound > 0)), jnp.nan, X)
+    return _stacked(c[: -len(xi.T)], jnp.where(jnp.eye(len(norms), dtype=bool), 0, times(size, X)))

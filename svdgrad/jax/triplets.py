@@ -1,0 +1,166 @@
+"""The public functions of the k dominant triplets."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .api import singular_triplet
+from .auto import as_count, as_entries, as_matrix, choose_several, computed_in, is_sparse
+from .several import find_spaces, separate
+from .triplet import How, LowRank, Triplets
+
+
+def singular_triplets(
+    A: Any,
+    k: int,
+    forward: str = "auto",
+    adjoint: str = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
+) -> Triplets:
+    """The k dominant singular triplets (σ, U, V) of A, differentiable: A V = U diag(σ), AᴴU = V diag(σ).
+
+    With S = diag(σ), C = UᴴdA V, and the projections P_U = I − UUᴴ, P_V = I − VVᴴ off all k vectors, along a change dA
+
+        dσ = Re diag C,   dU = U (X⁺ + X⁻)/2 + dU₊,   dV = V (X⁺ − X⁻)/2 + dV₊,
+        X⁺ᵢⱼ = (C + Cᴴ)ᵢⱼ/(σⱼ − σᵢ),   X⁻ᵢⱼ = (C − Cᴴ)ᵢⱼ/(σᵢ + σⱼ),
+        dU₊S − A dV₊ = P_U dA V,   dV₊S − AᴴdU₊ = P_V dAᴴU.
+
+    Only the gap at the cut, σₖ − σₖ₊₁, makes the last line ill-conditioned. Close values inside the set enter X⁺ alone,
+    and a loss that is blind to a rotation of their vectors, as those of UUᴴ, VVᴴ, UVᴴ and Σf(σᵢ) are, has a gradient
+    that is right at any distance, zero included. One of A_k = U S Vᴴ is blind too, but at a tie its gradient is not to
+    be had from the cotangents of U, σ and V, and is NaN: see ``low_rank``.
+
+    Parameters
+    ----------
+    A : array
+        Shape (..., m, n), floating point, real or complex. float16 and bfloat16 are computed in float32.
+    k : int
+        How many triplets, from 1 to min(m, n). Static under jit, as all that follows.
+    forward : str
+        "svd" (the full SVD), "gram" (eigenvectors of AᴴA or AAᴴ, whichever is smaller, at the price of digits of the
+        smaller triplets, (σ₁/σₖ)² in all), or "auto": "svd". With k = 1 all that ``singular_triplet`` takes.
+    adjoint : str
+        How the systems for dU₊ and dV₊ are solved: "spectral" (in closed form, from all singular vectors), or "auto".
+        With k = 1 all that ``singular_triplet`` takes.
+    tol, maxiter, missed : float, int, float or None, optional
+        Of an iteration, "lanczos", which in JAX finds one triplet: of use with k = 1.
+
+    Returns
+    -------
+    Triplets
+        Named tuple of ``sigma (..., k)``, descending, ``U (..., m, k)`` and ``V (..., n, k)``, with the dtype of A. The
+        entry of each column of V that is largest in modulus is positive.
+
+    Raises
+    ------
+    TypeError
+        k is not an integer; otherwise as ``singular_triplet``.
+    ValueError
+        k is below 1 or above min(m, n); "lanczos", "cg" or a sparse A with k > 1; otherwise as ``singular_triplet``.
+
+    Notes
+    -----
+    What depends on values cannot raise under jit, so it gives NaN, in jit and out of it. NaN is the derivative of U and
+    V at a tie at the cut: where σₖ equals σₖ₊₁ up to rounding, 8ε√(m+n) σ₁, or zero, if m ≠ n. That of σ is finite
+    there. NaN is a gradient at a tie inside the set, if the loss sees which of the tied vectors is which, or if it sees
+    vectors, and tied values not alike, as that of A_k does. Forward mode sees no loss: X⁺ is zero in ties, right for
+    all losses that are blind to a rotation in them, and close to a tie such a loss loses digits, ε σ₁/(σᵢ − σⱼ). Second
+    derivatives want distinct values too, or ``low_rank``.
+
+    A numerator of X⁺ counts as rounding up to 4ε times the cotangents of the columns that it belongs to. Where the
+    cotangents are rounding themselves, as those of ‖A − U S Vᴴ‖² are, nothing tells that of them: at a tie a NaN that
+    ``low_rank`` does not give. For complex A, JAX's gradient is the conjugate of PyTorch's, and the phases are held as
+    said above.
+
+    Cost: one SVD or symmetric eigendecomposition; for each tangent or cotangent two products of an m×n matrix, and four
+    of the singular vectors left out, with k columns.
+    Source: the book, chapter *In JAX* (eq-tangent-factors, eq-tangent-turn).
+
+    Examples
+    --------
+    >>> A = jnp.diag(jnp.array([3.0, 3.0, 1.0]))
+    >>> def projector(A):
+    ...     sigma, U, V = singular_triplets(A, 2)
+    ...     return (U @ U.T)[0, 2]
+    >>> print(jax.grad(projector)(A))
+    [[0.    0.    0.125]
+     [0.    0.    0.   ]
+     [0.375 0.    0.   ]]
+    """
+    if (k := _count(A, k)) == 1:
+        sigma, u, v = singular_triplet(A, 0, forward, adjoint, tol, maxiter, None, missed)
+        return Triplets(sigma[..., None], u[..., None], v[..., None])
+    A = as_matrix(A)
+    how = choose_several(A, k, forward, adjoint, tol, maxiter, missed)
+    sigma, U, V = _separate_triplets(how, k, A.astype(computed_in(A.dtype)))
+    return Triplets(sigma.astype(A.real.dtype), U.astype(A.dtype), V.astype(A.dtype))
+
+
+def low_rank(
+    A: Any,
+    k: int,
+    forward: str = "auto",
+    adjoint: str = "auto",
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
+) -> LowRank:
+    """The best approximation of rank k as U core Vᴴ, differentiable through any tie of the k values kept.
+
+    In value core is diag(σ), and U and V are those of ``singular_triplets``. But the derivative is that of a
+    factorisation A V = U core, AᴴU = V core with a core that is Hermitian and not diagonal: along a change dA
+
+        UᴴdU + VᴴdV = 0,   dcore = herm(UᴴdA V),
+        dU core − A dV = dA V − U dcore,   dV core − AᴴdU = dAᴴU − V dcore.
+
+    So U and V turn no more than their spaces do, and no distance of two kept values is ever divided by. Every loss that
+    depends on U Z, ZᴴcoreZ, V Z in the same way for all unitary Z has the right derivatives, of all orders and in both
+    modes, at values that are as close as they like: A_k, UUᴴ, VVᴴ, UVᴴ, U f(core) Uᴴ, tr f(core). A loss that sees a
+    column of U by itself is not one of these, and wants ``singular_triplets``.
+
+    Its parameters, its errors and its cost are those of ``singular_triplets``; shapes (..., m, n) -> (..., m, k),
+    (..., k, k), (..., n, k). Its derivatives are NaN at a tie at the cut, those of core excepted. Source: the book,
+    chapter *In JAX* (eq-tangent-factors).
+
+    >>> A = jnp.diag(jnp.array([3.0, 3.0, 1.0]))
+    >>> print(jax.grad(lambda A: low_rank(A, 2).dense()[0, 1])(A))
+    [[0. 1. 0.]
+     [0. 0. 0.]
+     [0. 0. 0.]]
+    """
+    if (k := _count(A, k)) == 1:
+        sigma, u, v = singular_triplet(A, 0, forward, adjoint, tol, maxiter, None, missed)
+        return LowRank(u[..., None], sigma.astype(u.dtype)[..., None, None], v[..., None])
+    A = as_matrix(A)
+    how = choose_several(A, k, forward, adjoint, tol, maxiter, missed)
+    spaces = _joint_spaces(how, k, A.astype(computed_in(A.dtype)))
+    return LowRank(*(x.astype(A.dtype) for x in spaces))
+
+
+def _count(A: Any, k: Any) -> int:
+    """k, or an error for what cannot be of this A."""
+    sparse = is_sparse(A)
+    count = as_count(k, *(as_entries(A) if sparse else as_matrix(A)).shape[-2:])
+    if sparse and count > 1:
+        raise ValueError(
+            f"k must be 1 for a sparse A in svdgrad.jax, where products find one triplet, found {count}: for more make "
+            "it dense with A.todense()"
+        )
+    return count
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _separate_triplets(how: How, k: int, A: Array) -> Triplets:
+    of_one = jnp.vectorize(lambda A: separate(find_spaces(how, k, A)[0]), signature="(m,n)->(k),(m,k),(n,k)")
+    return Triplets(*of_one(A))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _joint_spaces(how: How, k: int, A: Array) -> LowRank:
+    of_one = jnp.vectorize(lambda A: find_spaces(how, k, A)[0], signature="(m,n)->(m,k),(k,k),(n,k)")
+    return LowRank(*of_one(A))

@@ -1,0 +1,145 @@
+"""Faults planted in a copy of the JAX side, each of which must turn a named test red: a net that catches nothing is no
+net.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+AGREE, PHASE = "test_jax.py::test_the_two_sides_agree", "test_jax.py::test_derivatives_with_a_given_phase"
+ANY, SPARSE = (
+    "test_jax.py::test_any_simple_triplet",
+    "test_jax_sparse.py::test_the_gradient_has_the_pattern_of_the_matrix",
+)
+TOPK = "test_jax_topk.py::test_a_loss_that_sees_every_triplet"
+TIES = "test_jax_topk.py::test_ties_inside_the_set_at_any_distance"
+ENTRIES = "test_jax_topk.py::test_forward_and_reverse_mode_of_every_entry[True]"
+
+#: what is wrong -> (the test that notices, the file, the right text, the wrong text)
+FAULTS = {
+    "the phase of u relative to v held fixed": (
+        f"{AGREE}[(6, 4)-complex]",
+        "adjoint.py",
+        "odd = times(1 / (2 * sigma + (0 if complex_ else S[0])), (lam - mu) / 2)",
+        "odd = 0 * lam",
+    ),
+    "the common phase left to itself": (PHASE, "rule.py", "rate = anchor(v, v0, dv).imag", "rate = 0 * sigma"),
+    "a wrong sign in the adjoint by the full SVD": (
+        f"{ANY}[(9, 9)-1]",
+        "adjoint.py",
+        "times(two * sigma, a) + times(two * S, b)",
+        "times(two * sigma, a) - times(two * S, b)",
+    ),
+    "a wrong sign in the adjoint in one basis": (
+        f"{AGREE}[(6, 4)-real]",
+        "adjoint.py",
+        "return times(1 / sigma, phi + A(q)), q",
+        "return times(1 / sigma, phi - A(q)), q",
+    ),
+    "u in the kernel of Aᴴ forgotten": (f"{ANY}[(12, 9)-1]", "adjoint.py", "if U.shape[0] > S.size:", "if False:"),
+    "v in the kernel of A forgotten": (f"{ANY}[(9, 12)-1]", "adjoint.py", "if Vh.shape[1] > S.size:", "if False:"),
+    "the transpose without the conjugate": (
+        f"{SPARSE}[(4, 6)-True]",
+        "api.py",
+        "M.indices[:, 1], M.data.conj() *",
+        "M.indices[:, 1], M.data *",
+    ),
+    "the anchor of the sign turned": (
+        f"{AGREE}[(5, 5)-real]",
+        "rule.py",
+        "jnp.where(a == 0, 1, jnp.sign(a).conj())",
+        "jnp.where(a == 0, 1, -jnp.sign(a).conj())",
+    ),
+    "of k triplets, the phases of U relative to V held fixed": (
+        f"{TOPK}[(9, 6)-3-svd-True]",
+        "several.py",
+        "(a - b) / inner.astype(a.dtype)",
+        "(a - b) / inner.astype(a.dtype) * (1 - jnp.eye(k, dtype=a.dtype))",
+    ),
+    "of k triplets, the phases of V left to themselves": (
+        ENTRIES,
+        "several.py",
+        "dU, dV, X = dU - turn * U, dV - turn * V,",
+        "dU, dV, X = dU + turn * U, dV + turn * V,",
+    ),
+    "of k triplets, what is in the kernel of Aᴴ": (
+        f"{TOPK}[(9, 6)-3-svd-True]",
+        "several.py",
+        "if U.shape[0] > S.size:",
+        "if False:",
+    ),
+    "of k triplets, what is in the kernel of A": (
+        f"{TOPK}[(6, 9)-6-svd-False]",
+        "several.py",
+        "if Vh.shape[1] > S.size:",
+        "if False:",
+    ),
+    "of k triplets, the sign of the Sylvester system": (
+        f"{TOPK}[(9, 6)-3-svd-True]",
+        "several.py",
+        "times(two * sigma, a) + times(two * rest, b)",
+        "times(two * sigma, a) - times(two * rest, b)",
+    ),
+    "of k triplets, a column": (
+        f"{TOPK}[(7, 7)-3-gram-False]",
+        "several.py",
+        "_outside(k, A, known, phi - mm(U, a),",
+        "_outside(k, A, known, (phi - mm(U, a)).at[:, -1].set(0),",
+    ),
+    "of k triplets, rounding divided by the distance of close values": (
+        f"{TIES}[polar-False-float64-True]",
+        "several.py",
+        "seen = jnp.abs(numerator) > ROUNDING * eps * bound",
+        "seen = jnp.abs(numerator) > -1",
+    ),
+    "of the factors, a core that is not Hermitian": (
+        f"{TIES}[truncated-True-float64-True]",
+        "several.py",
+        "dH = _herm(mm(adjoint(U), dA_V))",
+        "dH = mm(adjoint(U), dA_V)",
+    ),
+}
+
+
+def run_tests(folder: Path, *tests: str) -> subprocess.CompletedProcess:
+    """The tests named, on the copy of the package in ``folder``."""
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={folder}"]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def copy(tmp_path):
+    shutil.copytree(ROOT / "svdgrad", tmp_path / "svdgrad", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "tests").mkdir()
+    for name in {"families.py", "test_jax_inputs.py", *(test.split("::")[0] for test, *_ in FAULTS.values())}:
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_unharmed_copy_passes(copy):
+    tests = sorted({test for test, *_ in FAULTS.values()})
+    result = run_tests(copy, *tests)
+    assert result.returncode == 0 and f"{len(tests)} passed" in result.stdout, result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(copy, fault):
+    test, file, right, wrong = FAULTS[fault]
+    path = copy / "svdgrad" / "jax" / file
+    assert path.read_text().count(right) == 1, f"{file} no longer holds {right!r} once: plant the fault anew"
+    path.write_text(path.read_text().replace(right, wrong))
+    result = run_tests(copy, test)
+    assert result.returncode == 1 and "1 failed" in result.stdout, f"nothing noticed {fault}\n{result.stdout[-2000:]}"
