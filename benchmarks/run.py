@@ -349,6 +349,47 @@ def _compared(runs: dict[str, Callable[[], Any]], clock: Clock, about: dict[str,
     return rows
 
 
+def many(m: int, n: int, k: int, dtype: str, clock: Clock) -> Rows:
+    """k triplets: value and gradient of ⟨W, U diag(w) Vᵀ⟩ + ⟨w, σ⟩, which no sign changes, by whoever gives them."""
+    A = matrices.gaussian(m, n).to(getattr(torch, dtype))
+    W, w = matrices.gaussian(m, n, seed=1).to(A), torch.linspace(1, 2, k).to(A)
+
+    def run(triplets: Callable[[Tensor], Any], A: Tensor = A) -> Callable[[], Any]:
+        def value_and_gradient() -> Any:
+            X = A.clone().requires_grad_()
+            torch.manual_seed(0)
+            sigma, U, V = triplets(X)
+            value = (W.to(A) * ((U * w.to(A)) @ V.mT)).sum() + (w.to(A) * sigma).sum()
+            return value.detach(), torch.autograd.grad(value, X)[0]
+
+        return value_and_gradient
+
+    def full(X: Tensor) -> Any:
+        U, sigma, Vh = torch.linalg.svd(X, full_matrices=False)
+        return sigma[:k], U[:, :k], Vh[:k].mT
+
+    def random(X: Tensor) -> Any:
+        U, sigma, V = torch.svd_lowrank(X, q=k + 6, niter=10)
+        return sigma[:k], U[:, :k], V[:, :k]
+
+    def blocks(X: Tensor) -> Any:
+        squares, V = torch.lobpcg(X.mT @ X, k=k, X=torch.randn(n, k).to(X), largest=True, tol=1e-10)
+        sigma = squares.sqrt()
+        return sigma, X @ V / sigma, V
+
+    ways = {"svdgrad": partial(svdgrad.singular_triplets, k=k)}
+    ways |= {f"svdgrad {name}": partial(svdgrad.singular_triplets, k=k, forward=name) for name in ("gram", "lanczos")}
+    ways |= {"torch.linalg.svd": full, "torch.svd_lowrank": random, "torch.lobpcg": blocks}
+    answers, times, _ = take_turns({name: run(way) for name, way in ways.items()}, clock.rounds, clock.budget)
+    truth, gradient = run(full, A.double())()
+    rows: Rows = []
+    for name in ways:
+        row = {"name": name, "m": m, "n": n, "k": k, "dtype": dtype, **spread(times[name]), "note": f"k = {k}"}
+        found = error(answers[name], float(truth), gradient.numpy())
+        rows.append(row | {"ratio": row["ms"] / spread(times["svdgrad"])["ms"], "error": found})
+    return rows
+
+
 def memory(jobs: Iterable[tuple[str, int, int, str]]) -> Rows:
     """Each in a process of its own."""
     rows = []
@@ -406,7 +447,11 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
-SECTIONS = ["contest", "auto", "floor", "warm", "batch", "backward", "memory", "growth"]
+SECTIONS = ["contest", "auto", "floor", "warm", "batch", "many", "backward", "memory", "growth"]
+
+
+#: m, n, k of the larger contests of k triplets
+MANY = [(1024, 512, 4), (1024, 1024, 16), (2048, 2048, 4), (2048, 2048, 16)]
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -468,6 +513,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             if "batch" in sections:
                 rows = batch(dtype, clock)
                 keep("batch", rows, f"\n1024 matrices of 32×32, {dtype}; error: from torch.linalg.svd\n{table(rows)}")
+            if "many" in sections:
+                for m, n, k in [(64, 32, 4), (512, 256, 4)] + ([] if quick else MANY):
+                    rows = many(m, n, k, dtype, clock)
+                    head = f"{k} triplets, {m}×{n}, {dtype}; error: from torch.linalg.svd in float64"
+                    keep("many", rows, f"\n{head}\n{table(rows)}")
             if "backward" in sections:
                 for m, n in [(512, 256), (1024, 512)] + ([] if quick else [(2048, 2048)]):
                     rows = backward(m, n, dtype, clock)

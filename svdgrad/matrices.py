@@ -73,7 +73,9 @@ def check_not_meta(name: str, x: Tensor) -> None:
 
 def mv(A: Tensor, x: Tensor) -> Tensor:
     """The product A x of a (batch of) matrices and vectors, shapes (..., m, n) and (..., n) -> (..., m)."""
-    y: Tensor = A @ x if A.ndim == 2 and x.ndim == 1 else (A @ x[..., None])[..., 0]
+    if A.ndim == 2:  # one matrix with several vectors is one product, and not one for each
+        return A @ x if x.ndim == 1 else x @ A.mT
+    y: Tensor = (A @ x[..., None])[..., 0]
     return y
 
 
