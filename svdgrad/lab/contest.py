@@ -57,7 +57,7 @@ def compare(
     past: Iterable[Row] = (),
     judge: Callable[..., np.ndarray] | None = None,
     patience: float = 10.0,
-    keep: Callable[[list[Row]], Any] = lambda rows: None,
+    keep: Callable[..., Any] = lambda rows: None,
 ) -> list[Row]:
     """Every attempt, every solver and every witness, judged by a gradient of more digits: ``oracles.judge()`` unless
     given.
