@@ -59,6 +59,8 @@ class How:
     """None for one triplet, else for the k largest, which come as rows: σ (..., k), U (..., k, m), V (..., k, n)"""
     core: bool = False
     """whether the loss sees the core (eq-core) and so, at a tie among the k, all that a derivative needs"""
+    eps: float = 0.0
+    """the rounding of the vectors that a loss of k triplets gets, and so of its cotangents"""
 
     def left(self, known: Sequence[Tensor]) -> FullSVD | GramVectors | Ritz | RitzBlock:
         """What the forward method left behind."""
@@ -301,7 +303,7 @@ def prepare_many(
         )
     if isinstance(X, Dense):
         X = Dense(X.A, rows=True)
-    return X, How(0, how.forward, how.adjoint, int(k), core)
+    return X, How(0, how.forward, how.adjoint, int(k), core, torch.finfo(A.dtype).eps)
 
 
 def check_sparse(A: Tensor | Sparse, how: How, v0: Tensor | None) -> None:

@@ -202,7 +202,7 @@ def check_cut(m: int, n: int, sigma: Tensor, following: Tensor | None) -> None:
 def relative_cut(sigma: Tensor, following: Tensor | None) -> float:
     """(σₖ − σₖ₊₁)/σ₁, the smallest of a batch."""
     last, first = sigma[..., -1], sigma[..., 0]
-    return ((last if following is None else last - following) / first).nan_to_num(0.0).min().item()
+    return ((last if following is None else last - following) / first).nan_to_num(0.0).min().clamp_min(0).item()
 
 
 def following(m: int, n: int, k: int, S: Tensor) -> Tensor | None:

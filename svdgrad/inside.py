@@ -81,21 +81,22 @@ def numerators(U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor) -> tuple[Tensor, 
     return a + b, a - b, lengths.unsqueeze(-1) + lengths.unsqueeze(-2)
 
 
-def seen(W: Tensor, size: Tensor) -> Tensor:
-    """Whether a numerator is more than rounding (the numerator rule)."""
-    return W.detach().abs() > 4 * torch.finfo(size.dtype).eps * size
+def seen(W: Tensor, size: Tensor, eps: float) -> Tensor:
+    """Whether a numerator is more than rounding of that size (the numerator rule)."""
+    return W.detach().abs() > 4 * eps * size
 
 
-def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor, Phi: Tensor, Psi: Tensor) -> Tensor:
+def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor, Phi: Tensor, Psi: Tensor, eps: float) -> Tensor:
     """M of the gradient (U M + P)Vᴴ + U Qᴴ (eq-core), for Φ as ``turned`` returns it, where a has become a + [S, h]:
 
     Mᵢⱼ = hᵢⱼ + (a − b)ᵢⱼ/(σᵢ + σⱼ) + wᵢⱼ/(σⱼ − σᵢ),   w = a + b + [S, h] where that is more than rounding, else 0.
     """
     W, difference, size = numerators(U, V, Phi, Psi)
-    divide = seen(W, size) & apart(sigma.detach(), U.shape[-1], V.shape[-1])
+    divide = seen(W, size, eps) & apart(sigma.detach(), U.shape[-1], V.shape[-1])
     quotient = torch.where(divide, W / torch.where(divide, spaces(sigma), 1), 0)
     difference = difference - commutator(sigma, h)
-    return h + difference / (sigma.unsqueeze(-1) + sigma.unsqueeze(-2)) + quotient
+    sums = sigma.unsqueeze(-1) + sigma.unsqueeze(-2)
+    return h + torch.where(sums > 0, difference / torch.where(sums > 0, sums, 1), 0) + quotient
 
 
 def turning(sigma: Tensor, U: Tensor, V: Tensor, dA_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,11 +109,12 @@ def turning(sigma: Tensor, U: Tensor, V: Tensor, dA_V: Tensor) -> tuple[Tensor, 
     distinct = apart(sigma.detach(), U.shape[-1], V.shape[-1])
     both, difference = hermitian(C), antihermitian(C)
     plus = torch.where(distinct, both / torch.where(distinct, spaces(sigma), 1), 0)
-    minus = difference / (sigma.unsqueeze(-1) + sigma.unsqueeze(-2))
+    sums = sigma.unsqueeze(-1) + sigma.unsqueeze(-2)
+    minus = torch.where(sums > 0, difference / torch.where(sums > 0, sums, 1), 0)
     return both - plus * spaces(sigma), plus + minus, plus - minus
 
 
-def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor) -> None:
+def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, eps: float) -> None:
     """Raise a TieError for a loss that sees single vectors of values that are tied; warn where they nearly are.
 
     Such a loss is no function of A: the vectors of a tie are any orthonormal ones of their space. A loss may be
@@ -123,7 +125,7 @@ def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor) 
     if closest(sigma) >= near_tie(m, n, sigma.dtype):
         return
     W, _, size = numerators(U, V, Phi, Psi)
-    real, distance = seen(W, size), spaces(sigma).abs() / sigma[..., :1, None]
+    real, distance = seen(W, size, eps), spaces(sigma).abs() / sigma[..., :1, None]
     real = real & ~torch.eye(sigma.shape[-1], dtype=torch.bool, device=sigma.device)
     if not (real & (distance < near_tie(m, n, sigma.dtype))).any():
         return
@@ -154,16 +156,40 @@ def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor) 
 
 def check_values(sigma: Tensor, shape: tuple[int, int], xi: Tensor) -> None:
     """Warn of a loss that tells tied values apart: what its derivative needs is in none of U, σ, V."""
-    if closest(sigma) > tie(*shape, sigma.dtype):
+    near = near_tie(*shape, sigma.dtype)
+    if closest(sigma) >= near:
         return
     different = (xi.unsqueeze(-1) - xi.unsqueeze(-2)).abs()
     size = xi.abs().unsqueeze(-1) + xi.abs().unsqueeze(-2)
-    worst = torch.where(apart(sigma, *shape) | (size == 0), 0, different / torch.where(size == 0, 1, size)).max().item()
+    far = spaces(sigma).abs() >= near * sigma[..., :1, None]
+    worst = torch.where(far | (size == 0), 0, different / torch.where(size == 0, 1, size)).max().item()
     if worst > 1e3 * torch.finfo(sigma.dtype).eps:
         warn(
-            f"the loss tells tied singular values apart, at a relative rate of {worst:.1e}. If it is a function of "
-            "U S Vᴴ or U f(S) Uᴴ, the gradient lacks what (U, σ, V) cannot carry at a tie: take them from "
-            "svdgrad.low_rank. Otherwise it has no gradient here, and one of many subgradients is returned"
+            "the loss tells singular values apart that are tied, or nearly, at a relative rate of "
+            f"{worst:.1e}. If it is a function of U S Vᴴ or U f(S) Uᴴ, the gradient lacks what (U, σ, V) cannot carry "
+            "there: take them from svdgrad.low_rank. Otherwise it has no gradient at a tie, and one of many "
+            "subgradients is returned"
+        )
+
+
+def check_again(sigma: Tensor, m: int, n: int, reversed: bool) -> None:
+    """Raise a TieError for a second derivative at a tie of kept values; warn where it loses digits close to one.
+
+    That is where reverse mode goes over forward mode, which divides by σⱼ − σᵢ before the loss is known: an error of
+    about ε/gap². Forward over reverse, and reverse over reverse, do not.
+    """
+    gap, eps = closest(sigma), torch.finfo(sigma.dtype).eps
+    if gap <= tie(m, n, sigma.dtype):
+        raise TieError(
+            f"a second derivative needs kept singular values that are distinct, found a relative gap of {gap:.1e}, "
+            "which is a tie up to rounding. The first derivative is given there; otherwise choose another k, or "
+            "perturb A"
+        )
+    if reversed and eps > 1e-2 * gap**2:
+        warn(
+            f"reverse mode over forward mode divides by the distance of two kept singular values, relative gap "
+            f"{gap:.1e}, twice: a relative error of about {eps / gap**2:.0e} is to be expected. Forward over reverse, "
+            "as in torch.func.hessian, does not"
         )
 
 

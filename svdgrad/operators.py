@@ -164,7 +164,9 @@ def _operator_triplets(
     with plain_mode(), full_precision((v0,)):
         A, start = operator_of(matvec, params, v0, rmatvec)
         check_k(k, *A.shape)
-        how = How(0, Lanczos(tol, maxiter, missed), SOLVERS["cg"], None if k == 1 else int(k))
+        how = How(
+            0, Lanczos(tol, maxiter, missed), SOLVERS["cg"], None if k == 1 else int(k), eps=torch.finfo(v0.dtype).eps
+        )
         core, U, V = rows_of(A, how, start.reshape(-1))
     sigma = core.diagonal(dim1=-2, dim2=-1).real
     U, V = U.mT.reshape(*A.out, -1), V.mT.reshape(*v0.shape, -1)

@@ -18,6 +18,7 @@ from torch.linalg import vecdot
 from .adjoint import SOLVERS
 from .auto import How
 from .forward import SVD, Ritz, RitzBlock, Triplet
+from .gap import check_cut, following
 from .inside import check_values, hermitian, rotation, turned, turning
 from .newton import anchor, newton
 from .operator import Dense, Function, Operator, dense
@@ -74,7 +75,8 @@ class _Triplet(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[3:])
         ctx.set_materialize_grads(False)
         # of v0 only the anchor of a complex phase is needed again: a clone, since the caller may overwrite v0 by then
-        ctx.v0 = v0.detach().clone() if v0 is not None and output[1].is_complex() else None
+        keep = v0 is not None and output[1].is_complex() and ctx.how.k is None
+        ctx.v0 = v0.detach().clone() if keep else None
         ctx.count = len(leaves)
         ctx.save_for_backward(*leaves, *output)
         ctx.save_for_forward(*leaves, *output)
@@ -108,6 +110,10 @@ class _Triplet(torch.autograd.Function):
             sigma = sigma.diagonal(dim1=-2, dim2=-1).real
             if not (ctx.how.core or transformed()) and (phi.any() or psi.any()):
                 check_values(sigma, A.shape, h.diagonal(dim1=-2, dim2=-1).real)
+            blind = not (phi.any() or psi.any()) if not transformed() else False
+            if ctx.how.core and blind and (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1))).any():
+                m, n = A.shape
+                check_cut(m, n, sigma, following(m, n, sigma.shape[-1], ctx.how.left(known).S))
             phi = turned(u, sigma, h, phi)
         if u.is_complex():
             if step is _Solve.forward:
@@ -122,7 +128,7 @@ class _Triplet(torch.autograd.Function):
             if isinstance(A, Function):
                 A.check_seen(A.mv(v))
             raise
-        x = along_u(sigma, u, xi, phi, p) if h is None else rotation(sigma, u, v, h, phi, psi).mT @ u + p
+        x = along_u(sigma, u, xi, phi, p) if h is None else rotation(sigma, u, v, h, phi, psi, ctx.how.eps).mT @ u + p
         return None, None, None, *A.pull((x, u), (v, q), wanted)
 
     @staticmethod
@@ -136,7 +142,11 @@ class _Triplet(torch.autograd.Function):
             sigma = sigma.diagonal(dim1=-2, dim2=-1).real
             du, dv = _Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
             dcore, left, right = turning(sigma, u, v, dA_v)
-            return (dcore, left.mT @ u + du, right.mT @ v + dv) + (None,) * len(known)
+            du, dv = left.mT @ u + du, right.mT @ v + dv
+            if u.is_complex():  # turn each common phase so that the largest entry of vᵢ stays real
+                turn = -1j * anchor(dv, v, None).imag / anchor(v, v, None).real
+                du, dv = du + turn * u, dv + turn * v
+            return (dcore, du, dv) + (None,) * len(known)
         dsigma = vecdot(u, dA_v)
         du, dv = _Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
         if u.is_complex():
@@ -187,8 +197,8 @@ class _Solve(torch.autograd.Function):
     The pair (p, q) belongs to the square bordered system J [p; q; λ; μ] = [φ; ψ; 0; 0], J = [K, W; Wᴴ, 0], with λ = uᴴφ
     and μ = vᴴψ. A cotangent (p̄, q̄) is pulled back by J [y; z; α; γ] = [p̄; q̄; 0; 0], the same system; then φ̄ = y,
     ψ̄ = z, and what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ. A tangent is pushed forward by J dx = dc − dJ x.
-    ``role`` says what (φ, ψ) is: "loss", "tangent", or "again" for the derivative of a solve; it decides what is
-    checked. With "phase" that is the phase of the loss, and nothing is solved.
+    ``role`` says what (φ, ψ) is: "loss", "tangent", or "again" for the derivative of a solve ("reversed" in reverse
+    mode over a tangent); it decides what is checked. With "phase" that is the phase of the loss, and nothing is solved.
     """
 
     @staticmethod
@@ -199,7 +209,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.A, ctx.how, _, *tensors = inputs
+        ctx.A, ctx.how, ctx.role, *tensors = inputs
         ctx.count = len(ctx.A.leaves)
         ctx.save_for_backward(*tensors, *output)
         ctx.save_for_forward(*tensors, *output)
@@ -209,7 +219,8 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, p_bar: Tensor, q_bar: Tensor) -> tuple[Any, ...]:
         leaves, (sigma, u, v, phi, psi, *known, p, q) = _split(ctx)
         A = ctx.A.at(leaves)
-        y, z = _Solve.apply(A, ctx.how, "again", *leaves, sigma, u, v, p_bar, q_bar, *known)
+        role = "reversed" if ctx.role == "tangent" else "again"
+        y, z = _Solve.apply(A, ctx.how, role, *leaves, sigma, u, v, p_bar, q_bar, *known)
         many = ctx.how.k is not None
         lam, mu, alpha, gamma = (_against(x, y, many) for x, y in ((u, phi), (v, psi), (u, p_bar), (v, q_bar)))
         A_bar = A.pull((y, p), (q, z), ctx.needs_input_grad[3 : 3 + ctx.count])

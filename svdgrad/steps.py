@@ -17,7 +17,7 @@ from .adjoint.spectral import spectral_rows
 from .auto import How
 from .forward import FullSVD, GramVectors, Ritz, RitzBlock, Triplet
 from .gap import TieError, check_cut, check_gap, following, values_near
-from .inside import check_forward, check_inside, off
+from .inside import check_again, check_forward, check_inside, off
 from .matrices import direction
 from .operator import Dense, Operator
 from .phase import check_phase
@@ -72,7 +72,7 @@ def solve_adjoint(
     with full_precision(A.leaves):
         # made once: those of a sparse matrix are sorted by rows and by columns first
         pair = None if isinstance(A, Dense) else A.products()
-        if role != "again":
+        if role in ("loss", "tangent"):
             check_normal(sigma)
             check_gap(*A.shape, sigma, values_near(A, sigma, left, pair))
         if pair is None:
@@ -87,13 +87,15 @@ def _solve_many(
     """Rows P and Q of P S − A Q = (I − UUᴴ)Φ, Q S − AᴴP = (I − VVᴴ)Ψ, P ⟂ U, Q ⟂ V (eq-outside)."""
     sigma, U, V = triplet
     m, n = A.shape
-    if role != "again":
+    if role in ("loss", "tangent"):
         check_normal(sigma)
         check_cut(m, n, sigma, following(m, n, sigma.shape[-1], left.S))
     if role == "loss":
-        check_inside(sigma, U, V, phi, psi)
+        check_inside(sigma, U, V, phi, psi, how.eps)
     elif role == "tangent":
         check_forward(sigma, m, n)
+    elif phi.any() or psi.any():
+        check_again(sigma, m, n, role == "reversed")
     s = sigma.unsqueeze(-1)
     if isinstance(left, RitzBlock):
         if sigma.ndim == 1:

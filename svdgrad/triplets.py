@@ -91,7 +91,7 @@ def singular_triplets(
         As ``singular_triplet`` for A and the options. k is not an integer, or not from 1 to min(m, n).
     TieError
         In backward, if the loss depends on U or V and σₖ equals σₖ₊₁ up to rounding, or is zero; or if it depends on
-        single vectors of kept values that are tied.
+        single vectors of kept values that are tied; and in any second derivative where kept values are tied.
     PhaseError
         In backward, if A is complex and the loss changes with the common phase of some uᵢ and vᵢ.
     ConvergenceError
@@ -103,8 +103,9 @@ def singular_triplets(
     -----
     NearTieWarning
         In backward, if fewer than two digits of the gradient can be right, since σₖ is close to σₖ₊₁, or since the loss
-        depends on single vectors of kept values that are close; if the loss tells tied values apart, as that of
-        U S Vᴴ does, whose gradient ``low_rank`` has. In forward mode at a tie of kept values.
+        depends on single vectors of kept values that are close; if a loss of U or V tells tied values apart, as that of
+        U S Vᴴ does, whose gradient ``low_rank`` has. In forward mode at a tie of kept values; in reverse mode over
+        forward mode close to one.
 
     Notes
     -----
@@ -230,12 +231,15 @@ def rank_2k_gradient(
     if len(A.shape) != 2 or A.dtype.is_complex:
         raise ValueError(f"rank_2k_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
     if how.k is None:
-        X, how = Dense(X.A, rows=True) if isinstance(X, Dense) else X, How(0, how.forward, how.adjoint, 1)
+        X, how = (
+            Dense(X.A, rows=True) if isinstance(X, Dense) else X,
+            How(0, how.forward, how.adjoint, 1, eps=torch.finfo(A.dtype).eps),
+        )
     X = X.at([x.detach() for x in X.leaves])
     core, U, V, *known = find_triplet(X, None, how)
     sigma = core.diagonal()
     value, (xi, Phi, Psi) = value_and_cotangents(loss, Triplets(sigma, U.mT, V.mT))
     h, Phi, Psi = torch.diag(xi), Phi.mT, Psi.mT
     P, Q = solve_adjoint(X, Triplet(sigma, U, V), Phi, Psi, how, "loss", known)
-    L = torch.cat([rotation(sigma, U, V, h, Phi, Psi).mT @ U + P, U]).mT
+    L = torch.cat([rotation(sigma, U, V, h, Phi, Psi, how.eps).mT @ U + P, U]).mT
     return value, L, torch.cat([V, Q]).mT

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.func import grad, jvp, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import svdgrad
 from svdgrad import inside, matrices, rule, steps
@@ -212,7 +212,9 @@ def test_what_u_sigma_and_v_cannot_carry_is_told_and_low_rank_has_it():
     A, X, s, Y = tied(0, torch.float64)
     f, wanted = blind_losses(X, s, Y, 3, torch.float64)["A_k"]
     G = numbers(*A.shape, seed=9)
-    with pytest.warns(svdgrad.NearTieWarning, match=r"tells tied singular values apart.*svdgrad\.low_rank") as told:
+    with pytest.warns(
+        svdgrad.NearTieWarning, match=r"tells singular values apart that are tied.*svdgrad\.low_rank"
+    ) as told:
         t = svdgrad.singular_triplets(A.requires_grad_(), 3)
         (G * ((t.U * t.sigma) @ t.V.mT)).sum().backward()
     assert told[0].filename == __file__
@@ -433,7 +435,7 @@ FAULTS = {
         "rotation",
         lambda *x: inside.rotation(*x) - 1j * torch.diag(inside.rotation(*x).diag().imag),
     ),
-    "no rule for numerators": (inside, "seen", lambda W, size: torch.ones_like(size, dtype=torch.bool)),
+    "no rule for numerators": (inside, "seen", lambda W, size, eps: torch.ones_like(size, dtype=torch.bool)),
     "a sign of the system": (steps, "off", lambda U, X: -inside.off(U, X)),
     "a dropped column": (steps, "off", lambda U, X: inside.off(U, X) * (torch.arange(len(X)) > 0)[:, None]),
     "no commutator": (inside, "commutator", lambda sigma, h: 0 * h),
@@ -465,3 +467,68 @@ def test_auto_is_gram_up_to_a_size_that_grows_with_k():
         for n, name in ((size, "gram"), (size + 1, "lanczos")):
             assert choose(torch.empty(n, n), count=k) == name
     assert svdgrad.diagnose(numbers(321, 330), k=4).forward == "gram"
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_a_kept_value_of_zero_has_a_gradient_of_its_own(forward):
+    A = torch.diag(torch.tensor([3.0, 2.0, 0.0], dtype=torch.float64))
+    found = gradient(lambda A: (svdgrad.singular_triplets(A, 3, forward).sigma ** 2).sum(), A)
+    assert relative_error(found, 2 * A) < 1e-14
+    with pytest.raises(svdgrad.TieError):
+        gradient(lambda A: svdgrad.low_rank(0 * A, 2, forward).dense().sum(), A)
+
+
+@pytest.mark.parametrize("see", [lambda t: t.dense()[0, 1], lambda t: (t.U @ t.U.mT)[0, 2]], ids=["A_k", "U Uᵀ"])
+def test_second_derivatives_at_a_tie_are_refused_and_warned_of_near_one(see):
+    A, *_ = tied(0, torch.float64, 6, 5)
+    f = lambda A: see(svdgrad.low_rank(A, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for second in (hessian(f), jacrev(jacrev(f)), jacrev(jacfwd(f)), lambda A: twice(f, A)):
+            with pytest.raises(svdgrad.TieError, match="a second derivative needs kept singular values that are dist"):
+                second(A)
+    A, *_ = tied(1e-9, torch.float64, 6, 5)
+    with pytest.warns(svdgrad.NearTieWarning, match="reverse mode over forward mode"):
+        jacrev(jacfwd(f))(A)
+    step, E = 1e-5, numbers(6, 5, seed=3)
+    wanted = (gradient(f, A + step * E) - gradient(f, A - step * E)) / (2 * step)
+    assert relative_error((hessian(f)(A) * E).sum((-2, -1)), wanted) < 1e-4
+
+
+def twice(f, A):
+    A = A.clone().requires_grad_()
+    (g,) = torch.autograd.grad(f(A), A, create_graph=True)
+    return torch.autograd.grad(g.sum(), A)
+
+
+def test_the_phase_is_that_of_the_sign_rule_in_every_mode():
+    A, E = (numbers(8, 5, dtype=torch.complex128, seed=i) for i in (1, 2))
+    ones, step = torch.ones(5, dtype=A.dtype), 1e-6
+    see = lambda t: (t.U[1, 0] * t.V[2, 0]).real  # sees the common phase
+    for form in (lambda A: svdgrad.singular_triplets(A, 3), lambda A: svdgrad.operator_triplets(torch.mv, A, ones, 3)):
+        f = lambda A: see(form(A))
+        slope = (f(A + step * E) - f(A - step * E)) / (2 * step)
+        assert relative_error((gradient(f, A).conj() * E).real.sum(), slope) < 1e-7
+        assert relative_error(jvp(f, (A,), (E,))[1], slope) < 1e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_ties_of_small_precisions(dtype):
+    """What the loss gets is rounded, and so are its cotangents: by as much the gradient may be wrong, and no more."""
+    A = tied(0, torch.float64, 8, 5)[0].to(dtype)
+    for see in (lambda t: (t.U @ t.V.mT)[0, 1], lambda t: t.dense()[0, 1], lambda t: (t.U @ t.U.mT)[0, 1]):
+        f = lambda A: see(svdgrad.low_rank(A, 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert relative_error(gradient(f, A).double(), gradient(f, A.double())) < 12 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("gap", [2e-14, 4e-14])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_cannot_be_carried_is_told_near_a_tie_too(seed, gap):
+    X, Y = (torch.linalg.qr(numbers(6, 5, seed=seed + i))[0] for i in (0, 9))
+    A = (X * torch.tensor([3, 3 - 3 * gap, 1, 0.5, 0.2], dtype=torch.float64)) @ torch.linalg.qr(Y[:5])[0].mT
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        gradient(lambda A: (lambda t: ((t.U * t.sigma) @ t.V.mT)[0, 1])(svdgrad.singular_triplets(A, 2)), A)
+    assert any("tied, or nearly" in str(one.message) for one in told)
