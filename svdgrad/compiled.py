@@ -13,11 +13,12 @@ from . import operators, rule, triplets
 from . import triplet as triplet_module
 from .adjoint import SOLVERS
 from .adjoint.solver import Solver
-from .auto import AdjointName, ForwardName, How, name_of, prepare
+from .auto import AdjointName, ForwardName, How, name_of
 from .forward import FORWARDS, Method, Triplet
-from .matrices import outer_sum
+from .inputs import prepare
 from .operator import Dense
 from .phase import check_phase, keep_phase
+from .products import outer_sum
 from .steps import along_u, find_triplet, solve_adjoint
 from .transforms import in_forward_mode, transformed
 

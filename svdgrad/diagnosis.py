@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from .adjoint.solver import Solver
-from .auto import AdjointName, ForwardName, name_of, prepare, prepare_many
+from .auto import AdjointName, ForwardName, name_of
 from .forward import Method, Ritz, RitzBlock
 from .gap import expected_error, following, relative_cut, relative_gap, values_near
+from .inputs import prepare, prepare_many
 from .operator import Sparse
 from .steps import find_triplet, full_precision
 

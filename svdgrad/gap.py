@@ -12,8 +12,8 @@ from torch.linalg import vector_norm
 from .certificate import RESOLUTION, hidden, probability
 from .forward import ConvergenceError, FullSVD, GramVectors, Ritz
 from .forward.basis import Basis, noise, numbers
-from .matrices import Map, project, times_both
 from .operator import Dense, Operator
+from .products import Map, project, times_both
 
 
 class TieError(ArithmeticError):

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from .forward import Triplet
-from .matrices import direction, mv, saddle
+from .matrices import saddle
+from .products import direction, mv
 
 
 def newton(A: Tensor, triplet: Triplet, v0: Tensor | None, steps: int) -> Triplet:

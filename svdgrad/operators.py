@@ -8,10 +8,11 @@ from torch import Tensor
 
 from .adjoint import SOLVERS, assemble
 from .adjoint.solver import Solver
-from .auto import AdjointName, ForwardName, How, check_k, prepare
+from .auto import AdjointName, ForwardName, How
 from .forward import Lanczos, Method, Triplet
-from .matrices import check_not_meta
+from .inputs import check_k, prepare
 from .operator import Function, Sparse, function
+from .products import check_not_meta
 from .rule import differentiable_triplet
 from .steps import find_triplet, full_precision, solve_adjoint, value_and_cotangents
 from .transforms import plain_mode, refuse_tracing

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from .matrices import direction, size_of
+from .products import direction, size_of
 
 
 class PhaseError(ValueError):

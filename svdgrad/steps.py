@@ -18,9 +18,9 @@ from .auto import How
 from .forward import FullSVD, GramVectors, Ritz, RitzBlock, Triplet
 from .gap import TieError, check_cut, check_gap, following, values_near
 from .inside import check_again, check_forward, check_inside, off
-from .matrices import direction
 from .operator import Dense, Operator
 from .phase import check_phase
+from .products import direction
 from .transforms import refuse_mapping_by_autograd, refuse_tracing
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .adjoint.solver import Solver
-from .auto import AdjointName, ForwardName, check_range, prepare
+from .auto import AdjointName, ForwardName
 from .forward import Method, Triplet
+from .inputs import check_range, prepare
 from .operator import Sparse
 from .rule import differentiable_triplet
 from .steps import full_precision

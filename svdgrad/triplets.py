@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from .adjoint.solver import Solver
-from .auto import AdjointName, ForwardName, How, check_range, prepare_many
+from .auto import AdjointName, ForwardName, How
 from .forward import Method, Triplet
+from .inputs import check_range, prepare_many
 from .inside import rotation
 from .operator import Dense, Operator, Sparse
 from .rule import differentiable_triplet

@@ -10,8 +10,8 @@ from svdgrad.adjoint import ATTEMPTS, SOLVERS, assemble
 from svdgrad.adjoint.krylov import _preconditioner, schur_cg
 from svdgrad.forward import Triplet, lanczos, svd
 from svdgrad.lab import loss_vectors, relative_error
-from svdgrad.matrices import mv, project
 from svdgrad.oracles import extended
+from svdgrad.products import mv, project
 
 
 def solved(A, index=0):

@@ -9,8 +9,8 @@ import svdgrad
 from svdgrad import matrices
 from svdgrad.forward import golub_kahan, gram, lanczos
 from svdgrad.forward.basis import Basis
-from svdgrad.forward.lanczos import _steps_to_go
-from svdgrad.matrices import mv
+from svdgrad.forward.bidiagonal import _steps_to_go
+from svdgrad.products import mv
 
 DTYPES = [torch.float32, torch.float64]
 

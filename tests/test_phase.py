@@ -10,7 +10,7 @@ from torch.linalg import vecdot
 import svdgrad
 from svdgrad import matrices
 from svdgrad.forward import FORWARDS
-from svdgrad.matrices import mv, outer
+from svdgrad.products import mv, outer
 
 DTYPES = [torch.complex64, torch.complex128]
 

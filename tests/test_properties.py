@@ -17,8 +17,8 @@ from torch import Tensor
 
 from svdgrad import Triplet, matrices, singular_triplet, spectral_norm
 from svdgrad.adjoint import SOLVERS
-from svdgrad.matrices import mv, outer
 from svdgrad.oracles import extended
+from svdgrad.products import mv, outer
 
 always = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=60, **always)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import svdgrad
-from svdgrad.auto import choose, name_of, prepare
+from svdgrad.auto import choose, name_of
 from svdgrad.gap import check_gap, expected_error, relative_gap
+from svdgrad.inputs import prepare
 from svdgrad.phase import check_phase
 
 EPS = torch.finfo(torch.float64).eps

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..forward import Triplet
-from ..matrices import outer_sum, project, size_of
+from ..products import outer_sum, project, size_of
 from . import block_inversion, bordered, direct, mixed, substitution
 from .deflated import deflated
 from .doubling import doubling

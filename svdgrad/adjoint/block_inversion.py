@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import matrices
-from ..matrices import mv
+from ..products import mv
 
 
 def _four_systems(

@@ -10,7 +10,7 @@ from torch.linalg import vecdot, vector_norm
 from ..forward.block import RitzBlock
 from ..gap import TieError, tie
 from ..inside import off
-from ..matrices import Map
+from ..products import Map
 from .krylov import CHECK_EVERY
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import matrices
-from ..matrices import mv
+from ..products import mv
 
 
 def direct(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:

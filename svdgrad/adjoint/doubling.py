@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..matrices import mv, outer
+from ..products import mv, outer
 from .schur import not_dominant, on_the_smaller_side
 
 

@@ -6,7 +6,7 @@ from torch.linalg import vecdot, vector_norm
 
 from ..forward import FullSVD, GramVectors, Ritz, Triplet
 from ..gap import tie, tied
-from ..matrices import Map, mv, products, project, root_of_scale, size_of, times_both
+from ..products import Map, mv, products, project, root_of_scale, size_of, times_both
 from ..transforms import refuse_mapping_by_autograd
 from .schur import not_dominant
 

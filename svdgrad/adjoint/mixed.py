@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import matrices
-from ..matrices import mv
+from ..products import mv
 from .schur import not_dominant
 
 

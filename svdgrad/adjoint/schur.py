@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import matrices
-from ..matrices import mv
+from ..products import mv
 
 
 def on_the_smaller_side(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..forward import FullSVD, GramVectors, Ritz
-from ..matrices import mv
+from ..products import mv
 
 
 def spectral(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import matrices
-from ..matrices import mv
+from ..products import mv
 from .mixed import indefinite_least_squares, least_squares_on_stack
 
 

@@ -5,10 +5,11 @@ from typing import Protocol
 from torch import Tensor
 
 from ..operator import Operator
+from .bidiagonal import golub_kahan
 from .block import RitzBlock
 from .found import ConvergenceError, FullSVD, GramVectors, Ritz, Rows, Triplet, fix_sign
 from .gram import Gram, gram
-from .lanczos import Lanczos, golub_kahan, lanczos
+from .lanczos import Lanczos, lanczos
 from .svd import SVD, svd
 
 __all__ = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from ..certificate import NOISE, RESOLUTION, check_missed, hidden, probability
-from ..matrices import Map
+from ..products import Map
 from .basis import Basis, noise, numbers
 from .found import ConvergenceError, fix_sign
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from ..matrices import mv, root_of_scale
 from ..operator import Dense, Operator
+from ..products import mv, root_of_scale
 from .found import GramVectors, Rows, Triplet, check_entries, fix_sign
 
 

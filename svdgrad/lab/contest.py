@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import matrices
 from ..adjoint import ATTEMPTS, SOLVERS, assemble
 from ..forward import Triplet, svd
-from ..matrices import mv, project
+from ..products import mv, project
 from .checks import relative_error
 from .cost import free_memory, judge_memory, measure, too_much, works_with
 from .records import Row, hardware, header, read_record, record_path, write_record

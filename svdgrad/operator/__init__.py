@@ -13,7 +13,8 @@ All products are with flat vectors, or with k of them as the rows of one tensor.
 """
 
 from .dense import Dense, dense
-from .function import Function, Tangent, function
+from .function import Function, Tangent
+from .make import function
 from .protocol import Operator, Products
 from .sparse import Sparse, of_sparse_tensor
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..matrices import Map, mv, outer_sum, products, row_products
+from ..products import Map, mv, outer_sum, products, row_products
 from .protocol import Operator
 
 

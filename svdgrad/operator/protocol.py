@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..matrices import Map
+from ..products import Map
 
 
 class Products(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..matrices import Map
+from ..products import Map
 from ..transforms import unwrapped
 
 
