@@ -30,7 +30,7 @@ ON_THE_HOST = {
     "direct": "least squares by a driver that a card does not have, and small matrices",
     "gradient": "diag(3, 1, 1)",
     "mixed": "a rotation of two dimensions",
-    "more-than-one": "the small matrices of block Lanczos",
+    "more-than-one": "the small matrices of block Lanczos, and LOBPCG, a rival",
     "without-an-svd": "the miss rates: over a thousand runs on matrices too small for a card",
 }
 #: what is no factorisation, and what Lanczos steps hand to the host on purpose, a matrix as small as their number
