@@ -98,8 +98,10 @@ def method(forward: Any, auto: str, tol: float | None, maxiter: int | None, miss
         return chosen
     if forward != "auto" and forward not in FORWARDS:
         raise ValueError(f"unknown forward {forward!r}: the names are 'auto', {', '.join(map(repr, FORWARDS))}")
-    Lanczos(tol, maxiter, missed)  # says what is wrong with them, also where "auto" needs none
     name = auto if forward == "auto" else forward
+    if not given:
+        return _AS_THEY_ARE[name]
+    Lanczos(tol, maxiter, missed)  # says what is wrong with them, also where "auto" needs none
     has = _OPTIONS[name]
     if forward != "auto" and given.keys() - has:
         raise ValueError(
@@ -112,6 +114,7 @@ def method(forward: Any, auto: str, tol: float | None, maxiter: int | None, miss
 
 #: the options of each method; not read off while torch.compile traces, which cannot follow ``fields``
 _OPTIONS = {name: {field.name for field in fields(kind)} for name, kind in FORWARDS.items()}
+_AS_THEY_ARE: dict[str, Method] = {name: kind() for name, kind in FORWARDS.items()}
 _DEFAULTS = {field.name: field.default for field in fields(Lanczos)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Dense:
         return self.A[..., 0]
 
     def at(self, leaves: Sequence[Tensor]) -> Dense:
-        return replace(self, A=leaves[0])
+        return Dense(leaves[0], self.rows)
 
     def mv(self, x: Tensor) -> Tensor:
         return x @ self.A.mT if self.rows else mv(self.A, x)
@@ -53,7 +53,7 @@ class Dense:
     def push(self, dleaves: Sequence[Tensor | None]) -> Dense:
         (dA,) = dleaves
         assert dA is not None
-        return replace(self, A=dA)
+        return Dense(dA, self.rows)
 
 
 def dense(A: Operator) -> Tensor:
