@@ -75,8 +75,8 @@ def _real_products(A: Tensor) -> tuple[Map, Map]:
 def row_products(A: Tensor) -> tuple[Map, Map]:
     """The rows x of X ↦ A x and the rows y of Y ↦ Aᴴ y, shapes (..., k, n) -> (..., k, m) and back.
 
-    Of one large matrix on a CPU as blocks of rows: with few rows in X, a batch of products takes a part of the time of
-    one (measured: ``python -m benchmarks.run --only many``).
+    Of one large matrix on a CPU as blocks of rows: a batch of products with few rows, which PyTorch deals out to its
+    threads.
     """
     m, n = A.shape[-2:]
     count = min(16, max(2, A.numel() * A.element_size() // 2**21))

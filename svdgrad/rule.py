@@ -108,12 +108,12 @@ class _Triplet(torch.autograd.Function):
         if many:  # what σ was is the core, and ξ its cotangent
             h = hermitian(torch.zeros_like(sigma) if xi is None else xi)
             sigma = sigma.diagonal(dim1=-2, dim2=-1).real
-            if not (ctx.how.core or transformed()) and (phi.any() or psi.any()):
-                check_values(sigma, A.shape, h.diagonal(dim1=-2, dim2=-1).real)
-            blind = not (phi.any() or psi.any()) if not transformed() else False
-            if ctx.how.core and blind and (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1))).any():
-                m, n = A.shape
-                check_cut(m, n, sigma, following(m, n, sigma.shape[-1], ctx.how.left(known).S))
+            if not transformed():  # where numbers can be read
+                sees_vectors, (m, n) = bool(phi.any() or psi.any()), A.shape
+                if sees_vectors and not ctx.how.core:
+                    check_values(sigma, (m, n), h.diagonal(dim1=-2, dim2=-1).real)
+                if not sees_vectors and (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1))).any():
+                    check_cut(m, n, sigma, following(m, n, sigma.shape[-1], ctx.how.left(known).S))
             phi = turned(u, sigma, h, phi)
         if u.is_complex():
             if step is _Solve.forward:

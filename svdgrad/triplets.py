@@ -94,7 +94,9 @@ def singular_triplets(
         In backward, if the loss depends on U or V and σₖ equals σₖ₊₁ up to rounding, or is zero; or if it depends on
         single vectors of kept values that are tied; and in any second derivative where kept values are tied.
     PhaseError
-        In backward, if A is complex and the loss changes with the common phase of some uᵢ and vᵢ.
+        In backward, if A is complex and the loss changes with the common phase of some uᵢ and vᵢ, as far as
+        ``singular_triplet`` can tell: a loss that sees it in U and V together may pass, with the gradient at the phase
+        of the sign rule.
     ConvergenceError
         "lanczos" ran out of steps.
     NotImplementedError

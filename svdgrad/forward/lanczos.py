@@ -154,7 +154,4 @@ def _one_by_one(
     matrices = A.reshape(-1, m, n)
     starts = [None] * len(matrices) if v0 is None else list(v0.expand(*batch, n).reshape(-1, n))
     triplets, left = zip(*(lanczos(X, x, tol, maxiter, missed) for X, x in zip(matrices, starts)))
-    k, l = (min(sizes) for sizes in zip(*((*ritz.S.shape, ritz.W.shape[1]) for ritz in left)))
-    left = tuple(ritz._replace(S=ritz.S[:k], W=ritz.W[:, :l]) for ritz in left)
-    together = [[torch.stack(xs).reshape(*batch, *xs[0].shape) for xs in zip(*tuples)] for tuples in (triplets, left)]
-    return Triplet(*together[0]), Ritz(*together[1])
+    return stacked(triplets, batch), stacked(left, batch)
