@@ -72,7 +72,9 @@ class Ritz(NamedTuple):
     residual: Tensor
     """‖Aᴴu − σv‖/σ at the last step"""
     missed: Tensor
-    """a bound for the probability that there is a singular value above σ(1 + ``RESOLUTION``)"""
+    """a bound for the probability that there is a singular value above σ(1 + ``resolution``)"""
+    excess: Tensor
+    """δ for which the probability of a value above σ(1 + δ) is at most what was asked for: ``resolution``, or less"""
 
 
 class ConvergenceError(ArithmeticError):

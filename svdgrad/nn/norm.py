@@ -1,0 +1,245 @@
+"""The gain of a layer: σ of the linear map that it applies, and a number that σ does not exceed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.linalg import vector_norm
+
+from ..adjoint import SOLVERS
+from ..auto import GRAM_UP_TO, How
+from ..certificate import check_missed
+from ..forward import Lanczos, Ritz, RitzBlock, Rows, Triplet
+from ..forward.basis import noise
+from ..operator import Operator
+from ..operators import operator_of
+from ..rule import differentiable_triplet
+from ..steps import find_triplet, full_precision
+from ..transforms import plain_mode, transformed
+from ..triplet import spectral_norm as norm_of_matrix
+from .layer import LinearMap, linear_map
+
+#: up to so many inputs or outputs a layer's matrix is formed, which then costs less than the steps of an iteration
+FORMED_UP_TO = 64
+#: up to this side of a small matrix its norm in float64 is taken for a bound, with its rounding error added
+EXACT_UP_TO = 512
+#: how far above σ a bound may lie: less takes more steps
+CLOSE = 5e-3
+
+
+@dataclass(frozen=True)
+class Found:
+    """A triplet that is there already, as a forward method: its derivative is all that is left to find."""
+
+    triplet: Triplet
+    left: Ritz
+
+    name: ClassVar[str] = "found"
+    largest_only: ClassVar[bool] = True
+    leaves: ClassVar[type[Ritz]] = Ritz
+    leaves_many: ClassVar[type[RitzBlock]] = RitzBlock
+
+    def find(self, A: Operator, index: int, v0: Tensor | None) -> tuple[Triplet, Ritz]:
+        return self.triplet, self.left
+
+    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Rows, RitzBlock]:
+        raise NotImplementedError
+
+
+def found(A: Operator, v0: Tensor | None, method: Lanczos) -> tuple[Triplet, Ritz]:
+    """The triplet, differentiable in the leaves of A, and what the iteration tells of it."""
+    plain = A.at([x.detach() for x in A.leaves])
+    with torch.no_grad():
+        sigma, u, v, *known = find_triplet(plain, v0, How(0, method, SOLVERS["cg"]))
+    left = Ritz(*known)
+    how = How(0, Found(Triplet(sigma, u, v), left), SOLVERS["cg"])
+    return differentiable_triplet(A, None, how), left
+
+
+def operator_norm(
+    layer: nn.Module, input_shape: Sequence[int] | None = None, tol: float | None = None, missed: float = 1e-3
+) -> Tensor:
+    """The gain σ = max ‖A x‖/‖x‖ of a layer x ↦ A x + b, differentiable: dσ = uᵀ dA v.
+
+    A is the matrix of the layer as it is called: with its stride, padding, padding mode, dilation and groups. For a
+    convolution that is not the norm of the kernel as a matrix, which ``torch.nn.utils.parametrizations.spectral_norm``
+    takes, and which can be three times too small for kernels of 3×3 (eq-flattened).
+
+    Parameters
+    ----------
+    layer : Module
+        Linear, Conv1d to Conv3d, ConvTranspose1d to ConvTranspose3d, or any Module that is linear or affine in its
+        input; the result is differentiable in all its parameters.
+    input_shape : tuple of int, optional
+        The shape of one input, without the batch: (channels, height, width) for Conv2d. The gain of all layers but
+        Linear depends on it.
+    tol : float, optional
+        The relative error of σ to stop at: at a residual of √tol, since the error of σ is about its square (default:
+        ten times the unit roundoff). The gradient's error is of the size of √tol over the gap to σ₂.
+    missed : float, optional
+        The probability that a value above 1.001 σ may be missed.
+
+    Returns
+    -------
+    Tensor
+        σ, of no dimensions, real, in the precision of the weight; float16 and bfloat16 are computed in float32.
+
+    Raises
+    ------
+    TypeError
+        ``layer`` is no Module; ``input_shape`` is not integers.
+    ValueError
+        ``input_shape`` is missing where the gain depends on it, or does not fit; the layer is not affine (a ReLU,
+        dropout in training); a weight is NaN or Inf.
+
+    Notes
+    -----
+    Cost: about 20 to 80 products with A and as many with Aᵀ, for an image each; that of a batch of so many images. A
+    convolution that wraps around (padding_mode="circular") and keeps the size falls apart by a Fourier transform into a
+    small matrix for each frequency, and of a layer with few inputs or outputs the matrix is formed.
+    Source: the book, chapter *In training* (eq-gain).
+
+    Examples
+    --------
+    >>> layer = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    >>> _ = nn.init.ones_(layer.weight)
+    >>> abs(operator_norm(layer, (1, 8, 8)) - (1 + 2 * math.cos(math.pi / 9)) ** 2) < 1e-5
+    tensor(True)
+    """
+    check_missed(missed)
+    A = linear_map(layer, input_shape)
+    if A is None:
+        return _of_module(layer, input_shape, tol, missed)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return gain(A, weight, tol, missed)
+
+
+def gain(A: LinearMap, weight: Tensor, tol: float | None = None, missed: float = 1e-3) -> Tensor:
+    """σ of A(weight)."""
+    W = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    with plain_mode(), full_precision((W,)):
+        check_finite(W)
+        small = small_matrix(A, W)
+        if small is not None:
+            sigma = norm_of_matrix(small)
+        else:
+            sigma = differentiable_triplet(A.operator(W), None, _how(W, tol, missed)).sigma
+    return sigma.to(weight.real.dtype)
+
+
+def check_finite(weight: Tensor) -> None:
+    """Raise an error for NaN or Inf, where numbers can be read."""
+    if not transformed() and not torch.isfinite(weight).all():
+        raise ValueError(
+            "the weight of a layer must be finite, found NaN or Inf: look upstream for the first, as a loss that "
+            "overflowed or too long a step"
+        )
+
+
+def _how(like: Tensor, tol: float | None, missed: float) -> How:
+    tol = 10 * torch.finfo(like.dtype).eps if tol is None else tol
+    return How(0, Lanczos(math.sqrt(tol), None, missed), SOLVERS["cg"])
+
+
+def small_matrix(A: LinearMap, W: Tensor) -> Tensor | None:
+    """A matrix that has the same largest singular value, and is small: a block of A, or A itself where it is small."""
+    if A.circle is not None:
+        blocks = A.circle.blocks(W)
+        with torch.no_grad():  # of the norms only one is to be differentiated
+            squares = blocks @ blocks.mH if blocks.shape[-2] <= blocks.shape[-1] else blocks.mH @ blocks
+            largest = torch.linalg.eigvalsh(squares)[:, -1].argmax()
+        return blocks.index_select(0, largest.reshape(1))[0]
+    if A.product is None:
+        return W if min(W.shape) <= GRAM_UP_TO else None
+    if A.size <= FORMED_UP_TO:
+        return A.product(W, torch.eye(A.size, dtype=W.dtype, device=W.device).unflatten(1, A.input_shape)).flatten(1)
+    return None
+
+
+def _of_module(layer: nn.Module, input_shape: Sequence[int] | None, tol: float | None, missed: float) -> Tensor:
+    if input_shape is None:
+        raise ValueError(
+            f"the gain of a {type(layer).__name__} depends on the size of its input: give input_shape, without the "
+            "batch"
+        )
+    tensors = [*layer.parameters(), *layer.buffers()]
+    like = next((x for x in tensors if x.is_floating_point() or x.is_complex()), torch.empty(0))
+    zero = torch.zeros(1, *input_shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    x = noise(zero.numel(), zero).reshape(zero.shape) * zero.numel() ** 0.5  # entries of the size of one
+
+    def product(layer: nn.Module, x: Tensor) -> Tensor:
+        # two calls, and not one of a batch: what does not depend on x then cancels to the last digit
+        y: Tensor = layer(x[None])[0] - layer(torch.zeros_like(x)[None])[0]
+        return y
+
+    with plain_mode(), full_precision((zero,)):
+        if not transformed():
+            check_affine(layer, product(layer, x[0]), product(layer, -2 * x[0]))
+        A, _ = operator_of(product, layer, zero[0], None)
+        triplet: Triplet = differentiable_triplet(A, None, _how(zero, tol, missed))
+    sigma: Tensor = triplet.sigma.to(like.real.dtype)
+    return sigma
+
+
+def check_affine(layer: nn.Module, once: Tensor, twice: Tensor) -> None:
+    """f(−2x) − f(0) = −2 (f(x) − f(0)) for an affine f: not with a ReLU, with dropout, or with its input normalised."""
+    error = vector_norm(twice.detach() + 2 * once.detach())
+    if not error <= torch.finfo(once.dtype).eps ** 0.5 * vector_norm(once.detach()):
+        raise ValueError(
+            f"the layer must be affine in its input, x ↦ A x + b, found that {type(layer).__name__} is not: likely "
+            "causes: a ReLU or a normalisation in it, or dropout or BatchNorm in training; of a network the gain at a "
+            "point is that of its Jacobian, by operator_triplet"
+        )
+
+
+def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, failure: float = 1e-9) -> Tensor:
+    """A number that the gain of a layer exceeds with a probability of at most ``failure``, at most 1% above the gain.
+
+    The probability is that of the random start of the iteration, and so holds for every layer, whatever its weights
+    are: if τ is returned, then of all starts at most a part ``failure`` would have returned a number below σ.
+    Where a Fourier transform or a small matrix gives σ itself, τ is σ and a few times its rounding error.
+
+    Parameters as for ``operator_norm``: a Linear, Conv or ConvTranspose layer. Computed in float64, and returned in it,
+    whatever the precision of the layer, since a rounded bound is none. Differentiable: as σ, times τ/σ.
+
+    Raises
+    ------
+    ValueError
+        ``failure`` is below what rounding allows, about 1e-13, or not a probability; what ``operator_norm`` raises.
+    TypeError
+        A Module of another kind.
+
+    Notes
+    -----
+    Cost: about that of ``operator_norm`` in float64. Source: the book, chapter *In training* (eq-above).
+
+    >>> layer = nn.Linear(3, 2, bias=False)
+    >>> 0 <= upper_bound(layer) - torch.linalg.matrix_norm(layer.weight.double(), 2) < 1e-12
+    tensor(True)
+    """
+    A = linear_map(layer, input_shape)
+    if A is None:
+        raise TypeError(f"upper_bound takes a Linear, Conv or ConvTranspose layer, found {type(layer).__name__}")
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    W = weight.to(torch.promote_types(weight.dtype, torch.float64))
+    eps = torch.finfo(W.dtype).eps
+    with plain_mode(), full_precision((W,)):
+        check_finite(W)
+        small = small_matrix(A, W)
+        if small is not None and min(small.shape) <= EXACT_UP_TO:
+            return norm_of_matrix(small) * (1 + 8 * eps * sum(small.shape))
+        X = A.operator(W)
+        floor = math.sqrt(2 * min(X.shape) / math.pi) * eps
+        if not (isinstance(failure, float) and floor < failure < 1):
+            raise ValueError(
+                f"failure must be a probability above {floor:.0e}, which is what rounding leaves for a layer of this "
+                f"size, and below 1, found {failure!r}"
+            )
+        method = Lanczos(1.0, None, failure, resolution=CLOSE, best=True)
+        triplet, left = found(X, None, method)
+    return triplet.sigma * ((1 + left.excess.item()) * (1 + 8 * eps * left.steps.item()))
