@@ -15,6 +15,10 @@ from ..operator import Dense, Operator, function
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
+#: up to so many channels the norms of all frequencies cost less than an iteration (measured on a CPU: at 8 channels of
+#: 16×16 a sixth of it, at 64 of 32×32 as much)
+FOURIER_UP_TO = 64
+
 _FORTH: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _BACK: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -190,4 +194,5 @@ def _circle(layer: Any, shape: tuple[int, ...], out: tuple[int, ...]) -> Circle 
     if isinstance(layer, ConvTranspose) or layer.padding_mode != "circular" or set(layer.stride) != {1}:
         return None
     # with another amount of padding the border counts twice, or not at all
-    return Circle(shape[1:], layer.dilation, layer.groups) if out == shape[1:] else None
+    small = min(layer.in_channels, layer.out_channels) // layer.groups <= FOURIER_UP_TO
+    return Circle(shape[1:], layer.dilation, layer.groups) if small and out == shape[1:] else None
