@@ -477,3 +477,31 @@ def test_two_processes_agree(tmp_path):
         assert run.returncode == 0, errors
     one, other = (torch.load(tmp_path / str(rank)) for rank in range(2))
     assert torch.equal(one, other)
+
+
+# --- the state of the last step ---------------------------------------------------------------------------------------
+
+
+def test_a_trusted_start_takes_less_than_half_of_the_products():
+    """Over training steps: σ alone, to a relative error of 1e-4, from the last v or from noise."""
+    torch.manual_seed(0)
+    layer, shape = nn.Conv2d(8, 8, 3, padding=1), (8, 8, 8)
+    optimiser = torch.optim.Adam(layer.parameters(), 1e-3)
+    products = []
+
+    def product(weight, x):
+        products[-1] += 1
+        return nn.functional.conv2d(x[None], weight, padding=1)[0]
+
+    v, noise, total = torch.randn(shape), torch.randn(shape), {"warm": 0, "cold": 0}
+    for _ in range(40):
+        for way, v0 in (("cold", noise), ("warm", v)):
+            products.append(0)
+            triplet = svdgrad.operator_triplet(product, layer.weight, v0, tol=1e-2, missed=None)
+            total[way] += products[-1]
+        v = triplet.v.detach()
+        assert abs(triplet.sigma.item() / true_gain(layer, shape) - 1) < 2e-3
+        optimiser.zero_grad()
+        layer(torch.randn(10, *shape)).square().mean().backward()
+        optimiser.step()
+    assert total["warm"] < 0.5 * total["cold"]

@@ -109,7 +109,8 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
     product = _product(layer)
     try:
         with torch.no_grad():
-            out = product(torch.zeros(_kernel_shape(layer), device="cpu"), torch.zeros(1, *shape, device="cpu"))
+            kernel, x = torch.zeros(_kernel_shape(layer), device="meta"), torch.zeros(1, *shape, device="meta")
+            out = product(kernel, x)
         fits = out.numel() > 0
     except RuntimeError as error:
         raise ValueError(f"an input of shape {shape} does not fit {layer}: {error}") from None
