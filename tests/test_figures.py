@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from svdgrad.lab import figure, reference_slope
+from svdgrad.lab.figures import INK, block, canvas, ellipse, vector
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -74,3 +75,58 @@ def test_a_reference_slope_is_the_rate_that_it_names():
         # a guide for the eye, not measured points
         assert line.get_label() == "h⁻²" and line.get_linestyle() == "--" and line.get_marker() in ("", "None")
         assert math.isclose(float(line.get_color()), 0.45)
+
+
+def test_the_three_spaces_have_three_colours():
+    assert set(INK) == {"u", "v", "sigma"} and len(set(INK.values())) == 3
+
+
+def test_a_canvas_has_one_scale_and_no_frame():
+    with figure(1, 2, height=2.0) as axes:
+        for ax in axes:
+            canvas(ax, (-1, 3), (0, 1))
+        axes[0].figure.canvas.draw()
+        for ax in axes:
+            (width, height), (x, y) = ax.get_window_extent().size, (ax.get_xlim(), ax.get_ylim())
+            assert (x, y) == ((-1, 3), (0, 1)) and width == pytest.approx(4 * height)
+            assert not ax.axison
+
+
+def test_an_ellipse_has_the_singular_values_as_half_axes():
+    """Told from the points that were drawn: the farthest is σ₁ from the middle, the nearest σ₂, at right angles."""
+    A = np.array([[3.0, 0.3], [0.9, 1.0]])
+    with figure() as ax:
+        ellipse(ax, A, color="red")
+        (line,) = ax.lines
+        points = np.array(line.get_data())
+        size = np.linalg.norm(points, axis=0)
+        # 181 points around the circle: the extreme is missed by less than a degree, to second order in it
+        assert [size.max(), size.min()] == pytest.approx(np.linalg.svd(A)[1], rel=2e-3)
+        assert np.allclose(points[:, 0], points[:, -1])
+        assert line.get_color() == "red" and line.get_marker() == ""
+
+
+@pytest.mark.parametrize("tip", [(2.0, 0.0), (0.0, -1.0), (-1.0, 1.0)])
+def test_a_vector_ends_at_its_tip_and_bears_its_name_beyond_it(tip):
+    with figure() as ax:
+        canvas(ax, (-3, 3), (-3, 3))
+        vector(ax, tip, "blue", "$u$", alpha=0.5)
+        arrow, name = ax.texts
+        assert arrow.xy == pytest.approx(tip) and arrow.arrow_patch.get_alpha() == 0.5
+        ax.figure.canvas.draw()
+        where = ax.transData.inverted().transform(name.get_window_extent().get_points().mean(axis=0))
+        assert name.get_text() == "$u$" and name.get_color() == "blue"
+        length = np.linalg.norm(tip)
+        assert where @ tip / length > length + 0.1  # beyond the tip
+        assert abs(where @ [-tip[1], tip[0]]) < 0.1  # and straight ahead of it
+
+
+def test_a_block_is_where_it_is_put_with_its_name_in_the_middle():
+    with figure() as ax:
+        canvas(ax, (0, 10), (0, 10))
+        block(ax, (1, 2), (4, 3), "$-A$", "green")
+        shade, frame = ax.patches
+        for patch in (shade, frame):
+            assert patch.get_bbox().bounds == (1, 2, 4, 3)
+        (name,) = ax.texts
+        assert name.get_text() == "$-A$" and name.get_position() == (3, 3.5)
