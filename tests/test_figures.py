@@ -1,6 +1,9 @@
 """The figures of the book: what its cells unpack, what a reader can tell apart, and nothing left open behind them."""
 
+import importlib.util
 import math
+import re
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -130,3 +133,36 @@ def test_a_block_is_where_it_is_put_with_its_name_in_the_middle():
             assert patch.get_bbox().bounds == (1, 2, 4, 3)
         (name,) = ax.texts
         assert name.get_text() == "$-A$" and name.get_position() == (3, 3.5)
+
+
+# --- the picture of the front page: drawn by tools/front.py, kept beside the book's style sheet
+
+ROOT = Path(__file__).resolve().parent.parent
+FRONT = ROOT / "book" / "_static" / "front.svg"
+
+
+def numbers(svg: str) -> list[float]:
+    return [float(x) for x in re.findall(r"-?\d+(?:\.\d+)?", svg)]
+
+
+def test_the_front_picture_is_what_its_script_draws():
+    spec = importlib.util.spec_from_file_location("front", ROOT / "tools" / "front.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    kept, drawn = FRONT.read_text(encoding="utf-8"), script.picture()
+    assert re.sub(r"\d", "", kept.replace("-", "")) == re.sub(r"\d", "", drawn.replace("-", ""))
+    # two decimals are kept, and another machine may round the last of them the other way
+    assert numbers(kept) == pytest.approx(numbers(drawn), abs=0.011)
+
+
+def test_the_front_picture_says_what_happens():
+    """The ellipses and turns that are drawn, against NumPy's SVD of the matrices that the picture names."""
+    seconds, turns = ([float(x) for x in re.findall(p, FRONT.read_text())] for p in (r"σ₂ = ([\d.]+)", r"±(\d+)°"))
+    ellipses = re.findall(r'rx="([\d.]+)" ry="([\d.]+)" transform="rotate\((-?[\d.]+)\)"', FRONT.read_text())
+    assert len(seconds) == len(turns) == 3
+    for second, turn, panel in zip(seconds, turns, np.split(np.array(ellipses, dtype=float), 3), strict=True):
+        U, S, _ = np.linalg.svd([[1, 0], [0.12, second]])
+        angle = np.degrees(np.arctan(U[1, 0] / U[0, 0]))
+        assert round(angle) == turn
+        assert panel[-2] == pytest.approx([104 * S[0], 104 * S[1], -angle], abs=0.006)  # the last move
+        assert panel[-1] == pytest.approx([104, 104 * second, 0], abs=0.006)  # the matrix itself
