@@ -14,10 +14,10 @@ from svdgrad.lab.figures import INK
 FRONT = Path(__file__).resolve().parent.parent / "book" / "_static" / "front.svg"
 SECOND = (0.2, 0.7, 0.95)  # σ₂, where σ₁ is 1
 MOVE = 0.12  # how far the lower left entry of the matrix goes, either way
-PANEL, HEIGHT, UNIT = 240, 312, 104  # a panel's width, its height and the length of σ₁, in the units of the drawing
+PANEL, HEIGHT, UNIT = 240, 314, 104  # a panel's width, its height and the length of σ₁, in the units of the drawing
 STEPS = 25  # how many ellipses
 STYLE = """<style>
-text { font: 22px sans-serif; text-anchor: middle; fill: #222; }
+text { font: 25px sans-serif; text-anchor: middle; fill: #222; }
 ellipse { fill: none; }
 .veil { stroke: #555; stroke-width: 0.8; opacity: 0.35; }
 .now { stroke: #222; stroke-width: 2.5; }
@@ -59,8 +59,8 @@ def panel(second: float) -> list[str]:
     lines += [ellipse(still, 'class="now"'), arrow(still, 'class="u" marker-end="url(#head)"')]
     turn = abs(angle(svdgrad.singular_triplet(moved(second, MOVE)).u))
     lines += [
-        f'<text y="144">σ₂ = {second:g} σ₁</text>',
-        f'<text y="172" class="turn"><tspan font-style="italic">u</tspan> turns ±{turn:.0f}°</text>',
+        f'<text y="145">σ₂ = {second:g} σ₁</text>',
+        f'<text y="176" class="turn"><tspan font-style="italic">u</tspan> turns ±{turn:.0f}°</text>',
     ]
     return lines
 
