@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / "_build" / "explorer"
 LOCKED = [HERE / name for name in ("package.json", "package-lock.json", ".npmrc")]
 PAGE = "book/explorer"
-LONGEST = 120  # seconds for npm, which takes two or three where it reaches its registry
+LONGEST = 30  # seconds for npm, which takes two or three where it reaches its registry
 
 
 class Unavailable(Exception):

@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 BLUE, ORANGE = COLORS[:2]
 SINGULAR_VALUES = [1.0, 0.9, 0.45, 0.225]
 XI, PHI, PSI = 0.7, [0.3, -1.1, 0.8, 0.2, -0.6], [-0.9, 0.4, 1.2, 0.5]
-B = [[2.2, 0.5], [-0.6, 1.5]]
+B = [[1.5, 0.35], [-0.4, 1.0]]
 
 
 def reflection(x: list[float]) -> torch.Tensor:
@@ -87,8 +87,8 @@ def ellipse() -> None:
         for start, step, text, width in ((0 * vector, vector, name, 2), (vector, rate, f"d{name}", 1.4)):
             end = start + step
             ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": width})
-            ax.text(*(end + 0.25 * step / step.norm()), text, color=color, ha="center", va="center", style="italic")
-        ax.set(aspect="equal", xlim=(-2.7, 2.7), ylim=(-2.7, 2.7))
+            ax.text(*(end + 0.2 * step / step.norm()), text, color=color, ha="center", va="center", style="italic")
+        ax.set(aspect="equal", xlim=(-2, 2), ylim=(-2, 2))
     right.plot(*circle, color="0.35", marker="", linestyle=":", linewidth=1)
     for half_axis in (S[0] * u, S[1] * U[:, 1]):
         right.plot(*torch.stack([0 * u, half_axis]).T, color="0.35", marker="", linestyle="--", linewidth=1)

@@ -5,17 +5,18 @@ const SUPERSCRIPT = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴",
 export const power = (exponent) =>
   exponent === 0 ? "1" : "10" + [...String(exponent)].map((digit) => SUPERSCRIPT[digit]).join("");
 
-// 0.1, 22.4, 2.41·10⁵, ∞
+// 0.1, 22.4, 2.41·10⁵, 10⁻⁵, ∞
 export function short(x, digits = 3) {
   if (x === Infinity) return "∞";
   if (Number.isNaN(x)) return "none";
   if (x === 0) return "0";
   const [digit, exponent] = x.toExponential(digits - 1).split("e");
   if (-3 <= exponent && exponent < 4) return String(Number(x.toPrecision(digits))).replace("-", "−");
+  if (Number(digit) === 1) return power(Number(exponent));
   return `${String(Number(digit)).replace("-", "−")}·${power(Number(exponent))}`;
 }
 
-export const list = (xs) => xs.map((x) => short(x)).join(", ");
+export const list = (xs) => xs.map((x) => short(x, 4)).join(", ");
 
 // An element of an SVG drawing, as text
 export function tag(name, attributes, content = "") {

@@ -7,11 +7,11 @@ import { short, tag } from "./draw.js";
 import { linear, transpose } from "./linear.js";
 import { svd } from "./problem.js";
 
-const REACH = 3.3; // half the width of a drawing
+const REACH = 2.6; // half the width of a drawing
 const ENTRIES = ["11", "12", "21", "22"];
 const SUBSCRIPT = { 1: "₁", 2: "₂" };
 const nameOf = (entry) => "a" + [...entry].map((digit) => SUBSCRIPT[digit]).join("");
-const START = { 11: 2.2, 12: 0.5, 21: -0.6, 22: 1.5 };
+const START = { 11: 1.5, 12: 0.35, 21: -0.4, 22: 1 };
 
 const { mv, dot, minus, times, project, norm } = linear(float64);
 
@@ -41,8 +41,9 @@ function arrow(name, from, step, label, beside = step) {
   const along = times(1 / length, step);
   const across = [-along[1], along[0]];
   const tip = from.map((x, k) => x + step[k]);
-  const back = (side) => tip.map((x, k) => x - 0.2 * along[k] + side * 0.09 * across[k]);
-  const place = tip.map((x, k) => x + 0.28 * (beside[k] / norm(beside)));
+  const head = Math.min(0.16, 0.7 * length);
+  const back = (side) => tip.map((x, k) => x + head * (0.45 * side * across[k] - along[k]));
+  const place = tip.map((x, k) => x + 0.23 * (beside[k] / norm(beside)));
   return (
     line(name, from, tip) +
     tag("polygon", { class: name, points: [tip, back(1), back(-1)].map(point).join(" ") }) +
@@ -51,7 +52,7 @@ function arrow(name, from, step, label, beside = step) {
 }
 
 // An arrow for a derivative is cut where it leaves the drawing
-const LONGEST = 2;
+const LONGEST = 1.4;
 const cut = (step) => (norm(step) > LONGEST ? times(LONGEST / norm(step), step) : step);
 
 // A vector and its derivative, the name of the one on the side away from the other
@@ -70,7 +71,7 @@ const slider = (entry) => `
   <div class="explorer-control">
     <label for="explorer-a${entry}">entry ${nameOf(entry)}</label>
     <output for="explorer-a${entry}"></output>
-    <input type="range" id="explorer-a${entry}" min="-3" max="3" step="0.01" value="${START[entry]}">
+    <input type="range" id="explorer-a${entry}" min="-2" max="2" step="0.01" value="${START[entry]}">
   </div>`;
 
 const radio = (entry, i) => `
@@ -88,7 +89,10 @@ const SKELETON = `
     ${drawing("ellipse", "after A: the ellipse, u and du; drag the two columns of A")}
   </div>
   <p class="explorer-live" role="status"></p>
-  <table class="explorer-matrix" id="explorer-triplet"><caption>The triplet and its derivative</caption><tbody></tbody></table>`;
+  <table class="explorer-matrix" id="explorer-triplet">
+    <caption>The triplet and its derivative</caption>
+    <tbody></tbody>
+  </table>`;
 
 export function ellipse(root) {
   root.innerHTML = SKELETON;
@@ -120,8 +124,8 @@ export function ellipse(root) {
     const image = turn.map((x) => mv(A, x));
     const handle = (column) => {
       const [x, y] = A.map((row) => row[column]);
-      const place = { cx: x, cy: -y, r: 0.17, class: "explorer-handle", "data-column": column + 1 };
-      const beyond = 1 + 0.45 / Math.hypot(x, y, 0.01);
+      const place = { cx: x, cy: -y, r: 0.13, class: "explorer-handle", "data-column": column + 1 };
+      const beyond = 1 + 0.36 / Math.hypot(x, y, 0.01);
       const label = { x: beyond * x, y: -beyond * y, dy: "0.35em" };
       const name = tag("text", label, `Ae${SUBSCRIPT[column + 1]}`);
       return line("explorer-column", [0, 0], [x, y]) + tag("circle", place) + name;

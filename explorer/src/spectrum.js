@@ -44,7 +44,9 @@ const radio = (name, i) => `
 const SKELETON = `
   <form class="explorer-controls" autocomplete="off">
     ${SLIDERS.map(slider).join("")}
-    <fieldset class="explorer-control"><legend>precision</legend>${Object.keys(PRECISIONS).map(radio).join("")}</fieldset>
+    <fieldset class="explorer-control">
+      <legend>precision</legend>${Object.keys(PRECISIONS).map(radio).join("")}
+    </fieldset>
     <button type="reset">back to the start</button>
   </form>
   <p class="explorer-live" role="status"></p>
