@@ -139,7 +139,7 @@ def definitions(cell, space) -> None:
     for node in ast.parse(cell.source).body:
         text = ast.unparse(node)
         if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)) or text.startswith(
-            ("torch.set_", "jax.config.update", "where = device()")
+            ("torch.set_", "jax.config.update", "where = device()", "where, k = device()")
         ):
             with contextlib.suppress(NameError):
                 exec(text, space)
@@ -207,6 +207,84 @@ def with_a_part_along_u(A, triplet, phi, psi):
 #: label -> wrong answers, each with words of the hint that it deserves; a function of one argument named ``right`` is
 #: applied to the solution in the book
 WRONG = {
+    "ex-gradient-by-hand": [
+        ((3 / 8, 1 / 8), "exchanged"),
+        ((1, 3), "divided"),
+        ((1 / 8, -3 / 8), "part 2 of 2: only the sign"),
+    ],
+    "ex-scaling": [
+        (lambda right: lambda xi, sigma, phi, u, psi, v: xi * sigma + phi @ u + psi @ v, "loss itself"),
+        (lambda right: lambda xi, sigma, phi, u, psi, v: xi, "which of σ, u and v"),
+        (lambda right: lambda xi, sigma, phi, u, psi, v: sigma * u, "has the shape"),
+    ],
+    "ex-luck": [("a", "keeps the singular values"), ("c", "divides by the differences"), ("no", "letters")],
+    "ex-tilt": [
+        (lambda right: lambda u, v: u[-1] * v[-1], "corner"),
+        (lambda right: lambda u, v: u.sum() * v.sum(), "every column"),
+        (lambda right: lambda u, v: u[-1] * v.sum(), "last row"),
+        (lambda right: lambda u, v: torch.outer(u, v), "has the shape"),
+    ],
+    "ex-nothing": [
+        (lambda right: lambda M, u, v: 0 * M, "is zero"),
+        (lambda right: lambda M, u, v: M, "σ moves"),
+        (lambda right: lambda M, u, v: M - torch.outer(u, u @ M), "u or v does"),
+        (lambda right: lambda M, u, v: right(M, u, v).T, "has the shape"),
+    ],
+    "ex-second-order": [
+        (lambda right: lambda h, du: -right(h, du), "sign"),
+        (lambda right: lambda h, du: -(h**2) * du @ du, "too large by a factor of 2"),
+        (lambda right: lambda h, du: h * du.norm(), "of second order"),
+    ],
+    "ex-product-loss": [
+        (lambda right: lambda M, u, v: (u @ M @ v, M @ v, M.T @ u), "does not contain σ"),
+        (lambda right: lambda M, u, v: (0, M.T @ u, M @ v), "exchanged"),
+        (lambda right: lambda M, u, v: (0, M @ v, M @ u), "stopped with"),
+        (lambda right: lambda M, u, v: (0, M @ v, -M.T @ u), "part 3 of 3: only the sign"),
+    ],
+    "ex-orthogonal": [
+        (lambda right: lambda m, n: (m - 1) * (n - 1), "cannot contain"),
+        (lambda right: lambda m, n: m + n, "counted twice"),
+        (lambda right: lambda m, n: m * n, "relative error"),
+    ],
+    "ex-undo": [
+        (lambda right: lambda c: (0, 0), "grows by"),
+        (lambda right: lambda c: (c, abs(c)), "removes c u"),
+        (lambda right: parts_exchanged(right), "exchanged"),
+    ],
+    "ex-best-weight": [
+        (lambda right: parts_exchanged(right), "exchanged"),
+        (lambda right: lambda s1, s2: (s1 - s2, s1 - s2), "smallest: how far"),
+        (lambda right: lambda s1, s2: (s1 - s2, 2 * s1), "part 1 of 2: too large by a factor of √2"),
+    ],
+    "ex-one-border": [
+        (lambda right: lambda A, t, xi, phi, psi: right(A, t, xi, phi, psi).T, "transpose"),
+        (lambda right: lambda A, t, xi, phi, psi: right(A, t, 0 * xi, phi, psi), "ξuvᵀ is missing"),
+        (lambda right: lambda A, t, xi, phi, psi: -right(A, t, xi, phi, psi), "sign"),
+    ],
+    "ex-feet": [(1 / 0.3048, "square root"), (0.3048**2, "one over"), (10.0, "about")],
+    "ex-smallest-kappa": [(2, "too small by a factor of 2"), (1 / 4, "one over"), (-4, "sign")],
+    "ex-stack-gap": [((2**0.5, 1), "exchanged"), ((1, 2), "not both"), ((0, 2**0.5), "part 1 of 2")],
+    "ex-kappa-interior": [
+        (lambda right: lambda S: (S[2] + S[0]) / (S[1] - S[2]), "right with S of shape|not with"),
+        (lambda right: lambda S: 2 * S[0] / (S[0] - S[1]), "for the largest"),
+        (lambda right: lambda S: 1 / right(S), "one over"),
+    ],
+    "ex-ky-fan": [
+        (lambda right: lambda U, V: V @ U.T, "transpose"),
+        (lambda right: lambda U, V: torch.outer(U[:, 0], V[:, 0]), "σ₁ alone"),
+        (lambda right: lambda U, V: U.T @ V, "stopped with"),
+    ],
+    "ex-energy": [
+        (lambda right: lambda U, S, V: U @ V.T, "not of their squares"),
+        (lambda right: lambda U, S, V: 2 * right(U, S, V), "too large by a factor of 2"),
+        (lambda right: lambda U, S, V: (S**2).sum() / 2, "has the shape"),
+    ],
+    "ex-weighted": [((2, 2), "behind"), ((-2, 2), "exchanged"), ((6, -2), "part 1 of 2: too large by a factor of 3")],
+    "ex-factors": [
+        ((10**12, 32_000_000), "to be included"),
+        ((64_000_000, 10**12), "exchanged"),
+        ((10**6, 64_000_000), "part 1 of 2: yours is the square root"),
+    ],
     "ex-blind-direction": [
         (0.92, "to see more"),
         (0.04, "modulus"),

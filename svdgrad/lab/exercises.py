@@ -148,6 +148,147 @@ def _wrong_number(answer: Value, most: int, of_what: str) -> str:
     return ""
 
 
+# --- the gradient, perturbation, the adjoint system
+
+
+def _dominant_u(A: np.ndarray) -> Value:
+    u = _triplet(A)[1]
+    return u * np.sign(u[0])
+
+
+@exercise(
+    "ex-gradient-by-hand",
+    "to first order A Aᵀ is [9, s + 3t; s + 3t, 1]",
+    mistakes={"the eigenvalues of A Aᵀ are 9 and 1: by what does the other entry have to be divided?": lambda: (1, 3)},
+)
+def gradient_by_hand() -> Value:
+    """A pair, ∂u₂/∂s and ∂u₂/∂t."""
+    slopes = _slopes(lambda A: float(_dominant_u(A)[1]), np.diag([3.0, 1.0]))
+    return slopes[0, 1], slopes[1, 0]
+
+
+def _loss_at_a_triplet() -> list[tuple[Any, ...]]:
+    return [(np.float64(0.7), sigma, phi, u, psi, v) for A, phi, psi in _shapes() for sigma, u, v in [_triplet(A)]]
+
+
+@exercise(
+    "ex-scaling",
+    "let A grow to (1 + h)A: which of σ, u and v change?",
+    at=_loss_at_a_triplet,
+    mistakes={
+        "this is the loss itself; u and v do not grow with A": lambda xi, sigma, phi, u, psi, v: (
+            xi * sigma + phi @ u + psi @ v
+        )
+    },
+)
+def scaling(xi: Value, sigma: Value, phi: Value, u: Value, psi: Value, v: Value) -> Value:
+    """The inner product ⟨G, A⟩, a number."""
+    A = sigma * np.outer(u, v)
+
+    def loss(scale: float) -> Value:
+        moved, left, right = _triplet(scale * A)
+        sign = np.sign(v @ right)
+        return xi * moved + sign * (phi @ left + psi @ right)
+
+    return loss(1.5) - loss(0.5)  # linear in the scale
+
+
+choice(
+    "ex-luck",
+    a="the rotation keeps the singular values, up to rounding",
+    b="",
+    c="PyTorch divides by the differences of all singular values, for this matrix too",
+)
+
+
+@exercise(
+    "ex-tilt",
+    "dA has ones in its last column and zeros elsewhere",
+    at=lambda: [_triplet(A)[1:] for A, _, _ in _shapes()],
+    mistakes={
+        "this raises the last corner only": lambda u, v: u[-1] * v[-1],
+        "this raises every column": lambda u, v: u.sum() * v.sum(),
+        "this raises the last row, the southern edge": lambda u, v: u[-1] * v.sum(),
+    },
+)
+def tilt(u: Value, v: Value) -> Value:
+    """The change of σ, a number."""
+    dA = np.zeros((len(u), len(v)))
+    dA[:, -1] = 1
+    return u @ dA @ v
+
+
+@judged("ex-nothing", at=lambda: [(_normal(*A.shape, seed=60), *_triplet(A)[1:]) for A, _, _ in _shapes()])
+def nothing(dA: Value, M: Value, u: Value, v: Value) -> str:
+    """A matrix dA of the shape of M."""
+    dA = _host(dA)
+    if dA.shape != M.shape:
+        return f"your dA has the shape {dA.shape}, expected {M.shape}"
+    size = np.linalg.norm(dA)
+    if not size > 1e-8:
+        return "your dA is zero, or NaN"
+    right, left = np.linalg.norm(dA @ v) / size, np.linalg.norm(u @ dA) / size
+    if max(left, right) < 1e-10:
+        return ""
+    if abs(u @ dA @ v) < 1e-10 * size:
+        return "σ does not move, but u or v does: dA v or dAᵀu is not zero"
+    return "σ moves: uᵀdA v is not zero"
+
+
+@exercise(
+    "ex-second-order",
+    "the moved vector u + h du + h² y has length one, and du is orthogonal to u",
+    at=lambda: [(1e-4, _normal(5)), (1e-5, _normal(8, seed=1))],
+    below=1e-6,  # what is left out is h² of it
+    mistakes={"this is the length, and what is asked for is of second order": lambda h, du: h * np.linalg.norm(du)},
+)
+def second_order(h: Value, du: Value) -> Value:
+    """The inner product of u and the change of u, a number."""
+    square = (h * np.linalg.norm(du)) ** 2
+    return np.expm1(-np.log1p(square) / 2)  # of the unit vector along u + h du
+
+
+@exercise(
+    "ex-product-loss",
+    "the loss is linear in u, and linear in v; where does σ enter?",
+    at=lambda: [(_normal(*A.shape, seed=60), *_triplet(A)[1:]) for A, _, _ in _shapes()],
+    mistakes={"the loss does not contain σ": lambda M, u, v: (u @ M @ v, M @ v, u @ M)},
+)
+def product_loss(M: Value, u: Value, v: Value) -> Value:
+    """A triple, ξ, φ and ψ."""
+    return 0.0, _slopes(lambda u: float(u @ M @ v), u, 1.0), _slopes(lambda v: float(u @ M @ v), v, 1.0)
+
+
+@exercise(
+    "ex-orthogonal",
+    "the exercise on directions that move nothing counts the others",
+    at=lambda: [(4, 3), (2, 5)],
+    mistakes={
+        "this is the dimension of what the gradient cannot contain": lambda m, n: (m - 1) * (n - 1),
+        "uvᵀ is counted twice: it is of the form xvᵀ and of the form uyᵀ": lambda m, n: m + n,
+    },
+)
+def orthogonal(m: Value, n: Value) -> Value:
+    """A dimension, a number."""
+    u, v = (np.linalg.qr(_normal(size, 1))[0] for size in (m, n))
+    return m * n - np.linalg.matrix_rank(np.kron(np.eye(m) - u @ u.T, np.eye(n) - v @ v.T))
+
+
+@exercise(
+    "ex-undo",
+    "uᵀu = 1, at this A and, to first order, everywhere near it",
+    at=lambda: [(5.0,), (-0.5,)],
+    mistakes={"f grows by c uᵀu": lambda c: (0, 0), "the projection removes c u": lambda c: (c, abs(c))},
+)
+def undo(c: Value) -> Value:
+    """A pair, the change of f and the length of the change of the gradient."""
+    A, phi, psi = next(iter(_shapes()))
+    u = _triplet(A)[1]
+    found, changed = (_adjoint(A, x, psi) for x in (phi, phi + c * u))
+    apart = sum(float(np.linalg.norm(x - y)) for x, y in zip(found, changed))
+    return (phi + c * u) @ u - phi @ u, round(apart, 9)
+
+
 # --- the notebook
 
 
@@ -279,6 +420,98 @@ def interior() -> Value:
     sigma, u, v = _triplet(A, 2)
     w = np.concatenate([u, v]) / 2**0.5
     return int((np.linalg.eigvalsh(_K(A, sigma) + sigma * np.outer(w, w)) < 0).sum())
+
+
+# --- border, condition numbers
+
+
+def _kappa_bordered(beta: Value, s1: float, s2: float) -> Value:
+    return np.hypot(2 * s1, beta) / np.minimum(beta, s1 - s2)
+
+
+@exercise(
+    "ex-best-weight",
+    "below the gap the denominator is β, above it the gap: how far may the quotient grow on each side?",
+    at=lambda: [(13.0, 12.6), (1.0, 0.98)],
+    below=1e-2,
+    mistakes={"here κ is smallest: how far may β move from there?": lambda s1, s2: (s1 - s2, s1 - s2)},
+)
+def best_weight(s1: Value, s2: Value) -> Value:
+    """A pair of weights, the smallest and the largest."""
+    weights = np.geomspace((s1 - s2) / 10, 10 * s1, 100_001)
+    values = _kappa_bordered(weights, s1, s2)
+    good = weights[values <= 2**0.5 * values.min()]
+    return good[0], good[-1]
+
+
+def _losses() -> list[tuple[Any, ...]]:
+    return [(A, triplet, np.float64(0.7), phi, psi) for A, triplet, phi, psi in _solvable()]
+
+
+@exercise(
+    "ex-one-border",
+    "solve for x, cut it into p and q, and put them into G = ξuvᵀ + pvᵀ + uqᵀ",
+    at=_losses,
+    mistakes={"ξuvᵀ is missing": lambda A, triplet, xi, phi, psi: one_border(A, triplet, 0.0, phi, psi)},
+)
+def one_border(A: Value, triplet: Value, xi: Value, phi: Value, psi: Value) -> Value:
+    """The gradient, a matrix."""
+    _, u, v = triplet
+    p, q = _adjoint(A, phi, psi)
+    return xi * np.outer(u, v) + np.outer(p, v) + np.outer(u, q)
+
+
+@exercise("ex-feet", "for β small against σ, κ(J) is about (2σ/β)²; in feet σ is larger", below=1e-3)
+def feet() -> Value:
+    """A factor, a number."""
+    from ..matrices import elevation
+
+    S = np.linalg.svd(elevation().numpy(), compute_uv=False)
+
+    def kappa(s1: float, s2: float) -> Value:  # with β = 1
+        # √(σ² + 1) − σ, without cancellation
+        return (np.hypot(s1, 1) + s1) / min(1 / (np.hypot(s1, 1) + s1), s1 - s2)
+
+    return kappa(*S[:2] / 0.3048) / kappa(*S[:2])
+
+
+def _deflated(S: np.ndarray, index: int = 0) -> Value:
+    """K + σwwᵀ for the diagonal matrix of S."""
+    w = np.concatenate([np.eye(len(S))[index]] * 2) / 2**0.5
+    return _K(np.diag(S), S[index]) + S[index] * np.outer(w, w)
+
+
+@exercise(
+    "ex-smallest-kappa", "take those that are square and of full rank: which has the gap of the squares?", below=1e-4
+)
+def smallest_kappa() -> Value:
+    """A factor, a number."""
+    S = np.array([1, 1 - 1e-6, 0.5])
+    squares = np.diag(S[0] ** 2 - S**2) + np.diag([S[0] ** 2, 0, 0])  # P̂
+    return np.linalg.cond(_deflated(S)) / np.linalg.cond(squares)
+
+
+@exercise(
+    "ex-stack-gap",
+    "its singular values are √(σ² + σᵢ²), and σᵢ is between 0 and σ",
+    below=1e-6,
+    mistakes={"σᵢ may be zero, and σ too, but not both": lambda: (1, 2)},
+)
+def stack_gap() -> Value:
+    """A pair of numbers, the lower and the upper end."""
+    stacks = [np.vstack([np.eye(2), np.diag([1.0, least])]) for least in (1.0, 0.0)]
+    return tuple(np.linalg.cond(stack) for stack in stacks)
+
+
+@exercise(
+    "ex-kappa-interior",
+    "the eigenvalues are σ₃ ± σᵢ: which is the largest in modulus, and which the smallest?",
+    at=lambda: [(np.array(S),) for S in ([3.0, 2.6, 2.0, 1.7, 0.4], [3.0, 2.1, 2.0, 1.5, 0.4])],
+    mistakes={"this is for the largest singular value": lambda S: 2 * S[0] / (S[0] - S[1])},
+)
+def kappa_interior(S: Value) -> Value:
+    """The condition number of the deflated matrix, a number."""
+    return np.linalg.cond(_deflated(S, 2))
 
 
 # --- block inversion
@@ -924,7 +1157,7 @@ def true_gain(module: Value) -> str:
     if isinstance(module, type):
         return "this is the class: make an instance, with parentheses"
     kernel = _normal(2, 1, 3, 3, seed=4)
-    weight = torch.tensor(kernel, device=device(), requires_grad=True)
+    weight = torch.tensor(kernel, device=device()).requires_grad_()
     divided = module(weight)
     if not torch.is_tensor(divided) or divided.shape != weight.shape:
         return "the module should return a tensor of the shape of the weight"
@@ -1194,3 +1427,65 @@ def critical(N: Value) -> Value:
         dH[states, states ^ (1 << site)] -= 1
     w, X = np.linalg.eigh(H + dH)
     return (((X[:, 1:].T @ dH @ X[:, 0]) / (w[1:] - w[0])) ** 2).sum()
+
+
+# --- more than one triplet
+
+
+def _kept_vectors() -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(np.linalg.qr(A)[0][:, :3], np.linalg.qr(A.T)[0][:, :3]) for A, _, _ in _shapes()]
+
+
+def _slopes_of_values(f: Callable[[np.ndarray], float], A: np.ndarray) -> np.ndarray:
+    return _slopes(lambda A: f(np.linalg.svd(A, compute_uv=False)), A, 1e-4)
+
+
+@exercise(
+    "ex-ky-fan",
+    "the gradient of σᵢ is uᵢvᵢᵀ",
+    at=_kept_vectors,
+    below=1e-6,  # the truth is by differences
+    mistakes={"this is the gradient of σ₁ alone": lambda U, V: np.outer(U[:, 0], V[:, 0])},
+)
+def ky_fan(U: Value, V: Value) -> Value:
+    """The gradient, a matrix."""
+    return _slopes_of_values(lambda S: float(S[:3].sum()), U @ np.diag([3.0, 2.5, 2.0]) @ V.T)
+
+
+@exercise(
+    "ex-energy",
+    "the loss is half the sum of the squares of the first k values: what are the ξᵢ?",
+    at=lambda: [(U, np.array([3.0, 2.5, 2.0]), V) for U, V in _kept_vectors()],
+    below=1e-6,  # the truth is by differences
+    mistakes={"this is the gradient of the sum of the values, not of their squares": lambda U, S, V: U @ V.T},
+)
+def energy(U: Value, S: Value, V: Value) -> Value:
+    """The gradient, a matrix."""
+    return _slopes_of_values(lambda s: float((s[:3] ** 2).sum() / 2), U @ np.diag(S) @ V.T)
+
+
+@exercise(
+    "ex-weighted",
+    "along E the values move to 3 + h, 3 and 3 − h, and are sorted again",
+    mistakes={"behind, the loss rises too, and the step is negative": lambda: (2, 2)},
+)
+def weighted() -> Value:
+    """A pair of slopes, ahead and behind."""
+
+    def loss(h: float) -> Value:
+        return np.sort(np.array([3 + h, 3, 3 - h]))[::-1] @ [3, 2, 1]
+
+    return tuple((loss(h) - loss(0)) / h for h in (0.5, -0.5))
+
+
+@exercise(
+    "ex-factors",
+    "as an array mn numbers; the factors are two matrices with 2k columns, of m and of n rows",
+    mistakes={"U and V are to be included: the factors have 2k columns": lambda: (10**12, 2 * 10**6 * 16)},
+)
+def factors() -> Value:
+    """A pair of numbers, as an array and as factors."""
+    m = n = 10**6
+    k = 16
+    left, right = (m, 2 * k), (n, 2 * k)  # [U, P] and [V, Q]
+    return m * n, math.prod(left) + math.prod(right)
