@@ -167,22 +167,26 @@ def _exchanged_arguments(
 ) -> str | None:
     """One symbol written for another of the same shape: u for v, p for q, m for n."""
     for i, j in itertools.combinations(range(len(exercise.parameters)), 2):
-        same = [k for k, these in enumerate(arguments) if np.shape(these[i]) == np.shape(these[j])]
-        if not same or any(callable(arguments[k][x]) for k in same for x in (i, j)):
-            continue
+        alike = [k for k, these in enumerate(arguments) if _alike(these[i], these[j])]
         matches = []
-        for k in same:
+        for k in alike:
             these = list(arguments[k])
             these[i], these[j] = these[j], these[i]
             try:
-                truth = exercise.truth(*these)
+                with np.errstate(all="ignore"):  # what is exchanged may be out of range
+                    truth = exercise.truth(*these)
             except (ValueError, ArithmeticError, IndexError, TypeError):
                 break
             parts = [_array(x) for x in (truth if isinstance(truth, tuple) else (truth,))]
             matches.append(_same(tried[k], parts, _near(exercise.below)))
-        if matches and len(matches) == len(same) and all(matches):
+        if matches and len(matches) == len(alike) and all(matches):
             return f"you have exchanged {exercise.parameters[i]} and {exercise.parameters[j]}"
     return None
+
+
+def _alike(x: Any, y: Any) -> bool:
+    """Whether two arguments are both numbers, or arrays of one shape."""
+    return all(isinstance(a, (numbers.Number, np.ndarray)) for a in (x, y)) and np.shape(x) == np.shape(y)
 
 
 # --- hints for one part
