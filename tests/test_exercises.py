@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -168,6 +169,18 @@ def test_the_solution_in_the_book_is_right(label, settings):
     assert verdict(label, solution_of(label)).startswith("right")
 
 
+def negative(truth):
+    """The same with the other sign, in every part."""
+    return lambda *x: tuple(-part for part in y) if isinstance(y := truth(*x), tuple) else -y
+
+
+@pytest.mark.parametrize("label", [label for label, exercise in EXERCISES.items() if not exercise.judge])
+def test_a_truth_with_the_wrong_sign_is_noticed(label, settings, monkeypatch):
+    exercise = EXERCISES[label]
+    monkeypatch.setitem(EXERCISES, label, dataclasses.replace(exercise, truth=negative(exercise.truth)))
+    assert verdict(label, solution_of(label)).startswith("not yet")
+
+
 # --- wrong answers, and what is said of them
 
 
@@ -270,7 +283,7 @@ WRONG = {
         (lambda right: lambda S: 1 / right(S), "one over"),
     ],
     "ex-ky-fan": [
-        (lambda right: lambda U, V: V @ U.T, "transpose"),
+        (lambda right: lambda U, V: V @ U.T, "exchanged U and V"),
         (lambda right: lambda U, V: torch.outer(U[:, 0], V[:, 0]), "σ₁ alone"),
         (lambda right: lambda U, V: U.T @ V, "stopped with"),
     ],

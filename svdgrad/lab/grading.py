@@ -147,7 +147,8 @@ def _explained(exercise: Exercise, arguments: list[tuple[Any, ...]], part: Part)
 def _specific(exercise: Exercise, arguments: list[tuple[Any, ...]], tried: list[list[np.ndarray]]) -> str | None:
     """A mistake that the exercise itself foresees."""
     for sentence, mistake in exercise.mistakes.items():
-        wrong = [mistake(*these) for these in arguments]
+        with np.errstate(all="ignore"):  # it may divide by zero where the right one does not
+            wrong = [mistake(*these) for these in arguments]
         parts = [[_array(x) for x in (w if isinstance(w, tuple) else (w,))] for w in wrong]
         if all(_same(f, w, _near(exercise.below)) for f, w in zip(tried, parts)):
             return sentence
