@@ -276,9 +276,9 @@ WRONG = {
     ],
     "ex-feet": [(1 / 0.3048, "square root"), (0.3048**2, "one over"), (10.0, "about")],
     "ex-smallest-kappa": [(2, "too small by a factor of 2"), (1 / 4, "one over"), (-4, "sign")],
-    "ex-stack-gap": [((2**0.5, 1), "exchanged"), ((1, 2), "not both"), ((0, 2**0.5), "part 1 of 2")],
+    "ex-stack-gap": [((2**0.5, 1), "exchanged"), ((1, 2), "squares"), ((0, 2**0.5), "part 1 of 2")],
     "ex-kappa-interior": [
-        (lambda right: lambda S: (S[2] + S[0]) / (S[1] - S[2]), "right with S of shape|not with"),
+        (lambda right: lambda S: (S[2] + S[0]) / (S[1] - S[2]), "not with S = \\[3, 2.6"),
         (lambda right: lambda S: 2 * S[0] / (S[0] - S[1]), "for the largest"),
         (lambda right: lambda S: 1 / right(S), "one over"),
     ],
@@ -302,13 +302,13 @@ WRONG = {
         (0.92, "to see more"),
         (0.04, "modulus"),
         (0.16, "too large by a factor of 2"),
-        ("8%", "is asked for"),
+        ("8%", "asked for: a probability, a number from 0 to 1; found '8%'"),
     ],
     "ex-other-sign": [
         (lambda right: scaled(0.5)(right), "too small by a factor of 2|ξuvᵀ alone"),
         (lambda right: lambda G, part: 2 * part.norm() / G.norm(), "which of the terms"),
         (lambda right: lambda G, part: 0 * part, "has the shape"),
-        (0.5, "a function of G and part is asked for"),
+        (0.5, "asked for: a function of G and part; found a number"),
     ],
     "ex-single-step": [(1e-4, "too small"), (2.0, "too large"), (-0.1, "positive number"), ("0.1", "positive number")],
     "ex-lucky-loss": [
@@ -324,7 +324,7 @@ WRONG = {
         (lambda right: lambda rho, S: 1 / right(rho, S), "one over"),
         (
             lambda right: raises,
-            "stopped with RuntimeError: a mistake of mine; it was called with rho = 0.1 and S of shape",
+            "stopped with RuntimeError: a mistake of mine; it was called with rho = 0.1 and S = ",
         ),
     ],
     "ex-interior": [(0, "which of them are negative"), (1, "too small by a factor of 2"), (-2, "sign")],
@@ -342,7 +342,7 @@ WRONG = {
     ],
     "ex-ils-scalar": [
         (lambda right: lambda a, s, b1, b2: (s * b1 + a * b2) / (s**2 + a**2), "sum of the two squares"),
-        (lambda right: lambda a, s, b1, b2: right(a, s, b2, b1), "you have exchanged"),
+        (lambda right: lambda a, s, b1, b2: right(a, s, b2, b1), "exchanged a and s, or b1 and b2"),
         (lambda right: scaled(-1)(right), "sign"),
     ],
     "ex-stack-kappa": [
@@ -406,10 +406,10 @@ WRONG = {
     ],
     "ex-complex-step": [("a", "complex matrix has"), ("c", "no step is too small"), ("d", "letters")],
     "ex-own-matrix": [
-        (["direct"], "1 of your names are right, 0 are not"),
+        (["direct"], "1 fail and 0 do not; 4 that fail are missing"),
         ("direct", "a list of names"),
         (["schur"], "no attempt is called 'schur'"),
-        (lambda right: [*right, "bordered"], "1 are not, 0 are missing"),
+        (lambda right: [*right, "bordered"], "1 do not; 0 that"),
     ],
     "ex-count-digits": [
         ((3.9, 12.6), "exchanged the parts"),
@@ -453,7 +453,7 @@ WRONG = {
     "ex-loop": [
         (math.pi / 2, "sign"),
         (-math.pi, "too large by a factor of 2"),
-        (-2 * math.pi, "one entry alone|factor"),
+        (-2 * math.pi, "second entry"),
     ],
     "ex-blind-power": [
         (lambda right: parts_exchanged(right), "exchanged the parts"),
@@ -488,7 +488,7 @@ WRONG = {
     ],
     "ex-five-by-five": [(25, "squared lengths"), (3, "how many patches"), (2.5, "too small by a factor of 2")],
     "ex-new-guest": [
-        ((10, 2), "another one"),
+        ((10, 2), "the largest is"),
         ((2, 14), "from 0 to 13"),
         ((0, 0), "has been to E1"),
         ((17, 0), "Flora Price herself"),
@@ -584,10 +584,11 @@ def test_half_an_answer_is_not_begun():
         (torch.tensor(10_000.0), "right"),
         (jnp.asarray(10_000), "right"),
         (10_000.1, "close, with a relative error of 1e-05: give the expression itself"),
+        (10_040, "relative error of 0.004: .* approximation"),
         (np.float32(10_000.1), "single precision only"),
         (math.inf, "infinite"),
         ([10_000.0], r"has the shape \(1,\), expected a number"),
-        ("10000", "a number of steps is asked for, found '10000'"),
+        ("10000", "asked for: a number of steps; found '10000'"),
         (lambda: 10_000, "found a function: call it"),
     ],
 )

@@ -79,7 +79,8 @@ def choice(label: str, **why: str) -> None:
 
 
 def _first_line(function: Callable[..., Any]) -> str:
-    return " ".join((function.__doc__ or "").split()).rstrip(".")
+    line = " ".join((function.__doc__ or "").split()).rstrip(".")
+    return line[:1].lower() + line[1:]
 
 
 # --- matrices to try answers at
@@ -144,7 +145,7 @@ def _wrong_number(answer: Value, most: int, of_what: str) -> str:
     except (TypeError, ValueError):
         whole = False
     if not whole or not 0 <= answer <= most:
-        return f"{of_what} is asked for, a whole number from 0 to {most}, found {answer!r}"
+        return f"{of_what} should be a whole number from 0 to {most}, found {answer!r}"
     return ""
 
 
@@ -353,8 +354,9 @@ def single_step(step: Value) -> str:
     error = np.linalg.norm((loss(A + E) - loss(A - E)) / np.float32(2 * step) - truth) / np.linalg.norm(truth)
     if error < 1e-3:
         return ""
-    side = "small: the rounding of the losses, divided by it" if step < 0.08 else "large: the term with its square"
-    return f"with this step the error is {100 * error:.2g}%; it is too {side}, dominates"
+    if step < 0.08:
+        return f"the error is {100 * error:.2g}%: the step is too small, the rounding of the losses is divided by it"
+    return f"the error is {100 * error:.2g}%: the step is too large, the truncation grows with its square"
 
 
 def _is_no_number(x: Value) -> bool:
@@ -495,7 +497,7 @@ def smallest_kappa() -> Value:
     "ex-stack-gap",
     "its singular values are √(σ² + σᵢ²), and σᵢ is between 0 and σ",
     below=1e-6,
-    mistakes={"σᵢ may be zero, and σ too, but not both": lambda: (1, 2)},
+    mistakes={"these are squares: the singular values are √(σ² + σᵢ²)": lambda: (1, 2)},
 )
 def stack_gap() -> Value:
     """A pair of numbers, the lower and the upper end."""
@@ -768,16 +770,15 @@ def own_matrix(names: Value) -> str:
     from ..adjoint import ATTEMPTS
 
     if isinstance(names, str) or not isinstance(names, Iterable):
-        return f"a list of names is asked for, found {names!r}"
+        return f"asked for: a list of names; found {names!r}"
     names = set(names)
     if unknown := names - set(ATTEMPTS):
         return f"no attempt is called {sorted(map(str, unknown))[0]!r}; they are {', '.join(ATTEMPTS)}"
     failing = _failing_attempts()
     if names == failing:
         return ""
-    return f"{len(names & failing)} of your names are right, {len(names - failing)} are not, " + (
-        f"{len(failing - names)} are missing"
-    )
+    right, wrong, missing = (len(x) for x in (names & failing, names - failing, failing - names))
+    return f"of your names {right} fail and {wrong} do not; {missing} that fail are missing"
 
 
 @cache
@@ -918,7 +919,7 @@ def complex_blind_test(loss: Value) -> str:
     from . import device
 
     if not callable(loss):
-        return f"a function of sigma, u and v is asked for, found {loss!r}: write it with def or lambda"
+        return f"a function of sigma, u and v should be given, found {loss!r}: write it with def or lambda"
     # a random matrix of the chapter's shape, since the loss may know the chapter's
     triplet = [torch.tensor(x, device=device()) for x in _triplet(_complex_normal(8, 6))]
     inputs = [x.clone().requires_grad_() for x in triplet]
@@ -1003,7 +1004,8 @@ def damper(number: Value) -> str:
     rates = _damper_rates()
     if number == rates.argmin():
         return ""
-    return f"a slope of {rates[int(number)]:.0f}; another damper has a more negative one: which mass swings most?"
+    slope = f"{rates[int(number)]:.0f}"
+    return f"the slope of this damper is {slope}, that of another one is more negative: which mass swings most?"
 
 
 @cache
@@ -1028,7 +1030,7 @@ def _damper_rates() -> np.ndarray:
     "ex-loop",
     "write the vector as e^{iχ}v(s), and let v₀ᴴv stay real: χ′ = i vᴴv′",
     below=1e-3,
-    mistakes={"the phase of one entry alone: v is e^{iχ}v(s), and vᴴdv = 0": lambda: -2 * math.pi},
+    mistakes={"this is how far the second entry of v(s) turns; vᴴdv = 0 asks for less": lambda: -2 * math.pi},
 )
 def loop() -> Value:
     """An angle between −π and π."""
@@ -1153,7 +1155,7 @@ def true_gain(module: Value) -> str:
     from . import device
 
     if not callable(module):
-        return f"a module is asked for, an instance and not the class's result, found {module!r}"
+        return f"a module should be given, an instance and not what it returns, found {module!r}"
     if isinstance(module, type):
         return "this is the class: make an instance, with parentheses"
     kernel = _normal(2, 1, 3, 3, seed=4)
@@ -1222,7 +1224,7 @@ def new_guest(pair: Value) -> str:
     """A pair of positions (woman, event)."""
     women, events, table = _women()
     if not isinstance(pair, (tuple, list, np.ndarray)) or len(pair) != 2:
-        return f"a pair of positions (woman, event) is asked for, found {pair!r}"
+        return f"a pair of positions (woman, event) should be given, found {pair!r}"
     wrong = [_wrong_number(x, len(names) - 1, what) for x, names, what in zip(pair, (women, events), _PLACES)]
     if any(wrong):
         return next(filter(None, wrong))
@@ -1238,7 +1240,7 @@ def new_guest(pair: Value) -> str:
         return ""
     if rates[:, k].max() == rates.max():
         return "the event is right; which woman, who was not there, is the strongest hub?"
-    return f"this link has the rate {1e3 * rates[i, k]:.1f} in thousandths, another one {1e3 * rates.max():.1f}"
+    return f"this link has the rate {1e3 * rates[i, k]:.1f} in thousandths, the largest is {1e3 * rates.max():.1f}"
 
 
 _PLACES = ("the woman's position", "the event's position")
@@ -1262,7 +1264,8 @@ def one_woman(position: Value) -> str:
         return "only the links that she has can be weakened"
     if int(position) == rates.argmax():
         return "hers is the largest rise; in modulus another change is larger"
-    return f"for {women[int(position)]} the rate is {1e3 * rates[int(position)]:.1f} in thousandths, another is larger"
+    rate = f"{1e3 * rates[int(position)]:.1f} in thousandths"
+    return f"for {women[int(position)]} the rate is {rate}, in modulus another is larger"
 
 
 @judged("ex-second-along")
@@ -1273,7 +1276,7 @@ def second_along(along: Value) -> str:
     from . import device
 
     if not callable(along):
-        return f"a function of loss, M and E is asked for, found {along!r}: write it with def or lambda"
+        return f"a function of loss, M and E should be given, found {along!r}: write it with def or lambda"
     if {"hessian", "H"} & set(getattr(getattr(along, "__code__", None), "co_names", ())):
         return "this needs all entries of the Hessian: differentiate twice along E alone"
     M, E = _normal(6, 4), _normal(6, 4, seed=2)
@@ -1281,7 +1284,7 @@ def second_along(along: Value) -> str:
     if found is None:
         return NOTHING
     if _host(found).shape != ():
-        return f"a number is asked for, found the shape {_host(found).shape}"
+        return f"a number should be given, found the shape {_host(found).shape}"
     second, slope = 6 * (M * E * E).sum() + 2 * E[0] @ E[1], 3 * (M**2 * E).sum() + E[0] @ M[1] + M[0] @ E[1]
     if abs(float(found) - second) < 1e-8 * abs(second):
         return ""
@@ -1346,7 +1349,7 @@ def stop_gradient(norm: Value) -> str:
     import jax.numpy as jnp
 
     if not callable(norm):
-        return f"a function of A is asked for, found {norm!r}"
+        return f"a function of A should be given, found {norm!r}"
     A = _normal(4, 3)
     with jax.enable_x64(True):
         value = norm(jnp.asarray(A))

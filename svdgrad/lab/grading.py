@@ -38,7 +38,7 @@ def grade(label: str, answer: Any) -> None:
     >>> grade("ex-hyperbolic", lambda s: math.exp(s))
     not yet: yours is the square root of what it should be
     >>> grade("ex-hyperbolic", 403.4)
-    not yet: a function of s is asked for, found a number: write it with def or lambda
+    not yet: asked for: a function of s; found a number: write it with def or lambda
     """
     print(verdict(label, answer))
 
@@ -65,11 +65,11 @@ def _problem(exercise: Exercise, answer: Any) -> str | None:
     """What is wrong with an answer; None if nothing is."""
     if exercise.at is None:
         if callable(answer) and not exercise.judge:
-            return f"{exercise.asks} is asked for, found a function: call it, and give what it returns"
+            return f"asked for: {exercise.asks}; found a function: call it, and give what it returns"
         return _judged(exercise, answer, ()) if exercise.judge else _compared(exercise, [()], [answer])
     if not callable(answer):
         return (
-            f"a function of {_listed(exercise.parameters)} is asked for, found {_kind(answer)}: "
+            f"asked for: a function of {_listed(exercise.parameters)}; found {_kind(answer)}: "
             "write it with def or lambda"
         )
     arguments, found = exercise.at(), []
@@ -91,7 +91,7 @@ def _judged(exercise: Exercise, found: Any, arguments: tuple[Any, ...]) -> str |
     try:
         return exercise.judge(found, *arguments) or None
     except Exception as problem:  # the answer may be a function that the judge calls
-        return f"your answer {_stopped(problem)}; {exercise.asks} is asked for"
+        return f"your answer {_stopped(problem)}; asked for: {exercise.asks}"
 
 
 def _compared(exercise: Exercise, arguments: list[tuple[Any, ...]], found: list[Any]) -> str | None:
@@ -105,13 +105,13 @@ def _compared(exercise: Exercise, arguments: list[tuple[Any, ...]], found: list[
         except TypeError:
             parts = [answer]
         if several and len(parts) != len(truth):
-            return f"{exercise.asks} is asked for, {len(truth)} parts, found {_kind(answer)}"
+            return f"asked for: {exercise.asks}; found {_kind(answer)}, where there should be {len(truth)} parts"
         if any(x is None for x in parts):
             return NOTHING
         try:
             tried.append([_array(x) for x in parts])
         except (TypeError, ValueError):
-            return f"{exercise.asks} is asked for, found {_kind(answer)}"
+            return f"asked for: {exercise.asks}; found {_kind(answer)}"
     right = [[_array(x) for x in (truth if several else (truth,))] for truth in truths]
     parts_of = [Part(list(f), list(t), exercise.below) for f, t in zip(zip(*tried), zip(*right))]
     wrong = [k for k, part in enumerate(parts_of) if not _same(part.found, part.truth, exercise.below)]
@@ -138,7 +138,7 @@ def _explained(exercise: Exercise, arguments: list[tuple[Any, ...]], part: Part)
             _called_with(exercise, next(a for a, g in zip(arguments, good) if g is side)) for side in (True, False)
         )
         return "right with {}, but not with {}".format(*sides)
-    return f"relative error {max(map(_error, part.found, part.truth)):.2g}; {exercise.hint}"
+    return f"relative error {max(map(_error, part.found, part.truth)):.2g}; hint: {exercise.hint}"
 
 
 # --- hints for the answer as a whole
@@ -167,22 +167,25 @@ def _exchanged_arguments(
     exercise: Exercise, arguments: list[tuple[Any, ...]], tried: list[list[np.ndarray]]
 ) -> str | None:
     """One symbol written for another of the same shape: u for v, p for q, m for n."""
+    pairs = []
     for i, j in itertools.combinations(range(len(exercise.parameters)), 2):
         alike = [k for k, these in enumerate(arguments) if _alike(these[i], these[j])]
-        matches = []
-        for k in alike:
-            these = list(arguments[k])
-            these[i], these[j] = these[j], these[i]
-            try:
-                with np.errstate(all="ignore"):  # what is exchanged may be out of range
-                    truth = exercise.truth(*these)
-            except (ValueError, ArithmeticError, IndexError, TypeError):
-                break
-            parts = [_array(x) for x in (truth if isinstance(truth, tuple) else (truth,))]
-            matches.append(_same(tried[k], parts, _near(exercise.below)))
-        if matches and len(matches) == len(alike) and all(matches):
-            return f"you have exchanged {exercise.parameters[i]} and {exercise.parameters[j]}"
-    return None
+        if alike and all(_fits_exchanged(exercise, arguments[k], i, j, tried[k]) for k in alike):
+            pairs.append(f"{exercise.parameters[i]} and {exercise.parameters[j]}")
+    return f"you have exchanged {', or '.join(pairs)}" if pairs else None
+
+
+def _fits_exchanged(exercise: Exercise, arguments: tuple[Any, ...], i: int, j: int, tried: list[np.ndarray]) -> bool:
+    """Whether the answer is right for the arguments with two of them exchanged."""
+    these = list(arguments)
+    these[i], these[j] = these[j], these[i]
+    try:
+        with np.errstate(all="ignore"):  # what is exchanged may be out of range
+            truth = exercise.truth(*these)
+    except (ValueError, ArithmeticError, IndexError, TypeError):
+        return False
+    parts = [_array(x) for x in (truth if isinstance(truth, tuple) else (truth,))]
+    return _same(tried, parts, _near(exercise.below))
 
 
 def _alike(x: Any, y: Any) -> bool:
@@ -224,9 +227,11 @@ def _single_precision(part: Part) -> str | None:
 
 
 def _rounded(part: Part) -> str | None:
-    if part.below < 1e-4 and _same(part.found, part.truth, 1e-4):
-        worst = max(map(_error, part.found, part.truth))
-        return f"close, with a relative error of {worst:.1g}: give the expression itself, not a rounded number"
+    if part.below < 1e-4 and _same(part.found, part.truth, 5e-3):
+        worst = f"{max(map(_error, part.found, part.truth)):.1g}"
+        return (
+            f"close, with a relative error of {worst}: give the expression itself, neither rounded nor an approximation"
+        )
     return None
 
 
@@ -346,11 +351,13 @@ def _stopped(problem: Exception) -> str:
 
 
 def _called_with(exercise: Exercise, arguments: tuple[Any, ...]) -> str:
-    """The arguments in words: numbers by their value, arrays by their shape."""
+    """The arguments in words: numbers and short vectors by their values, other arrays by their shape."""
     words = []
     for name, x in zip(exercise.parameters, arguments):
         if isinstance(x, numbers.Number):
             words.append(f"{name} = {x:g}" if not isinstance(x, complex) else f"{name} = {x}")
+        elif isinstance(x, np.ndarray) and x.ndim == 1 and x.size <= 5 and not np.iscomplexobj(x):
+            words.append(f"{name} = [{', '.join(f'{entry:.3g}' for entry in x)}]")
         else:
             words.append(f"{name} of shape {x.shape}" if isinstance(x, np.ndarray) and x.ndim else name)
     return _listed(words)
