@@ -129,6 +129,19 @@ def undescribed_images(site: Path) -> list[str]:
     return found
 
 
+def solutions_with_other_folds(site: Path) -> list[str]:
+    """Solutions that take more than one click: one that holds a fold, and a hidden cell that is outside of its box."""
+    found = []
+    for page in html_files(site):
+        soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        for box in soup.select("div.solution"):
+            if "dropdown" not in box["class"] or box.find("details"):
+                found.append(f"{page.relative_to(site)}: {box.get_text()[:60]!r} should be the only fold of a solution")
+        outside = [cell for cell in soup.select("div.tag_hide-cell") if not cell.find_parent("div", class_="solution")]
+        found += [f"{page.relative_to(site)}: {cell.get_text()[:60]!r} is in no solution" for cell in outside]
+    return found
+
+
 def test_nothing_comes_from_the_network(site):
     assert remote_assets(site) == []
 
@@ -139,6 +152,10 @@ def test_links_lead_somewhere(site):
 
 def test_images_are_described(site):
     assert undescribed_images(site) == []
+
+
+def test_a_solution_is_one_fold(site):
+    assert solutions_with_other_folds(site) == []
 
 
 PLANTED = {
@@ -155,6 +172,20 @@ PLANTED = {
 def test_a_planted_remote_asset_is_found(tmp_path, html):
     (tmp_path / "page.html").write_text(f"<p>text</p>{html}", encoding="utf-8")
     assert len(remote_assets(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("faults", "html"),
+    [
+        (0, '<div class="solution dropdown"><p>why</p><div class="cell tag_hide-cell">code</div></div>'),
+        (1, '<div class="solution dropdown"><div class="cell"><details>code</details></div></div>'),
+        (1, '<div class="solution">why</div>'),
+        (1, '<div class="solution dropdown">why</div><div class="cell tag_hide-cell"><details>code</details></div>'),
+    ],
+)
+def test_planted_folds_are_found(tmp_path, faults, html):
+    (tmp_path / "page.html").write_text(html, encoding="utf-8")
+    assert len(solutions_with_other_folds(tmp_path)) == faults
 
 
 def test_planted_links_and_images_are_found(tmp_path):
