@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
@@ -165,6 +166,80 @@ def test_planted_links_and_images_are_found(tmp_path):
     (tmp_path / "p.png").touch()
     assert len(broken_links(tmp_path)) == 2
     assert len(undescribed_images(tmp_path)) == 2
+
+
+# --- the front page
+# ----------------------------------------------------------------------------------------------------
+
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+import front_page  # noqa: E402
+
+
+def test_the_front_page_lists_every_page_of_the_book(site):
+    soup = BeautifulSoup((site / "book" / "intro.html").read_text(encoding="utf-8"), "html.parser")
+    entries = {term.a["href"]: term for term in soup.select(".book-chapters dt")}
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    pages = [Path(page["file"]).name for part in toc["parts"] for page in part["chapters"]]
+    assert [Path(urlsplit(href).path).stem for href in entries] == pages
+    for href, term in entries.items():
+        if (ROOT / "book" / Path(urlsplit(href).path).with_suffix(".ipynb")).exists():
+            assert re.search(r"\d\s(min|h)$", term.get_text())
+            assert re.fullmatch(r"(?s).{40,}\n+Needs: .{10,}", term.find_next_sibling("dd").get_text().strip())
+        assert len(term.find_next_sibling("dd").get_text()) > 40
+
+
+NOTEBOOK = """(ch-example)=
+# An example
+
+**What you will do.**
+Count
+words.
+
+**What you need.**
+Fingers."""
+
+
+def example(*texts: str, cells: int = 0) -> nbformat.NotebookNode:
+    new = nbformat.v4
+    markdown = [new.new_markdown_cell(text) for text in texts]
+    return new.new_notebook(cells=markdown + [new.new_code_cell("1 + 1") for _ in range(cells)])
+
+
+def test_reading_time_counts_words_formulas_and_cells_but_no_exercises():
+    words = " ".join(["word"] * 300)
+    assert front_page.reading_minutes(example(words)) == pytest.approx(2.0)
+    assert front_page.reading_minutes(example(words, "$$\na + b\n$$ (eq-a)", cells=3)) == pytest.approx(4.0, abs=0.02)
+    assert front_page.reading_minutes(example(words, f":::{{exercise}} E\n{words}\n:::")) == pytest.approx(2.0)
+    assert front_page.reading_minutes(example("$" + words + "$")) == pytest.approx(1 / 150)
+    assert [front_page.duration(t).split() for t in (1, 12, 88, 97, 125)] == [
+        ["5", "min"],
+        ["10", "min"],
+        ["90", "min"],
+        ["1.5", "h"],
+        ["2", "h"],
+    ]
+
+
+def test_a_chapter_is_read_for_the_front_page_or_says_what_it_lacks(tmp_path):
+    def chapter(text):
+        nbformat.write(example(text), tmp_path / "example.ipynb")
+        return front_page.read_chapter(tmp_path / "example.ipynb")
+
+    found = chapter(NOTEBOOK)
+    assert (found.label, found.line, found.needs) == ("ch-example", "Count words.", "Fingers.")
+    with pytest.raises(ValueError, match=r"begin with its label, \(ch-example\)="):
+        chapter(NOTEBOOK.split("\n", 1)[1])
+    with pytest.raises(ValueError, match="paragraph \\*\\*What you need"):
+        chapter(NOTEBOOK.replace("What you need.", "What you want."))
+
+
+def test_the_citation_is_that_of_citation_cff(site):
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    soup = BeautifulSoup((site / "book" / "intro.html").read_text(encoding="utf-8"), "html.parser")
+    shown = " ".join(soup.select_one(".book-citation").get_text().split())
+    assert all(value in shown for value in (citation["title"], citation["authors"][0]["name"], citation["version"]))
+    assert "url" not in shown
+    assert "url     = {https://example.org/a/b}" in front_page.bibtex(citation, "https://example.org/a/b")
 
 
 # --- the browser
