@@ -4,6 +4,7 @@ The pages are built from the notebooks' stored outputs, so this takes seconds, n
 seen is left as pictures in _build/looks.
 """
 
+import inspect
 import os
 import re
 import shutil
@@ -16,6 +17,9 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+
+import svdgrad
+import svdgrad.jax
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOKS = ROOT / "_build" / "looks"
@@ -240,6 +244,57 @@ def test_the_citation_is_that_of_citation_cff(site):
     assert all(value in shown for value in (citation["title"], citation["authors"][0]["name"], citation["version"]))
     assert "url" not in shown
     assert "url     = {https://example.org/a/b}" in front_page.bibtex(citation, "https://example.org/a/b")
+
+
+# --- the page of the package
+# ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def api(site) -> BeautifulSoup:
+    return BeautifulSoup((site / "book" / "api.html").read_text(encoding="utf-8"), "html.parser")
+
+
+def functions_then_classes_then_errors(module) -> list[list[str]]:
+    public = {name: getattr(module, name) for name in module.__all__}
+    classes = {name: thing for name, thing in public.items() if inspect.isclass(thing)}
+    errors = [name for name, thing in classes.items() if issubclass(thing, Exception)]
+    functions = [name for name, thing in public.items() if inspect.isfunction(thing)]
+    return [functions, [name for name in classes if name not in errors], errors]
+
+
+@pytest.mark.parametrize("module", [svdgrad, svdgrad.jax], ids=lambda module: module.__name__)
+def test_the_package_page_has_functions_first_then_what_they_return_then_errors(api, module):
+    ids = [term["id"] for term in api.select("dt.sig[id]")]
+    places = [
+        [ids.index(f"{module.__name__}.{name}") for name in kind] for kind in functions_then_classes_then_errors(module)
+    ]
+    flat = [place for kind in places for place in sorted(kind)]
+    assert flat == sorted(flat)
+    assert ids[0] == "svdgrad.singular_triplet"
+
+
+def test_the_package_page_begins_with_a_table_of_its_functions(api):
+    listed = {link["title"] for link in api.select("table.autosummary td:first-child a")}
+    for module in (svdgrad, svdgrad.jax):
+        assert {f"{module.__name__}.{name}" for name in functions_then_classes_then_errors(module)[0]} <= listed
+    assert api.select_one("table.autosummary").sourceline < api.select_one("dt.sig").sourceline
+    modules = {name for name in svdgrad.__all__ if inspect.ismodule(getattr(svdgrad, name))}
+    assert all(api.find("a", string=f"svdgrad.{name}") for name in modules)
+
+
+def test_the_fields_of_named_tuples_are_described(api):
+    assert "Alias for field number" not in api.get_text()
+    for term in api.select("dl.py.attribute > dt"):
+        assert term.find_next_sibling("dd").get_text().strip(), term["id"]
+
+
+def test_equations_on_the_package_page_are_links(api):
+    article = api.select_one("article")
+    assert not re.findall(r"\beq-[a-z0-9-]+", article.get_text())
+    numbered = [link for link in article.select("dd a") if re.fullmatch(r"\(\d+\.\d+\)", link.get_text())]
+    assert len(numbered) > 20  # that they lead somewhere is seen by test_links_lead_somewhere
+    assert all("#equation-" in link["href"] for link in numbered)
 
 
 # --- the browser
