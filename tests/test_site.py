@@ -7,8 +7,6 @@ seen is left as pictures in _build/looks.
 import inspect
 import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -22,6 +20,10 @@ import svdgrad
 import svdgrad.jax
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "book" / "_ext"), str(ROOT / "tools")]
+import front_page  # noqa: E402
+import pages  # noqa: E402
+
 LOOKS = ROOT / "_build" / "looks"
 WIDTHS = {"wide": 1280, "phone": 390}
 THEMES = ("light", "dark")
@@ -34,22 +36,8 @@ LEAST_CONTRAST = 4.5  # WCAG 2.1, level AA, for text of normal size
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory) -> Path:
-    """The folder of the book's HTML, built with warnings as errors and without executing anything."""
-    folder = tmp_path_factory.mktemp("site")
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    config["execute"]["execute_notebooks"] = "off"
-    extensions = config["sphinx"]["local_extensions"]
-    config["sphinx"]["local_extensions"] = {name: str(ROOT / path) for name, path in extensions.items()}
-    (folder / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    options = ["--config", folder / "_config.yml", "--toc", ROOT / "_toc.yml", "--path-output", folder]
-    build = subprocess.run(
-        [Path(sys.executable).with_name("jupyter-book"), "build", "-W", "--keep-going", *options, ROOT],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert build.returncode == 0, build.stdout[-3000:] + build.stderr[-3000:]
-    return folder / "_build" / "html"
+    """The folder of the book's HTML."""
+    return pages.build_site(tmp_path_factory.mktemp("site"))
 
 
 def html_files(site: Path) -> list[Path]:
@@ -175,16 +163,13 @@ def test_planted_links_and_images_are_found(tmp_path):
 # --- the front page
 # ----------------------------------------------------------------------------------------------------
 
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import front_page  # noqa: E402
-
 
 def test_the_front_page_lists_every_page_of_the_book(site):
     soup = BeautifulSoup((site / "book" / "intro.html").read_text(encoding="utf-8"), "html.parser")
     entries = {term.a["href"]: term for term in soup.select(".book-chapters dt")}
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    pages = [Path(page["file"]).name for part in toc["parts"] for page in part["chapters"]]
-    assert [Path(urlsplit(href).path).stem for href in entries] == pages
+    names = [Path(page["file"]).name for part in toc["parts"] for page in part["chapters"]]
+    assert [Path(urlsplit(href).path).stem for href in entries] == names
     for href, term in entries.items():
         if (ROOT / "book" / Path(urlsplit(href).path).with_suffix(".ipynb")).exists():
             assert re.search(r"\d\s(min|h)$", term.get_text())
@@ -353,44 +338,12 @@ LOOK = r"""
 """
 
 
-def runs(*command) -> bool:
-    return subprocess.run(command, capture_output=True).returncode == 0
-
-
-def find_chromium() -> str | None:
-    """The first browser that runs: on Ubuntu a command of that name may exist and only ask for a snap."""
-    for name in filter(None, [os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome"]):
-        path = shutil.which(name)
-        if path and runs(path, "--version"):
-            return path
-    return None
-
-
 @pytest.fixture(scope="session")
 def browser():
-    path = find_chromium()
-    missing = "" if path else "no Chromium found: install Chromium or Google Chrome, or set CHROMIUM to its path"
-    if path and not runs(sys.executable, "-m", "playwright", "--version"):
-        missing = (
-            "Playwright's driver does not run: install the package libatomic1 "
-            "(`python -m playwright --version` says why)"
-        )
-    if missing:
+    if missing := pages.browser_is_missing():
         pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    # no sandbox, because root has none; no background networking, so that a request is the page's
-    flags = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--no-proxy-server",
-    ]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=flags)
+    with pages.chromium() as chromium:
         yield chromium
-        chromium.close()
 
 
 def console_faults(message) -> list[str]:
