@@ -231,6 +231,36 @@ def test_the_citation_is_that_of_citation_cff(site):
     assert "url     = {https://example.org/a/b}" in front_page.bibtex(citation, "https://example.org/a/b")
 
 
+# --- links from equations to their checks, and by names
+# -----------------------------------------------------------------
+
+
+def test_every_numbered_equation_links_to_a_cell_that_names_it(site):
+    soups = {p: BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser") for p in (site / "book").glob("*.html")}
+    count = 0
+    for page, soup in soups.items():
+        for equation in soup.select("div.math[id^=equation-]"):
+            link = equation.find_next_sibling()
+            assert link and "equation-check" in link["class"], equation["id"]
+            file, place = urlsplit(link.a["href"]).path, urlsplit(link.a["href"]).fragment
+            found = soups[(page.parent / file).resolve() if file else page].find(id=place)
+            cell = found if found.name == "div" else found.find_parent("div", class_="cell")
+            assert equation["id"].removeprefix("equation-") in cell.select_one(".cell_input").get_text().lower()
+            count += 1
+    assert count > 100
+
+
+def test_the_index_names_every_term_theorem_and_equation(site):
+    soup = BeautifulSoup((site / "book" / "ideas.html").read_text(encoding="utf-8"), "html.parser")
+    linked = {urlsplit(link["href"]).fragment for link in soup.select(".book-ideas a")}
+    for page in (site / "book").glob("*.html"):
+        place = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        wanted = place.select(
+            "div.math[id^=equation-], .glossary dt, .theorem, .lemma, .corollary, .proposition, .definition"
+        )
+        assert {element["id"] for element in wanted} <= linked, page.name
+
+
 # --- the page of the package
 # ----------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
     ```{chapters}            every page of _toc.yml by parts, with a line, what it needs and its reading time
     ```{route}               the pages named in its lines, in order, with their reading times and the sum
     ```{citation}            BibTeX made from CITATION.cff
+    ```{ideas}               the terms, the theorems and the equations, by name
     ```{feedback}            where to send a mistake: to the repository, if _config.yml gives its address
 
 A chapter's line is its paragraph *What you will do*, its prerequisites are *What you need*, and the line of any other
@@ -115,6 +116,41 @@ class Listing(SphinxDirective):
         return re.split(r"(?<=[.?])\s+(?=[A-Z])", " ".join(prose.split()))[0]
 
 
+class Ideas(Listing):
+    """The terms of the glossary and the theorems in one list, then the numbered equations by chapters."""
+
+    def text(self) -> str:
+        toc = Path(self.env.config.external_toc_path)
+        parts = yaml.safe_load(toc.read_text(encoding="utf-8"))["parts"]
+        ideas = {term: f"{{term}}`{term}`" for term in self.terms()}
+        equations = []
+        for docname in (page["file"] for part in parts for page in part["chapters"]):
+            chapter = self.chapter(docname)
+            if chapter is None:
+                continue
+            cells = nbformat.read(ROOT / f"{docname}.ipynb", as_version=4).cells
+            text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+            ideas |= {title: f"{title}, {{prf:ref}}`{label}`" for title, label in THEOREM.findall(text)}
+            named = [f"{label.removeprefix('eq-')} {{eq}}`{label}`" for label in EQUATION.findall(text)]
+            if named:
+                equations += [f"{{numref}}`{{number}}. {{name}} <{chapter.label}>`", f": {', '.join(named)}", ""]
+        listed = sorted(ideas, key=lambda idea: idea.removeprefix("The ").removeprefix("A ").lower())
+        lines = [f"- {ideas[idea]}" for idea in listed]
+        return "\n".join([*lines, "", "**Numbered equations**", "", *equations])
+
+    def terms(self) -> list[str]:
+        path = ROOT / "book" / "notation.md"
+        self.env.note_dependency(str(path))
+        glossary = re.search(r"^:::\{glossary\}\n(.*?)^:::$", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+        return re.findall(r"^(\w.*)$", glossary[1], flags=re.M)
+
+
+THEOREM = re.compile(
+    r"^:{3,}\{prf:(?:theorem|lemma|corollary|proposition|definition|algorithm)\} (.+)\n:label: (\S+)$", re.M
+)
+EQUATION = re.compile(r"^(?:.*\$\$ \(|:label: )(eq-[a-z0-9-]+)", re.M | re.I)
+
+
 def repository(config) -> str:
     """The address of the repository in _config.yml, without a slash at its end; empty where none is given."""
     return (config.html_theme_options.get("repository_url") or "").rstrip("/")
@@ -191,6 +227,12 @@ class Feedback(Listing):
 
 
 def setup(app):
-    for name, directive in (("chapters", Chapters), ("route", Route), ("citation", Citation), ("feedback", Feedback)):
+    for name, directive in (
+        ("chapters", Chapters),
+        ("route", Route),
+        ("citation", Citation),
+        ("feedback", Feedback),
+        ("ideas", Ideas),
+    ):
         app.add_directive(name, directive)
     return {"version": "0.1", "parallel_read_safe": True, "parallel_write_safe": True}
