@@ -427,3 +427,26 @@ def test_a_planted_fault_is_seen(site, browser, tmp_path, html, expected):
     text = page.read_text(encoding="utf-8").replace("<head>", f'<head><base href="{page.as_uri()}">', 1)
     (tmp_path / "planted.html").write_text(text.replace("</article>", html + "</article>", 1), encoding="utf-8")
     assert expected in str(look(browser, tmp_path / "planted.html", "phone"))
+
+
+@pytest.mark.parametrize(
+    "kind", {"equation": "#equation-eq-adjoint-system", "theorem": "#thm-", "term": "#term-"}.items()
+)
+def test_hovering_over_a_link_shows_what_it_leads_to(site, browser, kind):
+    if not list((site / "_static").glob("tippy-bundle*.js")):
+        pytest.skip("built without previews: sphinx_tippy or npm is missing")
+    name, address = kind
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    for path in chapters(site):
+        page.goto(path.as_uri(), wait_until="load")
+        link = page.locator(f"article p a[href*='{address}']").first
+        if link.count():
+            break
+    page.evaluate("async () => { await window.MathJax?.startup?.promise; }")
+    link.hover()
+    tip = page.locator(".tippy-box")
+    tip.wait_for()
+    if name == "equation":
+        tip.locator("mjx-container").first.wait_for()
+    assert len(tip.inner_text().strip()) > 5
+    page.close()
