@@ -4,7 +4,7 @@ PYTHON ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book pdf lint check test slow mutants notebooks bench card clean
+.PHONY: help setup book pdf lab lint check test slow mutants notebooks bench card clean
 
 # two workers, a file to each, and one thread of arithmetic to a worker: more threads than cores only wait for each other
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -30,6 +30,11 @@ pdf: setup ## the whole book as one PDF, from the stored outputs, printed by Chr
 	@$(call need,pypdf,$(PYPDF))
 	@$(BIN)/python tools/pdf.py
 
+lab: setup ## the chapters in JupyterLab, with exercises and equations as on the pages; ARGS="--no-browser"
+	@$(call need,jupyterlab_myst,jupyterlab==4.6.6 jupyterlab-myst==2.7.0)
+	@$(BIN)/python -m svdgrad.check_env
+	@$(BIN)/jupyter lab --notebook-dir=book $(ARGS)
+
 lint: setup ## the formatter, the linter and the type checker; `.venv/bin/ruff format` mends what the first finds
 	@$(BIN)/ruff format --check --quiet . || { echo "lint: run .venv/bin/ruff format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
@@ -45,6 +50,7 @@ test: lint ## unit tests, doctests, notebooks against their stored outputs, the 
 
 slow: setup ## the tests marked slow, which make test leaves out; ARGS="-k name"
 	@tools/browser.sh
+	@$(call need,check_jsonschema,check-jsonschema==0.39.0) || echo "slow: no check-jsonschema, so nobody looks at the workflow"
 	@$(call need,pypdf,$(PYPDF)) || echo "slow: no pypdf, so nobody looks at the PDF"
 	@echo "slow: pytest -m slow $(ARGS)"
 	@$(PYTEST) -m slow $(ARGS)

@@ -1,6 +1,5 @@
 """The whole book as one PDF: its pages, numbers, outline and links, and nothing cut at the edge of the paper."""
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-import pages  # noqa: E402
 
 pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed: `make pdf` and `make slow` install it")
 import pdf  # noqa: E402
@@ -18,13 +16,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory):
+def printed(site, browser, tmp_path_factory):
     """The book, and what its printing found to be cut."""
-    if missing := pages.browser_is_missing():
-        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
-    folder = tmp_path_factory.mktemp("pdf")
-    faults = pdf.print_book(pages.build_site(folder), folder / "book.pdf")
-    return pypdf.PdfReader(folder / "book.pdf"), faults
+    out = tmp_path_factory.mktemp("pdf") / "book.pdf"
+    faults = pdf.print_book(site, out, browser)
+    return pypdf.PdfReader(out), faults
 
 
 @pytest.fixture(scope="module")

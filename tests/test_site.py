@@ -5,7 +5,6 @@ seen is left as pictures in _build/looks.
 """
 
 import inspect
-import os
 import re
 import sys
 from pathlib import Path
@@ -20,24 +19,13 @@ import svdgrad
 import svdgrad.jax
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "book" / "_ext"), str(ROOT / "tools")]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import front_page  # noqa: E402
-import pages  # noqa: E402
 
 LOOKS = ROOT / "_build" / "looks"
 WIDTHS = {"wide": 1280, "phone": 390}
 THEMES = ("light", "dark")
 LEAST_CONTRAST = 4.5  # WCAG 2.1, level AA, for text of normal size
-
-
-# --- building
-# ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory) -> Path:
-    """The folder of the book's HTML."""
-    return pages.build_site(tmp_path_factory.mktemp("site"))
 
 
 def html_files(site: Path) -> list[Path]:
@@ -366,14 +354,6 @@ LOOK = r"""
   return faults.concat([...poor.values()]);
 }
 """
-
-
-@pytest.fixture(scope="session")
-def browser():
-    if missing := pages.browser_is_missing():
-        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
-    with pages.chromium() as chromium:
-        yield chromium
 
 
 def console_faults(message) -> list[str]:

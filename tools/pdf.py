@@ -257,13 +257,13 @@ def outline(writer: PdfWriter, parts: list[Part]) -> None:
                 writer.add_outline_item(title=title, page_number=places[name][0], parent=entry)
 
 
-def print_book(site: Path, out: Path) -> list[str]:
+def print_book(site: Path, out: Path, browser) -> list[str]:
     """Print the pages under ``site`` into ``out``; what did not fit on the paper."""
     config = yaml.safe_load((pages.ROOT / "_config.yml").read_text(encoding="utf-8"))
     listed = [(caption, site / f"{page}.html") for caption, page in contents_of(pages.ROOT / "_toc.yml")]
     places = wanted_places(file for _, file in listed)
     parts, solutions = [], []
-    with tempfile.TemporaryDirectory() as folder, pages.chromium() as browser:
+    with tempfile.TemporaryDirectory() as folder:
         printer = Printer(browser, Path(folder))
         for caption, file in listed:
             soup = BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
@@ -311,9 +311,9 @@ def main(arguments: list[str]) -> None:
     out = Path(arguments[0] if arguments else pages.ROOT / "_build" / "book.pdf").resolve()
     if missing := pages.browser_is_missing():
         raise SystemExit(f"pdf: {missing}")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pages.chromium() as browser:
         print("pdf: rendering the pages from the stored outputs")
-        faults = print_book(pages.build_site(Path(folder)), out)
+        faults = print_book(pages.build_site(Path(folder)), out, browser)
     if faults:
         raise SystemExit("pdf: " + "\npdf: ".join(faults))
     print(f"pdf: {out}")
