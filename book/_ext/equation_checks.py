@@ -56,9 +56,8 @@ def link_checks(app, doctree, docname) -> None:
         if places:
             page = docname if docname in places else min(places)
             address = app.builder.get_relative_uri(docname, page) if page != docname else ""
-            link = nodes.reference(
-                "", "its check", internal=True, refuri=f"{address}#{places[page]}", classes=["equation-check"]
-            )
+            link = nodes.reference("", "its check", internal=True, refuri=f"{address}#{places[page]}")
+            link["reftitle"] = f"the cell that checks {block['label']}"
             paragraph = nodes.paragraph("", "", link, classes=["equation-check"])
             block.parent.insert(block.parent.index(block) + 1, paragraph)
 
