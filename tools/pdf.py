@@ -60,7 +60,7 @@ PREPARE = r"""
 }
 """
 
-# Formulas that are wider than the paper shrink; what sticks out all the same is told.
+# Formulas that are wider than the paper shrink; what sticks out all the same is told, and what leaves a blank.
 FIT = r"""
 () => {
   const article = document.querySelector('article'), edge = article.getBoundingClientRect().right + 1;
@@ -70,8 +70,11 @@ FIT = r"""
     if (ratio < 1) box.querySelector('mjx-container').style.fontSize = Math.floor(100 * ratio) + '%';
   }
   const wide = e => e.checkVisibility() && e.getBoundingClientRect().right > edge;
-  return [...article.querySelectorAll('pre, table, img, svg, mjx-math, p, li, dt')].filter(wide)
-    .map(e => e.tagName.toLowerCase() + ' ' + e.textContent.trim().replace(/\s+/g, ' ').slice(0, 60));
+  const blank = e => e.checkVisibility() && !e.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+  const seen = [...article.querySelectorAll('pre, table, img, svg, mjx-math, p, li, dt')];
+  const told = (fault, is) => seen.filter(is)
+    .map(e => fault + ': ' + e.tagName.toLowerCase() + ' ' + e.textContent.trim().replace(/\s+/g, ' ').slice(0, 60));
+  return [...told('cut at the right', wide), ...told('blank', blank)];
 }
 """
 
@@ -139,7 +142,7 @@ class Printer:
         found = self.page.evaluate(PREPARE, [title, solutions, places])
         if solutions and not found:
             return None
-        self.faults += [f"{file.name}: cut at the right: {what}" for what in self.page.evaluate(FIT)]
+        self.faults += [f"{file.name}: {fault}" for fault in self.page.evaluate(FIT)]
         return self.save(margin=MARGINS)
 
     def text(self, body: str, **options) -> PdfReader:
