@@ -200,10 +200,15 @@ class RankTwo(NamedTuple):
     """The gradient (ξu + p)vᵀ + uqᵀ as its five parts: m + n numbers twice, in place of m·n (eq-gradient)."""
 
     u: Tensor
+    """the left singular vector, shape (m,)"""
     v: Tensor
+    """the right singular vector, shape (n,)"""
     p: Tensor
+    """the first half of the solution of the adjoint system, p ⟂ u, shape (m,)"""
     q: Tensor
+    """its second half, q ⟂ v, shape (n,)"""
     xi: Tensor
+    """the derivative of the loss with respect to σ, shape ()"""
 
     def dense(self) -> Tensor:
         """The m×n matrix."""
