@@ -7,7 +7,7 @@ from families import FAMILIES
 
 import svdgrad
 from svdgrad import matrices
-from svdgrad.forward import golub_kahan, gram, lanczos
+from svdgrad.forward import FORWARDS, golub_kahan, gram, lanczos
 from svdgrad.forward.basis import Basis
 from svdgrad.forward.bidiagonal import _steps_to_go
 from svdgrad.products import mv
@@ -135,6 +135,16 @@ def test_an_invariant_subspace_is_no_accident(A):
     exact = torch.linalg.matrix_norm(A, 2)
     assert abs(sigma - exact) <= 1e-14
     assert (A @ v - sigma * u).norm() <= 1e-14 and (A.T @ u - sigma * v).norm() <= 1e-14
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (2, 3), (9, 9)], ids=str)
+def test_sigma_of_zero_is_not_negative(shape, forward):
+    for A in (torch.zeros(shape), -torch.zeros(shape)):  # LAPACK finds −0 for the second
+        for k in range(1, min(shape) + 1):
+            core = svdgrad.low_rank(A, k, forward).core
+            assert not any(x.signbit().any() for x in (svdgrad.singular_triplets(A, k, forward).sigma, core.diagonal()))
+        assert not svdgrad.singular_triplet(A, forward=forward).sigma.signbit()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

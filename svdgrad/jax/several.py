@@ -37,6 +37,7 @@ def find_spaces(how: How, k: int, A: Array) -> tuple[LowRank, Known]:
 def _find(how: How, k: int, A: Array) -> tuple[LowRank, Known]:
     if how.forward == "svd":
         U_all, S, Vh = jnp.linalg.svd(A, full_matrices=False)
+        S = jnp.abs(S)  # LAPACK finds −0 too
         sigma, U, V, known = S[:k], U_all[:, :k], adjoint(Vh[:k]), Known(S, U_all, Vh)
     elif A.shape[0] < A.shape[1]:
         sigma, V, U, known = _gram(k, adjoint(A))
