@@ -92,7 +92,8 @@ def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor, Phi: Tensor, Psi: T
     Mᵢⱼ = hᵢⱼ + (a − b)ᵢⱼ/(σᵢ + σⱼ) + wᵢⱼ/(σⱼ − σᵢ),   w = a + b + [S, h] where that is more than rounding, else 0.
     """
     W, difference, size = numerators(U, V, Phi, Psi)
-    divide = seen(W, size, eps) & apart(sigma.detach(), U.shape[-1], V.shape[-1])
+    W = torch.where(seen(W, size, eps), W, W - W.detach())  # what is zero now may have a derivative
+    divide = apart(sigma.detach(), U.shape[-1], V.shape[-1])
     quotient = torch.where(divide, W / torch.where(divide, spaces(sigma), 1), 0)
     difference = difference - commutator(sigma, h)
     sums = sigma.unsqueeze(-1) + sigma.unsqueeze(-2)
