@@ -203,5 +203,13 @@ def check_forward(sigma: Tensor, m: int, n: int) -> None:
         )
 
 
+def warn_of_lost() -> None:
+    """Warn in forward mode of tangents that are NaN, since those triplets are tied with what is left out."""
+    warn(
+        "some of the kept singular values equal the first left out up to rounding: those have no derivative, and NaN "
+        "for a tangent, as their vectors have; that of the others is given"
+    )
+
+
 def warn(message: str) -> None:
     warnings.warn(message, NearTieWarning, stacklevel=level_of_the_caller())

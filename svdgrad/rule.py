@@ -112,8 +112,9 @@ class _Triplet(torch.autograd.Function):
                 sees_vectors, (m, n) = bool(phi.any() or psi.any()), A.shape
                 if sees_vectors and not ctx.how.core:
                     check_values(sigma, (m, n), h.diagonal(dim1=-2, dim2=-1).real)
-                if not sees_vectors and (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1))).any():
-                    check_cut(m, n, sigma, following(m, n, sigma.shape[-1], ctx.how.left(known).S))
+                if not sees_vectors:
+                    turns = (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1)) != 0).any(-1)
+                    check_cut(m, n, sigma, following(m, n, sigma.shape[-1], ctx.how.left(known).S), turns)
             phi = turned(u, sigma, h, phi)
         if u.is_complex():
             if step is _Solve.forward:
@@ -142,6 +143,8 @@ class _Triplet(torch.autograd.Function):
             sigma = sigma.diagonal(dim1=-2, dim2=-1).real
             du, dv = _Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
             dcore, left, right = turning(sigma, u, v, dA_v)
+            lost = du.isnan().any(-1)  # of those tied with what is left out
+            dcore = dcore.masked_fill(lost.unsqueeze(-1) | lost.unsqueeze(-2), torch.nan)
             du, dv = left.mT @ u + du, right.mT @ v + dv
             if u.is_complex():  # turn each common phase so that the largest entry of vᵢ stays real
                 turn = -1j * anchor(dv, v, None).imag / anchor(v, v, None).real

@@ -91,8 +91,9 @@ def singular_triplets(
     TypeError, ValueError
         As ``singular_triplet`` for A and the options. k is not an integer, or not from 1 to min(m, n).
     TieError
-        In backward, if the loss depends on U or V and σₖ equals σₖ₊₁ up to rounding, or is zero; or if it depends on
-        single vectors of kept values that are tied; and in any second derivative where kept values are tied.
+        In backward, if the loss depends on vectors whose value equals σₖ₊₁ up to rounding, or is zero; or if it depends
+        on single vectors of kept values that are tied; and in any second derivative where kept values are tied. In
+        forward mode, which does not know the loss, if all of the k are tied with σₖ₊₁.
     PhaseError
         In backward, if A is complex and the loss changes with the common phase of some uᵢ and vᵢ, as far as
         ``singular_triplet`` can tell: a loss that sees it in U and V together may pass, with the gradient at the phase
@@ -107,8 +108,9 @@ def singular_triplets(
     NearTieWarning
         In backward, if fewer than two digits of the gradient can be right, since σₖ is close to σₖ₊₁, or since the loss
         depends on single vectors of kept values that are close; if a loss of U or V tells tied values apart, as that of
-        U S Vᴴ does, whose gradient ``low_rank`` has. In forward mode at a tie of kept values; in reverse mode over
-        forward mode close to one.
+        U S Vᴴ does, whose gradient ``low_rank`` has. In forward mode at a tie of kept values, or where some of them
+        equal σₖ₊₁ up to rounding: NaN is the tangent of these and their vectors, and the others have theirs. In reverse
+        mode over forward mode close to a tie of kept values.
 
     Notes
     -----

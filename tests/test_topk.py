@@ -269,6 +269,69 @@ def test_a_cut_near_a_tie_is_a_warning():
 
 
 @pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_what_the_loss_does_not_read_needs_no_gap(forward, dtype):
+    """Neither a matrix of a batch nor a column, whatever is tied there, or zero."""
+    good = [numbers(8, 5, dtype=dtype, seed=i) for i in range(2)]
+    X, Y = (torch.linalg.qr(numbers(size, 5, dtype=dtype, seed=3))[0] for size in (8, 5))
+    see = lambda t: (t.U[0].abs() ** 2 * t.sigma).sum() + (t.U[1] * t.V[2].conj()).abs().sum()
+    of = lambda A, w: w * see(svdgrad.singular_triplets(A, 2, forward))
+    alone = [gradient(lambda A: of(A, 1), A) for A in good]
+    for values in ([3, 2, 2, 1, 1], [3, 3, 3, 3, 3], [0, 0, 0, 0, 0]):
+        A = torch.stack([good[0], (X * torch.tensor(values)) @ Y.mH, good[1]])
+        for f in (
+            lambda A: sum(see(svdgrad.Triplets(*t)) for t in list(zip(*svdgrad.singular_triplets(A, 2, forward)))[::2]),
+            lambda A: vmap(of)(A, torch.tensor([1, 0, 1])).sum(),
+        ):
+            for found in (gradient(f, A), grad(f)(A)):
+                assert not found[1].any()
+                assert all(relative_error(x, y) < 1e-12 for x, y in zip(found[::2], alone))
+    A = (X * torch.tensor([3, 2, 1, 1, 0.5])) @ Y.mH  # the third of three kept is tied with the first left out
+    first = lambda t: (t.U[0, :2].abs() ** 2).sum() + (t.U[:, 0].conj() * t.U[1, 0] * t.V[2, 0].conj()).abs().sum()
+    found = gradient(lambda A: first(svdgrad.singular_triplets(A, 3, forward)), A)
+    assert relative_error(found, gradient(lambda A: first(svdgrad.singular_triplets(A, 2, forward)), A)) < 1e-12
+    with pytest.raises(svdgrad.TieError):
+        gradient(lambda A: svdgrad.singular_triplets(A, 3, forward).U[0, 2].abs(), A)
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_forward_mode_at_a_tied_cut_has_what_is_there(forward, dtype):
+    """σ₁, σ₂ and their vectors have a derivative where σ₃ = σ₄; σ₃, which has none, is NaN, and that is told."""
+    X, Y = (torch.linalg.qr(numbers(size, 5, dtype=dtype, seed=3))[0] for size in (8, 5))
+    A, E = (X * torch.tensor([3, 2, 1, 1, 0.5])) @ Y.mH, numbers(8, 5, dtype=dtype, seed=4)
+    wanted = jvp(lambda A: svdgrad.singular_triplets(A, 2, forward), (A,), (E,))[1]
+    with pytest.warns(svdgrad.NearTieWarning, match="NaN for a tangent"):
+        found = jvp(lambda A: svdgrad.singular_triplets(A, 3, forward), (A,), (E,))[1]
+    for x, y in zip(found, wanted):
+        assert x[..., 2].isnan().all() and relative_error(x[..., :2], y) < 1e-12
+    with pytest.warns(svdgrad.NearTieWarning, match="NaN for a tangent"):  # of a batch each
+        found = vmap(lambda E: jvp(lambda A: svdgrad.singular_triplets(A, 3, forward).sigma, (A,), (E,))[1])(
+            torch.stack([E, 0 * E])
+        )
+    assert relative_error(found[0, :2], wanted.sigma) < 1e-12 and found[0, 2].isnan() and not found[1].any()
+    A = (X * torch.tensor([2, 2, 2, 2, 0.5])) @ Y.mH
+    with pytest.raises(svdgrad.TieError):  # none of the three has
+        jvp(lambda A: svdgrad.singular_triplets(A, 3, forward).sigma, (A,), (E,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("k", [1, 3])
+def test_second_derivatives_where_the_first_is_zero(k, dtype):
+    """Of (f − c)² with c = f they are 2∇f∇fᵀ: a cotangent of zero has a derivative. f sees a phase, and turns."""
+    A, E = (numbers(6, 4, dtype=dtype, seed=i) for i in (1, 2))
+    f = lambda A: (lambda t: (t.U[1, -1] * t.V[2, -1]).real)(svdgrad.singular_triplets(A, k))
+    c = f(A)
+    square = lambda A: (f(A) - c) ** 2
+    slope = gradient(f, A)
+    wanted = 2 * slope * (slope.conj() * E).real.sum()
+    assert relative_error(jvp(lambda A: grad(square)(A), (A,), (E,))[1], wanted) < 1e-12
+    X = A.clone().requires_grad_()
+    (g,) = torch.autograd.grad(square(X), X, create_graph=True)
+    assert relative_error(torch.autograd.grad((g.conj() * E).real.sum(), X)[0], wanted) < 1e-12
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
 def test_a_rank_below_k(forward):
     A = matrices.with_singular_values([3, 2, 0, 0, 0, 0, 0], 9, 7)
     with pytest.raises(svdgrad.TieError, match="a rank below k"):

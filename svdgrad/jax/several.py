@@ -114,8 +114,8 @@ def _move(how: How, k: int, primals: Any, tangents: Any) -> Any:
 
 
 def _solve(k: int, A: Array, spaces: LowRank, known: Known, c: Array) -> Array:
-    """[P; Q] with K̂ [P; Q] = c, for numbers only: zero for c = 0 whatever the gap, NaN for any other c at a tie at the
-    cut.
+    """[P; Q] with K̂ [P; Q] = c, for numbers only: a column is zero for one of zeros in c whatever the gap, and NaN for
+    any other if its value is tied with what is left out.
     """
     (U, _, V), S = spaces, known.S
     (m, n), complex_ = A.shape, A.dtype.kind == "c"
@@ -128,9 +128,9 @@ def _solve(k: int, A: Array, spaces: LowRank, known: Known, c: Array) -> Array:
     P, Q = _outside(k, A, known, phi - mm(U, a), psi - mm(V, b))
     x = _stacked(P + mm(U, even + odd) / 2, Q + mm(V, even - odd) / 2)
     # to what is left out; where nothing is, to zero; for a square A that is kept whole, what its rotations divide by
-    gap = S[k - 1] - S[k] if k < S.size else S[k - 1] if m != n else inner.min()
+    gap = S[:k] - S[k] if k < S.size else S[:k] if m != n else inner.min(0)
     tied = ~(gap > tie(m, n, S.dtype) * S[0])
-    return jnp.where(size == 0, 0, jnp.where(tied, jnp.nan, times(size, x)))
+    return jnp.where((c == 0).all(0), 0, jnp.where(tied, jnp.nan, times(size, x)))
 
 
 def _outside(k: int, A: Array, known: Known, phi: Array, psi: Array) -> tuple[Array, Array]:

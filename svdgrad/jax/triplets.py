@@ -65,12 +65,12 @@ def singular_triplets(
 
     Notes
     -----
-    What depends on values cannot raise under jit, so it gives NaN, in jit and out of it. NaN is the derivative of U and
-    V at a tie at the cut: where σₖ equals σₖ₊₁ up to rounding, 8ε√(m+n) σ₁, or zero, if m ≠ n. That of σ is finite
-    there. NaN is a gradient at a tie inside the set, if the loss sees which of the tied vectors is which, or if it sees
-    vectors, and tied values not alike, as that of A_k does. Forward mode sees no loss: X⁺ is zero in ties, right for
-    all losses that are blind to a rotation in them, and close to a tie such a loss loses digits, ε σ₁/(σᵢ − σⱼ). Second
-    derivatives want distinct values too, or ``low_rank``.
+    What depends on values cannot raise under jit, so it gives NaN, in jit and out of it. NaN is the derivative of those
+    columns of U and V that are tied at the cut: where σᵢ equals σₖ₊₁ up to rounding, 8ε√(m+n) σ₁, or zero, if m ≠ n.
+    That of σ is finite there. NaN is a gradient at a tie inside the set, if the loss sees which of the tied vectors is
+    which, or if it sees vectors, and tied values not alike, as that of A_k does. Forward mode sees no loss: X⁺ is zero
+    in ties, right for all losses that are blind to a rotation in them, and close to a tie such a loss loses digits, ε
+    σ₁/(σᵢ − σⱼ). Second derivatives want distinct values too, or ``low_rank``.
 
     A numerator of X⁺ counts as rounding up to 4ε times the cotangents of the columns that it belongs to. Where the
     cotangents are rounding themselves, as those of ‖A − U S Vᴴ‖² are, nothing tells that of them: at a tie a NaN that
