@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from .gap import NearTieWarning, TieError, expected_error, level_of_the_caller, near_tie, tie
+from .transforms import in_forward_mode
 
 
 def hermitian(X: Tensor) -> Tensor:
@@ -92,7 +93,12 @@ def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor, Phi: Tensor, Psi: T
     Mᵢⱼ = hᵢⱼ + (a − b)ᵢⱼ/(σᵢ + σⱼ) + wᵢⱼ/(σⱼ − σᵢ),   w = a + b + [S, h] where that is more than rounding, else 0.
     """
     W, difference, size = numerators(U, V, Phi, Psi)
-    W = torch.where(seen(W, size, eps), W, W - W.detach())  # what is zero now may have a derivative
+    nothing = torch.zeros_like(W)
+    if torch.is_grad_enabled() or in_forward_mode():
+        # What is zero may have a derivative. But that is rounding as well, divided twice, near a tie that no turn sees
+        far = spaces(sigma.detach()).abs() > torch.finfo(sigma.dtype).eps ** (1 / 3) * sigma.detach()[..., :1, None]
+        nothing = torch.where(far | (size == 0), W - W.detach(), nothing)
+    W = torch.where(seen(W, size, eps), W, nothing)
     divide = apart(sigma.detach(), U.shape[-1], V.shape[-1])
     quotient = torch.where(divide, W / torch.where(divide, spaces(sigma), 1), 0)
     difference = difference - commutator(sigma, h)
