@@ -37,6 +37,8 @@ from .transforms import (
 
 def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
     """(σ, u, v) of A on flat vectors, differentiable in the leaves of A."""
+    if v0 is not None:  # often the v of a step before, whose graph would live as long as this one
+        v0 = v0.detach()
     if not transformed():
         return Triplet(*_PlainTriplet.apply(A, v0, how, *A.leaves)[:3])
     steps = newton_steps_wanted()
@@ -169,7 +171,8 @@ class _Triplet(torch.autograd.Function):
             matrix: Tensor
             matrix, v0 = to_front(info.batch_size, (leaves[0], v0), (dims[1], dims[0]))
             if v0 is not None:
-                v0 = v0.reshape(v0.shape[0], *(1,) * (matrix.ndim - v0.ndim - 1), *v0.shape[1:])
+                own = matrix.ndim - v0.ndim - (how.k is None)  # starts of k triplets are rows
+                v0 = v0.reshape(v0.shape[0], *(1,) * own, *v0.shape[1:])
             outputs = _Triplet.apply(A, v0, how, matrix)
         else:
             calls = one_by_one(info.batch_size, (v0, *leaves), dims)

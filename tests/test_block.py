@@ -377,7 +377,7 @@ def test_too_few_steps():
 def test_starts_that_say_nothing():
     A = random(30, 20)
     for start in (torch.zeros(2, 20), torch.full((2, 20), torch.nan)):
-        with pytest.raises(ValueError, match="start must be finite and not zero"):
+        with pytest.raises(ValueError, match="v0 must be finite and not zero"):
             find(A, 2, start=start)
     A = with_values([1, 0.9, 0.5], 20, 30)[0]  # a start in the null space of a wide matrix
     x = random(2, 30)

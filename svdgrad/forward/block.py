@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from ..certificate import NOISE, RESOLUTION, check_missed, hidden, probability
+from ..certificate import RESOLUTION, check_missed, hidden, noise_beside, probability
 from ..products import Map
 from .basis import Basis, noise, numbers
 from .found import ConvergenceError, fix_sign
@@ -61,8 +61,8 @@ def block_lanczos(
     A Q = P T and Aᴴ P = Q Tᴴ + G (eq-block-bidiagonal), where Q and P have orthonormal columns, ``block_size(k)`` more
     in each step: so many copies of a multiple value can show. The singular value decomposition T = X S Yᴴ gives
     V = Q X and U = P Y, and the last block of G, the only one that is not zero, the residuals Aᴴ U − V S = G Y. Starts
-    from the rows of ``start (≤ k, n)``, with a twentieth of noise each, and from rows of noise; ``like`` has the dtype
-    and device of all.
+    from the first k rows of ``start (any, n)``, with a little noise each, and from rows of noise; ``like`` has the
+    dtype and device of all.
 
     Stops where the first k residuals are at most ``tol`` σ₁, by default ten times the unit roundoff, the next is small
     beside σ_k − σ_{k+1}, and the probability that a larger value was missed is at most ``missed``; None trusts the
@@ -77,7 +77,7 @@ def block_lanczos(
     if most < 1:
         raise ValueError(f"maxiter must be at least 1, found {maxiter}")
     if start is not None and not (start.isfinite().all() and start.any()):
-        raise ValueError("start must be finite and not zero: it holds vectors to start from; random numbers will do")
+        raise ValueError("v0 must be finite and not zero: it holds vectors to start from; random numbers will do")
     tol = 10 * torch.finfo(like.dtype).eps if tol is None else tol
     if m < n:
         mapped = start if start is None else mm(start[:k].to(like))
@@ -93,9 +93,10 @@ def _on_the_smaller_side(
     missed: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, RitzBlock]:  # fmt: skip
     """U, V, σ and the rest for m ≥ n."""
-    first, amounts = _start(start, min(block_size(k), n), n, k, like, missed)
-    space = _Space(mm, rmm, first, m, k)
     eps = torch.finfo(like.dtype).eps
+    beside = eps**0.5 if missed is None else noise_beside(max(tol, eps))
+    first, amounts = _start(start, min(block_size(k), n), n, k, like, beside)
+    space = _Space(mm, rmm, first, m, k)
     history: list[tuple[int, float]] = []
     look, fresh = 3, 1
     for step in range(1, most + 1):
@@ -242,8 +243,8 @@ class _Space:
         self.size, self.blocks, self.first = kept, 0, None
 
 
-def _start(start: Tensor | None, b: int, n: int, k: int, like: Tensor, missed: float | None) -> tuple[Tensor, Tensor]:
-    """b rows of length about one, and the amount of noise in each, as a length: all of it, or a part beside the start.
+def _start(start: Tensor | None, b: int, n: int, k: int, like: Tensor, beside: float) -> tuple[Tensor, Tensor]:
+    """b rows of length about one, and the amount of noise in each, as a length: all of it, or ``beside`` the start.
 
     A start without any component along vᵢ would never find it; a little noise has one.
     """
@@ -255,8 +256,8 @@ def _start(start: Tensor | None, b: int, n: int, k: int, like: Tensor, missed: f
         given = largest.squeeze(1) > 0
         start = start[given] / largest[given]
         l = len(start)
-        amounts[:l] = torch.finfo(like.dtype).eps ** 0.5 if missed is None else NOISE
-        rows[:l] = start / vector_norm(start, dim=1, keepdim=True) + amounts[0].item() * rows[:l]
+        amounts[:l] = beside
+        rows[:l] = start / vector_norm(start, dim=1, keepdim=True) + beside * rows[:l]
     return rows, amounts
 
 
