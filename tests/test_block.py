@@ -160,9 +160,9 @@ def test_zeros_are_not_sought_for_long():
 @pytest.mark.parametrize("unit", [1e-30, 1e-12, 1e12, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 def test_units_do_not_matter(dtype, unit, monkeypatch):
-    sizes, orthonormal = [], block._orthonormal
+    sizes, orthonormal = [], block.orthonormal
     spy = lambda W, *others: sizes.append(W.abs().max().item()) or orthonormal(W, *others)
-    monkeypatch.setattr(block, "_orthonormal", spy)
+    monkeypatch.setattr(block, "orthonormal", spy)
     A, _ = with_values(with_bulk([1, 0.98, 0.96], 90), 100, 90, dtype)
     sigma, U, V, ritz = find(A * unit, 3)
     wanted = find(A, 3)

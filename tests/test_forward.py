@@ -8,8 +8,7 @@ from families import FAMILIES
 import svdgrad
 from svdgrad import matrices
 from svdgrad.forward import FORWARDS, golub_kahan, gram, lanczos
-from svdgrad.forward.basis import Basis
-from svdgrad.forward.bidiagonal import _steps_to_go
+from svdgrad.forward.basis import Basis, over, steps_to_go
 from svdgrad.products import mv
 
 DTYPES = [torch.float32, torch.float64]
@@ -232,14 +231,15 @@ def test_a_start_that_leads_nowhere_is_refused(how):
 
 def test_the_next_look_is_where_the_residual_should_have_fallen():
     """By hand: at the rate of the last looks, but in 2 to step/4 + 3 steps; in as many where there is no rate."""
-    assert _steps_to_go([], 5, 1e-2, 1e-8) == 4
+    go = lambda history, step, x, tol: steps_to_go([(at, over(y, tol)) for at, y in history], step, over(x, tol), 2)
+    assert go([], 5, 1e-2, 1e-8) == 4
     # a factor of ten in four steps: log₁₀(500) times four is 10.8
-    assert _steps_to_go([(36, 1e-4)], 40, 1e-5, 2e-8) == 11
-    assert _steps_to_go([(20, 1.0), (36, 1e-4)], 40, 1e-5, 2e-8) == 11
-    assert _steps_to_go([(36, 1e-4)], 40, 1e-5, 1e-30) == 13
-    assert _steps_to_go([(36, 1e-2)], 40, 1e-7, 9e-8) == 2
+    assert go([(36, 1e-4)], 40, 1e-5, 2e-8) == 11
+    assert go([(20, 1.0), (36, 1e-4)], 40, 1e-5, 2e-8) == 11
+    assert go([(36, 1e-4)], 40, 1e-5, 1e-30) == 13
+    assert go([(36, 1e-2)], 40, 1e-7, 9e-8) == 2
     for residual, tol in ((1e-4, 1e-8), (2e-4, 1e-8), (0.0, 1e-8), (1e-5, 0.0)):
-        assert _steps_to_go([(36, 1e-4)], 40, residual, tol) == 13
+        assert go([(36, 1e-4)], 40, residual, tol) == 13
 
 
 def test_a_basis_doubles_its_room():
