@@ -202,6 +202,9 @@ def check_cut(m: int, n: int, sigma: Tensor, following: Tensor | None, wanted: T
 
 def relative_cut(sigma: Tensor, following: Tensor | None, wanted: Tensor | None = None) -> float:
     """(σᵢ − σₖ₊₁)/σ₁, the smallest of those wanted, and of a batch; infinite where none is."""
+    if wanted is None and sigma.ndim == 1:  # by Python's numbers, of which each costs less than a call
+        values, beyond = sigma.tolist(), 0.0 if following is None else following.item()
+        return float(max(0.0, values[-1] - beyond) / values[0]) if values[0] > 0 else 0.0
     last = sigma[..., -1] if wanted is None else torch.where(wanted, sigma, torch.inf).amin(-1)
     gap = (last if following is None else last - following) / sigma[..., 0]
     return gap.nan_to_num(0.0, torch.inf).min().clamp_min(0).item()

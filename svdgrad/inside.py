@@ -4,6 +4,7 @@ Vectors are rows here: σ (..., k), U (..., k, m), V (..., k, n), so that uᵢ�
 """
 
 import warnings
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,6 +51,9 @@ def closest(sigma: Tensor) -> float:
     """The smallest distance of two kept values, over σ₁; infinite for one."""
     if sigma.shape[-1] == 1 or sigma.numel() == 0:
         return float("inf")
+    if sigma.ndim == 1:  # one look, and the rest by Python's numbers
+        values: list[float] = sigma.tolist()
+        return min(x - y for x, y in pairwise(values)) / values[0] if values[0] > 0 else 0.0
     return (-sigma.diff(dim=-1).amax(-1) / sigma[..., 0]).nan_to_num(0.0).min().item()
 
 

@@ -117,7 +117,8 @@ class _Triplet(torch.autograd.Function):
                 if not sees_vectors:
                     turns = (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1)) != 0).any(-1)
                     check_cut(m, n, sigma, following(m, n, sigma.shape[-1], ctx.how.left(known).S), turns)
-            phi = turned(u, sigma, h, phi)
+            if ctx.how.core:  # else h is diagonal
+                phi = turned(u, sigma, h, phi)
         if u.is_complex():
             if step is _Solve.forward:
                 seen = check_phase(u, v, phi, psi)

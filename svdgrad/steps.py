@@ -110,7 +110,8 @@ def _solve_many(
     m, n = A.shape
     beyond = following(m, n, sigma.shape[-1], left.S)
     wanted = lost = None
-    if relative_cut(sigma, beyond) < near_tie(m, n, sigma.dtype) or sigma.amin().item() < torch.finfo(sigma.dtype).tiny:
+    tiny = torch.finfo(sigma.dtype).tiny
+    if relative_cut(sigma, beyond) < near_tie(m, n, sigma.dtype) or sigma[..., -1].amin().item() < tiny:
         wanted = (phi != 0).any(-1) | (psi != 0).any(-1)
         if role == "tangent":  # which does not know what will be asked for: where some have a derivative, those have
             tied = wanted & tied_with_the_rest(m, n, sigma, beyond)
