@@ -479,6 +479,145 @@ def test_two_processes_agree(tmp_path):
     assert torch.equal(one, other)
 
 
+# --- what a stranger found --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "saved, loaded",
+    [
+        (({"padding": 1}, (3, 12, 12)), ({"padding": 2, "dilation": 2}, (3, 12, 12))),
+        (({"padding": 1}, (3, 6, 24)), ({"padding": 1}, (3, 12, 12))),
+        (({"padding": 1, "stride": 2}, (3, 12, 12)), ({"padding": 1}, (3, 12, 12))),
+        (({"padding": 1}, (3, 12, 12)), ({"padding": 1, "padding_mode": "replicate"}, (3, 12, 12))),
+    ],
+)
+def test_a_state_of_other_options_is_not_believed(saved, loaded):
+    torch.manual_seed(0)
+    one, other = (
+        spectral_norm(nn.Conv2d(3, 16, 3, **options), input_shape=shape) for options, shape in (saved, loaded)
+    )
+    other.load_state_dict(one.state_dict())
+    assert HELD[0] <= true_gain(other.eval(), loaded[1]) <= HELD[1]
+
+
+@pytest.mark.parametrize("part", ["v", "excess"])
+def test_a_part_of_another_state_is_not_believed(part):
+    layers = [spectral_norm(nn.Conv2d(3, 16, 3, padding=1), input_shape=(3, 12, 12)) for _ in range(2)]
+    name = f"parametrizations.weight.0.{part}"
+    value = layers[1].state_dict()[name] if part == "v" else torch.zeros(())
+    layers[0].load_state_dict({name: value}, strict=False)
+    assert HELD[0] <= true_gain(layers[0].eval(), (3, 12, 12)) <= HELD[1]
+
+
+@pytest.mark.parametrize("lost", [0.0, math.nan])
+def test_a_lost_state_begins_again(lost):
+    layer = spectral_norm(nn.Conv2d(3, 16, 3, padding=1), input_shape=(3, 12, 12))
+    layer.parametrizations.weight[0].v.fill_(lost)
+    assert HELD[0] <= true_gain(layer, (3, 12, 12)) <= HELD[1]
+
+
+@pytest.mark.parametrize(
+    "dtype, scales", [(torch.float32, (1e-30, 1e-24, 1e20, 1e30)), (torch.float64, (1e-170, 1e160))]
+)
+def test_a_circle_of_any_scale(dtype, scales):
+    torch.manual_seed(0)
+    layer = nn.Conv1d(3, 3, 3, padding="same", dilation=3, groups=3, bias=False, padding_mode="circular").to(dtype)
+    weight = layer.weight.detach().clone()
+    truth = torch.linalg.matrix_norm(formed(layer, (3, 8)).double(), 2)
+    for scale in scales:
+        layer.weight.data = weight * scale
+        assert abs(operator_norm(layer, (3, 8)).double() / scale - truth) < 1e-5 * truth
+        assert truth * (1 - 1e-6) <= upper_bound(layer, (3, 8)) / scale <= 1.01 * truth
+
+
+def test_long_signals_have_close_values():
+    for layer, shape in (
+        (nn.Conv1d(1, 1, 2, padding=1), (1, 181)),
+        (nn.ConvTranspose1d(3, 1, 2, 2, padding=1, dilation=2), (3, 127)),
+    ):
+        nn.init.ones_(layer.weight)
+        truth = torch.linalg.matrix_norm(formed(copy.deepcopy(layer).double(), shape), 2)
+        assert abs(operator_norm(layer, shape).double() / truth - 1) < 1e-5
+    torch.manual_seed(0)
+    layer = nn.Conv1d(2, 2, 3, padding=1).double()
+    truth = torch.linalg.matrix_norm(formed(layer, (2, 1000)), 2)
+    assert abs(operator_norm(layer, (2, 1000)) / truth - 1) < 1e-8
+
+
+def test_a_weight_of_rank_one_breaks_nothing():
+    layer = nn.Conv1d(2, 5, 4, stride=3, dilation=2, bias=False).double()
+    nn.init.ones_(layer.weight)
+    truth = torch.linalg.matrix_norm(formed(layer, (2, 170)), 2)
+    assert abs(operator_norm(layer, (2, 170)) / truth - 1) < 1e-10
+    assert truth <= upper_bound(layer, (2, 170)) < 1.01 * truth
+    for seed in range(6):
+        torch.manual_seed(seed)
+        layer = nn.Conv1d(2, 5, 4)
+        layer.weight.data = torch.randn(5, 1, 1) * torch.randn(1, 2, 4)
+        spectral_norm(layer, input_shape=(2, 170), missed=1e-6)
+        assert HELD[0] <= true_gain(layer, (2, 170)) <= HELD[1]
+
+
+def test_a_checkpoint_meets_the_same_tensors_again():
+    from torch.utils.checkpoint import checkpoint
+
+    torch.manual_seed(0)
+    layer = spectral_norm(nn.Conv2d(3, 16, 3, padding=1), input_shape=(3, 12, 12))
+    optimiser = torch.optim.SGD(layer.parameters(), 0.1)
+    x = torch.randn(4, 3, 12, 12)
+    for _ in range(3):
+        optimiser.zero_grad()
+        checkpoint(layer, x, use_reentrant=False).square().sum().backward()
+        found = layer.parametrizations.weight.original.grad.clone()
+        optimiser.zero_grad()
+        layer(x).square().sum().backward()
+        truth = layer.parametrizations.weight.original.grad
+        assert (found - truth).norm() < 1e-4 * truth.norm()
+        optimiser.step()
+
+
+def test_the_meta_device_has_no_numbers_to_divide_by():
+    with torch.device("meta"):
+        layer = spectral_norm(nn.Conv2d(3, 16, 3, padding=1, bias=False), input_shape=(3, 12, 12))
+    assert layer(torch.empty(2, 3, 12, 12, device="meta")).shape == (2, 16, 12, 12)
+    layer = layer.to_empty(device="cpu")
+    nn.init.normal_(layer.parametrizations.weight.original)
+    assert HELD[0] <= true_gain(layer, (3, 12, 12)) <= HELD[1]
+
+
+def test_hooks_and_forwards_of_their_own_count():
+    class Louder(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            return 10 * super()._conv_forward(x, weight, bias)
+
+    layer = Louder(3, 4, 3, padding=1).double()
+    assert abs(operator_norm(layer, (3, 9, 9)) / torch.linalg.matrix_norm(formed(layer, (3, 9, 9)), 2) - 1) < 1e-8
+    hooked = nn.Conv2d(3, 4, 3, padding=1).double()
+    hooked.register_forward_hook(lambda module, x, y: 10 * y)
+    assert abs(operator_norm(hooked, (3, 9, 9)) / torch.linalg.matrix_norm(formed(hooked, (3, 9, 9)), 2) - 1) < 1e-8
+    for one in (layer, hooked):
+        with pytest.raises(TypeError, match="takes a Linear"):
+            spectral_norm(one, input_shape=(3, 9, 9))
+
+
+def test_half_precision_in_a_module_and_at_its_largest_number():
+    module = nn.Sequential(nn.Conv2d(2, 3, 3)).bfloat16()
+    truth = torch.linalg.matrix_norm(formed(copy.deepcopy(module[0]).double(), (2, 9, 9)), 2)
+    assert abs(operator_norm(module, (2, 9, 9)).double() / truth - 1) < 1e-2
+    layer = nn.Linear(300, 200).half()
+    layer.weight.data.fill_(6e4)
+    spectral_norm(layer)
+    assert abs(true_gain(layer, (300,)) - 1) < 2e-3
+
+
+def test_a_weight_can_be_assigned():
+    layer = spectral_norm(nn.Linear(3, 2))
+    layer.weight = torch.eye(2, 3) * 7
+    assert torch.allclose(layer.weight, torch.eye(2, 3), atol=1e-3)
+    with pytest.raises(ValueError, match="tol must be"):
+        operator_norm(layer, tol=-1.0)
+
+
 # --- the state of the last step ---------------------------------------------------------------------------------------
 
 

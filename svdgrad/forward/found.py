@@ -77,6 +77,11 @@ class Ritz(NamedTuple):
     """δ for which the probability of a value above σ(1 + δ) is at most what was asked for: ``resolution``, or less"""
 
 
+def counts(steps: int, products: int, *measured: float) -> tuple[Tensor, ...]:
+    """What an iteration counted, as tensors on the CPU, the last of ``Ritz`` and of ``RitzBlock``."""
+    return *torch.tensor([steps, products], device="cpu"), *torch.tensor(measured, dtype=torch.float64, device="cpu")
+
+
 class ConvergenceError(ArithmeticError):
     """An iteration ran out of steps before its residual reached the tolerance, or before it was improbable enough that
     it had missed a singular value above σ(1 + ``RESOLUTION``).

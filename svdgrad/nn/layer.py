@@ -83,14 +83,14 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
     """The map of a Linear, Conv or ConvTranspose layer; None for another Module, or one with a forward of its own."""
     if not isinstance(layer, nn.Module):
         raise TypeError(f"layer must be a torch.nn.Module, found {type(layer).__name__}")
+    if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
+        raise ValueError(f"a {type(layer).__name__} has no weight yet: call it once on an input")
     shape = _shape(input_shape)
     for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED):
-        if isinstance(layer, kind) and type(layer).forward is kind.forward:
+        if isinstance(layer, kind) and type(layer).forward is kind.forward and not _is_its_own(layer, kind):
             break
     else:
         return None
-    if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
-        raise ValueError(f"a {type(layer).__name__} has no weight yet: call it once on an input")
     name = kind.__name__
     if isinstance(layer, nn.Linear):
         shape = (layer.in_features,) if shape is None else shape
@@ -117,6 +117,14 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
     if not fits:
         raise ValueError(f"an input of shape {shape} does not fit {layer}: the output would be empty")
     return LinearMap(name, shape, product, _circle(layer, shape, tuple(out.shape[2:])))
+
+
+def _is_its_own(layer: nn.Module, kind: type) -> bool:
+    """Whether hooks, as those of pruning, or a part of forward that a subclass replaced, change what it applies."""
+    inner = "_conv_forward"
+    return bool(layer._forward_hooks or layer._forward_pre_hooks) or (
+        getattr(type(layer), inner, None) is not getattr(kind, inner, None)
+    )
 
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

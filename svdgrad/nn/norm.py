@@ -1,5 +1,6 @@
 """The gain of a layer: σ of the linear map that it applies, and a number that σ does not exceed."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ..auto import GRAM_UP_TO, How
 from ..certificate import check_missed
 from ..forward import Lanczos, Ritz, RitzBlock, Rows, Triplet
 from ..forward.basis import noise
+from ..forward.lanczos import check_stopping
 from ..operator import Operator
 from ..operators import operator_of
 from ..rule import differentiable_triplet
@@ -55,12 +57,19 @@ def found(A: Operator, v0: Tensor | None, method: Lanczos) -> tuple[Triplet, Rit
     with torch.no_grad():
         sigma, u, v, *known = find_triplet(plain, v0, How(0, method, SOLVERS["cg"]))
     left = Ritz(*known)
-    how = How(0, Found(Triplet(sigma, u, v), left), SOLVERS["cg"])
+    # of the other Ritz vectors none is kept: they would help second derivatives only, and a checkpoint that calculates
+    # again, from a state that has moved on, must meet tensors of the same shapes
+    first = left._replace(S=left.S[:1], W=left.W[:, :1])
+    how = How(0, Found(Triplet(sigma, u, v), first), SOLVERS["cg"])
     return differentiable_triplet(A, None, how), left
 
 
 def operator_norm(
-    layer: nn.Module, input_shape: Sequence[int] | None = None, tol: float | None = None, missed: float = 1e-3
+    layer: nn.Module,
+    input_shape: Sequence[int] | None = None,
+    tol: float | None = None,
+    missed: float = 1e-3,
+    maxiter: int | None = None,
 ) -> Tensor:
     """The gain σ = max ‖A x‖/‖x‖ of a layer x ↦ A x + b, differentiable: dσ = uᵀ dA v.
 
@@ -77,10 +86,12 @@ def operator_norm(
         The shape of one input, without the batch: (channels, height, width) for Conv2d. The gain of all layers but
         Linear depends on it.
     tol : float, optional
-        The relative error of σ to stop at: at a residual of √tol, since the error of σ is about its square (default:
-        ten times the unit roundoff). The gradient's error is of the size of √tol over the gap to σ₂.
+        The iteration stops at a residual of √tol, since the error of σ is its square over the gap to σ₂, and not more
+        than itself (default: 1e-12 in double, 1e-8 in single precision). The gradient's error is √tol over the gap.
     missed : float, optional
         The probability that a value above 1.001 σ may be missed.
+    maxiter : int, optional
+        The steps after which it gives up (default: 1000, or as many as the layer has inputs or outputs if fewer).
 
     Returns
     -------
@@ -93,7 +104,9 @@ def operator_norm(
         ``layer`` is no Module; ``input_shape`` is not integers.
     ValueError
         ``input_shape`` is missing where the gain depends on it, or does not fit; the layer is not affine (a ReLU,
-        dropout in training); a weight is NaN or Inf.
+        dropout in training), as far as three products show; a weight is NaN or Inf.
+    ConvergenceError
+        The iteration ran out of steps, as for a long signal, the values of which lie close: loosen tol.
 
     Notes
     -----
@@ -110,16 +123,12 @@ def operator_norm(
     tensor(True)
     """
     check_missed(missed)
+    check_stopping(tol, maxiter)
     A = linear_map(layer, input_shape)
     if A is None:
-        return _of_module(layer, input_shape, tol, missed)
+        return _of_module(layer, input_shape, tol, missed, maxiter)
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    return gain(A, weight, tol, missed)
-
-
-def gain(A: LinearMap, weight: Tensor, tol: float | None = None, missed: float = 1e-3) -> Tensor:
-    """σ of A(weight)."""
     W = weight.to(torch.promote_types(weight.dtype, torch.float32))
     with plain_mode(), full_precision((W,)):
         check_finite(W)
@@ -127,7 +136,7 @@ def gain(A: LinearMap, weight: Tensor, tol: float | None = None, missed: float =
         if small is not None:
             sigma = norm_of_matrix(small)
         else:
-            sigma = differentiable_triplet(A.operator(W), None, _how(W, tol, missed)).sigma
+            sigma = differentiable_triplet(A.operator(W), None, _how(W, tol, missed, maxiter)).sigma
     return sigma.to(weight.real.dtype)
 
 
@@ -140,9 +149,9 @@ def check_finite(weight: Tensor) -> None:
         )
 
 
-def _how(like: Tensor, tol: float | None, missed: float) -> How:
-    tol = 10 * torch.finfo(like.dtype).eps if tol is None else tol
-    return How(0, Lanczos(math.sqrt(tol), None, missed), SOLVERS["cg"])
+def _how(like: Tensor, tol: float | None, missed: float, maxiter: int | None) -> How:
+    tol = (1e-12 if torch.finfo(like.dtype).bits == 64 else 1e-8) if tol is None else tol
+    return How(0, Lanczos(math.sqrt(tol), maxiter, missed), SOLVERS["cg"])
 
 
 def small_matrix(A: LinearMap, W: Tensor) -> Tensor | None:
@@ -150,7 +159,9 @@ def small_matrix(A: LinearMap, W: Tensor) -> Tensor | None:
     if A.circle is not None:
         blocks = A.circle.blocks(W)
         with torch.no_grad():  # of the norms only one is to be differentiated
-            squares = blocks @ blocks.mH if blocks.shape[-2] <= blocks.shape[-1] else blocks.mH @ blocks
+            scale = blocks.abs().amax()  # or squares would leave the range of numbers
+            unit = blocks / torch.where(scale > 0, scale, 1)
+            squares = unit @ unit.mH if unit.shape[-2] <= unit.shape[-1] else unit.mH @ unit
             largest = torch.linalg.eigvalsh(squares)[:, -1].argmax()
         return blocks.index_select(0, largest.reshape(1))[0]
     if A.product is None:
@@ -160,7 +171,9 @@ def small_matrix(A: LinearMap, W: Tensor) -> Tensor | None:
     return None
 
 
-def _of_module(layer: nn.Module, input_shape: Sequence[int] | None, tol: float | None, missed: float) -> Tensor:
+def _of_module(
+    layer: nn.Module, input_shape: Sequence[int] | None, tol: float | None, missed: float, maxiter: int | None
+) -> Tensor:
     if input_shape is None:
         raise ValueError(
             f"the gain of a {type(layer).__name__} depends on the size of its input: give input_shape, without the "
@@ -178,9 +191,10 @@ def _of_module(layer: nn.Module, input_shape: Sequence[int] | None, tol: float |
 
     with plain_mode(), full_precision((zero,)):
         if not transformed():
-            check_affine(layer, product(layer, x[0]), product(layer, -2 * x[0]))
+            single = layer if zero.dtype == like.dtype else copy.deepcopy(layer).to(zero.dtype)
+            check_affine(layer, product(single, x[0]), product(single, -2 * x[0]))
         A, _ = operator_of(product, layer, zero[0], None)
-        triplet: Triplet = differentiable_triplet(A, None, _how(zero, tol, missed))
+        triplet: Triplet = differentiable_triplet(A, None, _how(zero, tol, missed, maxiter))
     sigma: Tensor = triplet.sigma.to(like.real.dtype)
     return sigma
 
@@ -210,7 +224,8 @@ def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, fail
     Raises
     ------
     ValueError
-        ``failure`` is below what rounding allows, about 1e-13, or not a probability; what ``operator_norm`` raises.
+        ``failure`` is below what rounding allows, some 1e-14 for a large layer, or not a probability; what
+        ``operator_norm`` raises.
     TypeError
         A Module of another kind.
 

@@ -1,6 +1,7 @@
 """``spectral_norm``: a parametrization that keeps the true gain of a layer at a bound."""
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -40,7 +41,9 @@ def spectral_norm(
 
     After every forward, in training and in evaluation,
 
-        true gain ≤ bound · (1 + tol)   with probability 1 − missed,   and   true gain ≥ 0.997 bound.
+        true gain ≤ bound · (1 + tol)   with probability 1 − missed,
+
+    and unless ``maxiter`` stops it, or tol is larger than that, true gain ≥ 0.997 bound.
 
     ``torch.nn.utils.parametrizations.spectral_norm`` has the same form, and divides by the norm of the kernel as a
     matrix, from a step of power iteration; for a convolution that is another number than its gain.
@@ -83,10 +86,15 @@ def spectral_norm(
     Notes
     -----
     State: the right singular vector of the last forward, in a buffer, from which the next starts. A weight that has not
-    changed since costs one product; a layer of few inputs is formed, and needs no state. The gradient is that of W/σ,
-    σ included; of a second derivative, the error is √tol over the gap, of which a NearTieWarning tells.
-    A weight of zeros stays one. float16 and bfloat16 weights are rounded after the division: add their roundoff to tol.
-    Under torch.compile it runs outside the compiled region; torch.export takes σ = ‖A v‖ with the last v.
+    changed since costs three products; a layer of few inputs is formed, and needs no state. The gradient is that of
+    W/σ, σ included, from v as it is: its error, and that of a second derivative, is at most √tol over the gap, and a
+    second derivative warns of it.
+    The options of the layer are read now: after a change of its stride or padding, or of the shape of its input,
+    register it again. A weight of zeros stays one, and one on the meta device as it is. float16 and bfloat16 weights
+    are rounded after the division: add their roundoff to tol.
+    Under torch.compile it runs outside the compiled region, so ``fullgraph=True`` is refused. torch.export keeps what
+    the last forward found, σ = ‖A v‖ and what may exceed it: call the layer once before, for a weight that has changed
+    since is exported without the promise.
     Source: the book, chapter *In training* (eq-held).
 
     Examples
@@ -132,7 +140,7 @@ class SpectralNorm(nn.Module):
     excess: Tensor
     """δ for which the gain may exceed ‖A v‖(1 + δ) with the probability ``missed``"""
     seen: Tensor
-    """the fingerprint of the weight that both belong to"""
+    """the fingerprint of both, and of the weight and the options that they belong to"""
 
     def __init__(
         self, A: LinearMap, weight: Tensor, bound: float, tol: float, missed: float, soft: bool, maxiter: int | None
@@ -147,6 +155,8 @@ class SpectralNorm(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=like.device))
 
     def forward(self, weight: Tensor) -> Tensor:
+        if weight.is_meta:  # no numbers, and nothing to divide by
+            return weight
         if torch.compiler.is_exporting():
             sigma = self._as_last_seen(weight)
         else:
@@ -156,8 +166,12 @@ class SpectralNorm(nn.Module):
                 refuse_transforms()
             sigma = _gain(self, weight)
         # a weight of zeros has the gain 0, and nothing to divide by
-        factor = self.bound / torch.where(sigma > 0, sigma, 1.0).to(weight.real.dtype)
-        return weight * (factor.clamp(max=1.0) if self.soft else factor)
+        factor = self.bound / torch.where(sigma > 0, sigma, 1.0)
+        return (weight * (factor.clamp(max=1.0) if self.soft else factor)).to(weight.dtype)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """``layer.weight = W`` sets the weight that is divided."""
+        return weight
 
     def _as_last_seen(self, weight: Tensor) -> Tensor:
         """What ``_gain`` is for a weight that has not changed since, by operations that torch.export takes."""
@@ -176,6 +190,19 @@ class SpectralNorm(nn.Module):
         over: Tensor = (1 + excess) / (1 + self.tol)
         return over.clamp(min=1.0)
 
+    def fingerprint(self, weight: Tensor) -> Tensor:
+        """The bits of a weighted sum of all numbers of the weight and the state, the weights told by the options.
+
+        What differs has the same with a probability of 1e-16. A copy of the weight would tell as well, but takes
+        memory, and a state that is loaded could not be told to belong to it.
+        """
+        seed = zlib.crc32(repr((self.A, self.method)).encode())
+        with torch.no_grad():
+            parts = [weight.detach(), self.v, self.excess]
+            wide = torch.cat([x.to(torch.promote_types(x.dtype, torch.float64)).reshape(-1) for x in parts])
+            total = wide @ noise(wide.numel(), wide, seed)
+            return (torch.view_as_real(total).sum() if total.is_complex() else total).view(torch.int64)
+
     def extra_repr(self) -> str:
         return f"bound={self.bound:g}, input_shape={self.A.input_shape}" + ", soft=True" * self.soft
 
@@ -189,29 +216,20 @@ def _gain(norm: SpectralNorm, weight: Tensor) -> Tensor:
         if small is not None:
             return norm_of_matrix(small)
         A, v0 = norm.A.operator(W), norm.v.to(W)
+        if not transformed() and not (v0.isfinite().all() and v0.any()):  # a state that was lost
+            v0 = noise(norm.A.size, W)
         if transformed() or in_forward_mode():  # where no state can be kept, nor the numbers be read
             method = replace(norm.method, maxiter=None, best=False)
             triplet: Triplet = differentiable_triplet(A, v0, How(0, method, SOLVERS["cg"]))
             return triplet.sigma * norm.margin(norm.excess.new_tensor(method.resolution))
-        seen = fingerprint(weight.detach())
-        same = torch.equal(seen, norm.seen)
+        same = torch.equal(norm.fingerprint(weight), norm.seen)
         (sigma, _, v), left = found(A, v0, _TRUSTING if same else norm.method)
         if not same:
             with torch.no_grad():
                 norm.v.copy_(v)
                 norm.excess.copy_(left.excess)
-                norm.seen.copy_(seen)
+                norm.seen.copy_(norm.fingerprint(weight))
         return sigma * norm.margin(norm.excess.clone())
 
 
 _TRUSTING = Lanczos(1.0, 1, None, best=True)
-
-
-def fingerprint(weight: Tensor) -> Tensor:
-    """The bits of a weighted sum of all numbers: two weights that differ have the same with a probability of 1e-16.
-
-    A copy of the weight would tell as well, but takes memory, and a saved state could not be told to belong to it.
-    """
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float64)).reshape(-1)
-    total = wide @ noise(wide.numel(), wide, seed=2)
-    return torch.view_as_real(total).sum().view(torch.int64) if total.is_complex() else total.view(torch.int64)
