@@ -27,7 +27,7 @@ lint: setup ## the formatter, the linter and the type checker; `.venv/bin/ruff f
 	@$(BIN)/python -m mypy --no-error-summary
 
 check: lint ## a first answer within a minute, for people at work; ARGS="-k name"
-	@$(PYTEST) tests -m "not slow" -k "not (notebooks or site or compare or benchmarks or jax or planted or oracles or parity or block or compile or certificate or devices)" -q $(ARGS)
+	@$(PYTEST) tests -m "not slow" -k "not (notebooks or site or explorer or compare or benchmarks or jax or planted or oracles or parity or block or compile or certificate or devices)" -q $(ARGS)
 
 test: lint ## unit tests, doctests, notebooks against their stored outputs, the pages in a browser; ARGS="-k name"
 	@tools/browser.sh

@@ -4,9 +4,7 @@ The pages are built from the notebooks' stored outputs, so this takes seconds, n
 seen is left as pictures in _build/looks.
 """
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +129,19 @@ def undescribed_images(site: Path) -> list[str]:
     return found
 
 
+def solutions_with_other_folds(site: Path) -> list[str]:
+    """Solutions that take more than one click: one that holds a fold, and a hidden cell that is outside of its box."""
+    found = []
+    for page in html_files(site):
+        soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        for box in soup.select("div.solution"):
+            if "dropdown" not in box["class"] or box.find("details"):
+                found.append(f"{page.relative_to(site)}: {box.get_text()[:60]!r} should be the only fold of a solution")
+        outside = [cell for cell in soup.select("div.tag_hide-cell") if not cell.find_parent("div", class_="solution")]
+        found += [f"{page.relative_to(site)}: {cell.get_text()[:60]!r} is in no solution" for cell in outside]
+    return found
+
+
 def test_nothing_comes_from_the_network(site):
     assert remote_assets(site) == []
 
@@ -141,6 +152,10 @@ def test_links_lead_somewhere(site):
 
 def test_images_are_described(site):
     assert undescribed_images(site) == []
+
+
+def test_a_solution_is_one_fold(site):
+    assert solutions_with_other_folds(site) == []
 
 
 PLANTED = {
@@ -157,6 +172,20 @@ PLANTED = {
 def test_a_planted_remote_asset_is_found(tmp_path, html):
     (tmp_path / "page.html").write_text(f"<p>text</p>{html}", encoding="utf-8")
     assert len(remote_assets(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("faults", "html"),
+    [
+        (0, '<div class="solution dropdown"><p>why</p><div class="cell tag_hide-cell">code</div></div>'),
+        (1, '<div class="solution dropdown"><div class="cell"><details>code</details></div></div>'),
+        (1, '<div class="solution">why</div>'),
+        (1, '<div class="solution dropdown">why</div><div class="cell tag_hide-cell"><details>code</details></div>'),
+    ],
+)
+def test_planted_folds_are_found(tmp_path, faults, html):
+    (tmp_path / "page.html").write_text(html, encoding="utf-8")
+    assert len(solutions_with_other_folds(tmp_path)) == faults
 
 
 def test_planted_links_and_images_are_found(tmp_path):
@@ -221,46 +250,6 @@ LOOK = r"""
   return faults.concat([...poor.values()]);
 }
 """
-
-
-def runs(*command) -> bool:
-    return subprocess.run(command, capture_output=True).returncode == 0
-
-
-def find_chromium() -> str | None:
-    """The first browser that runs: on Ubuntu a command of that name may exist and only ask for a snap."""
-    for name in filter(None, [os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome"]):
-        path = shutil.which(name)
-        if path and runs(path, "--version"):
-            return path
-    return None
-
-
-@pytest.fixture(scope="session")
-def browser():
-    path = find_chromium()
-    missing = "" if path else "no Chromium found: install Chromium or Google Chrome, or set CHROMIUM to its path"
-    if path and not runs(sys.executable, "-m", "playwright", "--version"):
-        missing = (
-            "Playwright's driver does not run: install the package libatomic1 "
-            "(`python -m playwright --version` says why)"
-        )
-    if missing:
-        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    # no sandbox, because root has none; no background networking, so that a request is the page's
-    flags = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--no-proxy-server",
-    ]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=flags)
-        yield chromium
-        chromium.close()
 
 
 def console_faults(message) -> list[str]:

@@ -1,10 +1,15 @@
 """Sphinx extension of this book: MathJax from an installed package, no thebe, and svdgrad importable."""
 
 import importlib.util
+import itertools
 import os
 import shutil
 import sys
 from pathlib import Path
+
+from docutils import nodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx_exercise.nodes import solution_node
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,6 +52,24 @@ def drop_thebe(app, pagename, templatename, context, doctree) -> None:
     ]
 
 
+class OneFoldPerSolution(SphinxPostTransform):
+    """The hidden cells after a solution move into its box: one click shows the whole solution."""
+
+    default_priority = 190  # before myst_nb, at 199, folds each hidden cell by itself
+
+    def run(self, **kwargs):
+        for solution in list(self.document.findall(solution_node)):
+            rest = solution.parent[solution.parent.index(solution) + 1 :]
+            for cell in itertools.takewhile(is_hidden_cell, rest):
+                solution.parent.remove(cell)
+                del cell["hide_mode"]
+                solution += cell
+
+
+def is_hidden_cell(node) -> bool:
+    return isinstance(node, nodes.container) and node.get("hide_mode") == "all"
+
+
 def setup(app):
     # svdgrad, for autodoc here and for the kernels that execute the notebooks, even where it is not installed
     sys.path.insert(0, str(ROOT))
@@ -57,6 +80,7 @@ def setup(app):
     os.environ.pop("MPLBACKEND", None)
 
     app.connect("config-inited", lambda app, config: setattr(config, "mathjax_path", "mathjax/tex-chtml.js"))
+    app.add_post_transform(OneFoldPerSolution)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("build-finished", copy_mathjax)
     return {"version": "0.1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,8 +1,9 @@
 """The book's equipment: what its chapters check, draw and compare with. Nothing of the package itself imports it."""
 
-from .checks import check, grade, relative_error
+from .checks import check, relative_error
 from .contest import device, loss_vectors
 from .figures import COLORS, MARKERS, figure, reference_slope
+from .grading import grade
 
 __all__ = [
     "COLORS",

@@ -44,24 +44,6 @@ def check(
     print(f"{claim}: {what} about {decade:g}, {' and '.join(bounds)}")
 
 
-def grade(answer: Any, truth: Any, below: float = 1e-8) -> None:
-    """Tell the reader how an exercise stands: an answer of None is not one yet, any other is compared with the truth.
-
-    >>> grade(None, 2.0)
-    nothing to check yet: put your answer where None stands
-    >>> grade(2.0, 2.0)
-    right: relative error below 1e-08
-    >>> grade(3.0, 2.0)
-    not yet: relative error 0.5
-    """
-    if answer is None:
-        print("nothing to check yet: put your answer where None stands")
-    elif (error := relative_error(answer, truth)) < below:
-        print(f"right: relative error below {below:g}")
-    else:
-        print(f"not yet: relative error {error:.2g}")
-
-
 def relative_error(found: Any, truth: Any) -> float:
     """‖found − truth‖ / ‖truth‖ in the Frobenius norm, in float64 on the CPU, for tensors and arrays alike; 0/0 counts
     as 0.
