@@ -4,7 +4,7 @@ PYTHON ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint check book test slow mutants notebooks bench card clean
+.PHONY: help setup book pdf lab lint check test slow mutants notebooks bench card clean
 
 # two workers, a file to each, and one thread of arithmetic to a worker: more threads than cores only wait for each other
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -21,13 +21,27 @@ book: setup ## execute every notebook and render the book; any warning is an err
 	@$(BIN)/jupyter-book build -W --keep-going .
 	@echo "book: $(CURDIR)/_build/html/index.html"
 
+# a package that only one target needs, installed when it is first asked for: $(call need,module,requirement)
+need = $(BIN)/python -c "import $(1)" 2>/dev/null || $(BIN)/python -m pip --disable-pip-version-check --quiet install $(2)
+PYPDF = pypdf==7.1.1
+
+pdf: setup ## the whole book as one PDF, from the stored outputs, printed by Chromium
+	@tools/browser.sh
+	@$(call need,pypdf,$(PYPDF))
+	@$(BIN)/python tools/pdf.py
+
+lab: setup ## the chapters in JupyterLab, with exercises and equations as on the pages; ARGS="--no-browser"
+	@$(call need,jupyterlab_myst,jupyterlab==4.6.6 jupyterlab-myst==2.7.0)
+	@$(BIN)/python -m svdgrad.check_env
+	@$(BIN)/jupyter lab --notebook-dir=book $(ARGS)
+
 lint: setup ## the formatter, the linter and the type checker; `.venv/bin/ruff format` mends what the first finds
 	@$(BIN)/ruff format --check --quiet . || { echo "lint: run .venv/bin/ruff format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python -m mypy --no-error-summary
 
 check: lint ## a first answer within a minute, for people at work; ARGS="-k name"
-	@$(PYTEST) tests -m "not slow" -k "not (notebooks or site or explorer or compare or benchmarks or jax or planted or oracles or parity or block or compile or certificate or devices)" -q $(ARGS)
+	@$(PYTEST) tests -m "not slow" -k "not (notebooks or site or explorer or exercises or open_and_run or which_call or compare or benchmarks or jax or planted or oracles or parity or block or compile or certificate or devices)" -q $(ARGS)
 
 test: lint ## unit tests, doctests, notebooks against their stored outputs, the pages in a browser; ARGS="-k name"
 	@tools/browser.sh
@@ -36,11 +50,13 @@ test: lint ## unit tests, doctests, notebooks against their stored outputs, the 
 
 slow: setup ## the tests marked slow, which make test leaves out; ARGS="-k name"
 	@tools/browser.sh
+	@$(call need,check_jsonschema,check-jsonschema==0.39.0) || echo "slow: no check-jsonschema, so nobody looks at the workflow"
+	@$(call need,pypdf,$(PYPDF)) || echo "slow: no pypdf, so nobody looks at the PDF"
 	@echo "slow: pytest -m slow $(ARGS)"
 	@$(PYTEST) -m slow $(ARGS)
 
 mutants: setup ## plant small faults in the package, list those that no test notices; ARGS="adjoint/schur.py --sample 30"
-	@$(BIN)/python -c "import cosmic_ray" 2>/dev/null || $(BIN)/python -m pip install --quiet cosmic-ray==8.7.0
+	@$(call need,cosmic_ray,cosmic-ray==8.7.0)
 	@$(BIN)/python tools/mutants.py $(ARGS)
 
 notebooks: setup ## execute the notebooks and store their outputs; NB="book/border.ipynb ..." for some of them

@@ -73,7 +73,8 @@ def compiled_triplet(
     ):
         return triplet_module._singular_triplet(A, index, forward, adjoint, tol, maxiter, v0, missed)
     X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
-    sigma, u, v, *_ = triplet(X.leaves[0], v0, index, how.forward.name, name_of(how.adjoint))
+    start = None if v0 is None else v0.detach()
+    sigma, u, v, *_ = triplet(X.leaves[0], start, index, how.forward.name, name_of(how.adjoint))
     return Triplet(sigma, u, v).to(A.dtype)
 
 

@@ -83,11 +83,9 @@ def diagnose(
     adjoint          spectral
     """
     if k is not None:
-        if index != 0 or v0 is not None:
-            raise ValueError(
-                f"k asks for the k largest triplets, found index={index} or a v0 beside it: leave them out"
-            )
-        return _of_many(A, k, forward, adjoint, tol, maxiter, missed)
+        if index != 0:
+            raise ValueError(f"k asks for the k largest triplets, found index={index} beside it: leave it out")
+        return _of_many(A, k, forward, adjoint, tol, maxiter, v0, missed)
     X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
     if len(A.shape) != 2:
         raise ValueError(f"diagnose takes one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
@@ -128,15 +126,16 @@ def _of_many(
     adjoint: AdjointName | Solver,
     tol: float | None,
     maxiter: int | None,
+    v0: Tensor | None,
     missed: float | None,
 ) -> Diagnosis:
-    X, how = prepare_many(A, k, forward, adjoint, tol, maxiter, missed, core=False)
+    X, how, start = prepare_many(A, k, forward, adjoint, tol, maxiter, v0, missed, core=False)
     if how.k is None:
         return diagnose(A, 0, forward, adjoint, tol, maxiter, None, missed)
     if len(A.shape) != 2:
         raise ValueError(f"diagnose takes one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
     X = X.at([x.detach() for x in X.leaves])
-    core, U, V, *left = find_triplet(X, None, how)
+    core, U, V, *left = find_triplet(X, start, how)
     sigma, known = core.diagonal().real, how.left(left)
     with full_precision(X.leaves):
         beyond = following(*X.shape, how.k, known.S)

@@ -173,14 +173,15 @@ def check_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
         )
 
 
-def check_cut(m: int, n: int, sigma: Tensor, following: Tensor | None) -> None:
-    """``check_gap`` for k triplets: by σₖ − σₖ₊₁, with 0 for the value after min(m, n) of them if m ≠ n.
+def check_cut(m: int, n: int, sigma: Tensor, following: Tensor | None, wanted: Tensor) -> None:
+    """``check_gap`` for k triplets: by the distance to σₖ₊₁ of those that are ``wanted (..., k)``, with 0 for the value
+    after min(m, n) of them if m ≠ n.
 
     With k = m = n there is nothing outside, and σₖ itself is what may not be zero.
     """
     if sigma.numel() == 0:
         return
-    gap = relative_cut(sigma.detach(), following)
+    gap = relative_cut(sigma.detach(), following, wanted)
     if not gap > tie(m, n, sigma.dtype):
         where = "σₖ from zero" if following is None or not following.any() else "σₖ from σₖ₊₁"
         raise TieError(
@@ -199,10 +200,20 @@ def check_cut(m: int, n: int, sigma: Tensor, following: Tensor | None) -> None:
         )
 
 
-def relative_cut(sigma: Tensor, following: Tensor | None) -> float:
-    """(σₖ − σₖ₊₁)/σ₁, the smallest of a batch."""
-    last, first = sigma[..., -1], sigma[..., 0]
-    return ((last if following is None else last - following) / first).nan_to_num(0.0).min().clamp_min(0).item()
+def relative_cut(sigma: Tensor, following: Tensor | None, wanted: Tensor | None = None) -> float:
+    """(σᵢ − σₖ₊₁)/σ₁, the smallest of those wanted, and of a batch; infinite where none is."""
+    if wanted is None and sigma.ndim == 1:  # by Python's numbers, of which each costs less than a call
+        values, beyond = sigma.tolist(), 0.0 if following is None else following.item()
+        return float(max(0.0, values[-1] - beyond) / values[0]) if values[0] > 0 else 0.0
+    last = sigma[..., -1] if wanted is None else torch.where(wanted, sigma, torch.inf).amin(-1)
+    gap = (last if following is None else last - following) / sigma[..., 0]
+    return gap.nan_to_num(0.0, torch.inf).min().clamp_min(0).item()
+
+
+def tied_with_the_rest(m: int, n: int, sigma: Tensor, following: Tensor | None) -> Tensor:
+    """Which of k triplets are no functions of A, since σᵢ equals σₖ₊₁ up to rounding: of the shape of σ."""
+    distance = sigma if following is None else sigma - following.unsqueeze(-1)
+    return ~(distance > tie(m, n, sigma.dtype) * sigma[..., :1])
 
 
 def following(m: int, n: int, k: int, S: Tensor) -> Tensor | None:

@@ -160,18 +160,20 @@ def prepare_many(
     adjoint: AdjointName | Solver,
     tol: float | None,
     maxiter: int | None,
+    v0: Tensor | None,
     missed: float | None,
     core: bool,
-) -> tuple[Dense | Sparse, How]:
-    """As ``prepare``, for the k dominant triplets."""
+) -> tuple[Dense | Sparse, How, Tensor | None]:
+    """As ``prepare``, for the k dominant triplets, and the rows to start from."""
     X, how = prepare(A, 0, forward, "auto", tol, maxiter, None, missed)
     if isinstance(X, Dense) and forward == "auto":
         check_k(k, *X.shape)
         found = method(forward, choose(X.A, 0, int(k)), tol, maxiter, missed)
         how = How(0, found, solver("auto", found))
     check_k(k, *X.shape)
-    if k == 1:  # one vector, certified, with every method and solver
-        return X, How(0, how.forward, solver(adjoint, how.forward))
+    start = None if v0 is None else _rows_to_start_from(v0, X, forward, how)
+    if k == 1 and start is None:  # one vector, certified, with every method and solver
+        return X, How(0, how.forward, solver(adjoint, how.forward)), None
     if adjoint != "auto" and solver(adjoint, how.forward) != how.adjoint:
         raise ValueError(
             f"adjoint must be 'auto' or {name_of(how.adjoint)!r} for k triplets after {how.forward.name!r}, found "
@@ -179,7 +181,29 @@ def prepare_many(
         )
     if isinstance(X, Dense):
         X = Dense(X.A, rows=True)
-    return X, How(0, how.forward, how.adjoint, int(k), core, torch.finfo(A.dtype).eps)
+    return X, How(0, how.forward, how.adjoint, int(k), core, torch.finfo(A.dtype).eps), start
+
+
+def _rows_to_start_from(v0: Tensor, A: Dense | Sparse, forward: ForwardName | Method, how: How) -> Tensor | None:
+    """The columns of v0 as rows, where there is an iteration to start; an error for what is no such columns."""
+    if forward != "auto" and how.forward.name != "lanczos":
+        raise ValueError(
+            f"forward {how.forward.name!r} does not iterate, found v0: only 'lanczos' starts from it, and 'auto' where "
+            "it chooses that"
+        )
+    if not isinstance(v0, Tensor):
+        raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
+    check_not_meta("v0", v0)
+    if v0.is_complex() and not A.vector.is_complex():
+        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
+    batch, n = A.A.shape[:-2] if isinstance(A, Dense) else (), A.shape[1]
+    fits = v0.ndim >= 2 and v0.shape[-2] == n and v0.shape[-1] > 0 and v0.ndim - 2 <= len(batch)
+    if not fits or any(size not in (1, own) for size, own in zip(v0.shape[:-2][::-1], batch[::-1])):
+        raise ValueError(
+            f"v0 must hold columns to start from, of shape ({n}, j), or one such for each matrix of a batch "
+            f"{tuple(batch)}, found shape {tuple(v0.shape)}: the V of a step before has it, and a vector is v0[:, None]"
+        )
+    return v0.mT if how.forward.name == "lanczos" else None
 
 
 def check_sparse(A: Tensor | Sparse, how: How, v0: Tensor | None) -> None:

@@ -4,12 +4,14 @@ Vectors are rows here: σ (..., k), U (..., k, m), V (..., k, n), so that uᵢ�
 """
 
 import warnings
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from .gap import NearTieWarning, TieError, expected_error, level_of_the_caller, near_tie, tie
+from .transforms import in_forward_mode
 
 
 def hermitian(X: Tensor) -> Tensor:
@@ -49,6 +51,9 @@ def closest(sigma: Tensor) -> float:
     """The smallest distance of two kept values, over σ₁; infinite for one."""
     if sigma.shape[-1] == 1 or sigma.numel() == 0:
         return float("inf")
+    if sigma.ndim == 1:  # one look, and the rest by Python's numbers
+        values: list[float] = sigma.tolist()
+        return min(x - y for x, y in pairwise(values)) / values[0] if values[0] > 0 else 0.0
     return (-sigma.diff(dim=-1).amax(-1) / sigma[..., 0]).nan_to_num(0.0).min().item()
 
 
@@ -92,7 +97,13 @@ def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor, Phi: Tensor, Psi: T
     Mᵢⱼ = hᵢⱼ + (a − b)ᵢⱼ/(σᵢ + σⱼ) + wᵢⱼ/(σⱼ − σᵢ),   w = a + b + [S, h] where that is more than rounding, else 0.
     """
     W, difference, size = numerators(U, V, Phi, Psi)
-    divide = seen(W, size, eps) & apart(sigma.detach(), U.shape[-1], V.shape[-1])
+    nothing = torch.zeros_like(W)
+    if torch.is_grad_enabled() or in_forward_mode():
+        # What is zero may have a derivative. But that is rounding as well, divided twice, near a tie that no turn sees
+        far = spaces(sigma.detach()).abs() > torch.finfo(sigma.dtype).eps ** (1 / 3) * sigma.detach()[..., :1, None]
+        nothing = torch.where(far | (size == 0), W - W.detach(), nothing)
+    W = torch.where(seen(W, size, eps), W, nothing)
+    divide = apart(sigma.detach(), U.shape[-1], V.shape[-1])
     quotient = torch.where(divide, W / torch.where(divide, spaces(sigma), 1), 0)
     difference = difference - commutator(sigma, h)
     sums = sigma.unsqueeze(-1) + sigma.unsqueeze(-2)
@@ -200,6 +211,14 @@ def check_forward(sigma: Tensor, m: int, n: int) -> None:
             "two of the kept singular values are tied: the tangents of U and V are those of a basis that does not turn "
             "within the tie, right for what no turn changes, such as U Uᴴ or U Vᴴ, and for nothing else"
         )
+
+
+def warn_of_lost() -> None:
+    """Warn in forward mode of tangents that are NaN, since those triplets are tied with what is left out."""
+    warn(
+        "some of the kept singular values equal the first left out up to rounding: those have no derivative, and NaN "
+        "for a tangent, as their vectors have; that of the others is given"
+    )
 
 
 def warn(message: str) -> None:

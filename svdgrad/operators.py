@@ -168,7 +168,7 @@ def _operator_triplets(
         how = How(
             0, Lanczos(tol, maxiter, missed), SOLVERS["cg"], None if k == 1 else int(k), eps=torch.finfo(v0.dtype).eps
         )
-        core, U, V = rows_of(A, how, start.reshape(-1))
+        core, U, V = rows_of(A, how, start.reshape(-1) if k == 1 else start.reshape(1, -1))
     sigma = core.diagonal(dim1=-2, dim2=-1).real
     U, V = U.mT.reshape(*A.out, -1), V.mT.reshape(*v0.shape, -1)
     return Triplets(*Triplet(sigma, U, V).to(v0.dtype))
@@ -200,10 +200,15 @@ class RankTwo(NamedTuple):
     """The gradient (ξu + p)vᵀ + uqᵀ as its five parts: m + n numbers twice, in place of m·n (eq-gradient)."""
 
     u: Tensor
+    """the left singular vector, shape (m,)"""
     v: Tensor
+    """the right singular vector, shape (n,)"""
     p: Tensor
+    """the first half of the solution of the adjoint system, p ⟂ u, shape (m,)"""
     q: Tensor
+    """its second half, q ⟂ v, shape (n,)"""
     xi: Tensor
+    """the derivative of the loss with respect to σ, shape ()"""
 
     def dense(self) -> Tensor:
         """The m×n matrix."""

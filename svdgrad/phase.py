@@ -54,8 +54,9 @@ def keep_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor, v0: Tensor | None
     else:
         w = direction(v0.detach()).to(v)
     along = vecdot(v, w).real
-    seen = (slope.abs() > 1e3 * torch.finfo(u.dtype).eps * (a + b)) & (along != 0)
-    turn = torch.where(seen, slope / torch.where(along == 0, 1, along), 0) * unit
+    seen = slope.detach().abs() > 1e3 * torch.finfo(u.dtype).eps * (a + b)
+    slope = torch.where(seen, slope, slope - slope.detach())  # what is zero now may have a derivative
+    turn = torch.where(along != 0, slope / torch.where(along == 0, 1, along), 0) * unit
     return psi - 1j * turn.unsqueeze(-1) * w
 
 

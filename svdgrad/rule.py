@@ -37,6 +37,8 @@ from .transforms import (
 
 def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
     """(σ, u, v) of A on flat vectors, differentiable in the leaves of A."""
+    if v0 is not None:  # often the v of a step before, whose graph would live as long as this one
+        v0 = v0.detach()
     if not transformed():
         return Triplet(*_PlainTriplet.apply(A, v0, how, *A.leaves)[:3])
     steps = newton_steps_wanted()
@@ -112,9 +114,11 @@ class _Triplet(torch.autograd.Function):
                 sees_vectors, (m, n) = bool(phi.any() or psi.any()), A.shape
                 if sees_vectors and not ctx.how.core:
                     check_values(sigma, (m, n), h.diagonal(dim1=-2, dim2=-1).real)
-                if not sees_vectors and (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1))).any():
-                    check_cut(m, n, sigma, following(m, n, sigma.shape[-1], ctx.how.left(known).S))
-            phi = turned(u, sigma, h, phi)
+                if not sees_vectors:
+                    turns = (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1)) != 0).any(-1)
+                    check_cut(m, n, sigma, following(m, n, sigma.shape[-1], ctx.how.left(known).S), turns)
+            if ctx.how.core:  # else h is diagonal
+                phi = turned(u, sigma, h, phi)
         if u.is_complex():
             if step is _Solve.forward:
                 seen = check_phase(u, v, phi, psi)
@@ -142,6 +146,8 @@ class _Triplet(torch.autograd.Function):
             sigma = sigma.diagonal(dim1=-2, dim2=-1).real
             du, dv = _Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
             dcore, left, right = turning(sigma, u, v, dA_v)
+            lost = du.isnan().any(-1)  # of those tied with what is left out
+            dcore = dcore.masked_fill(lost.unsqueeze(-1) | lost.unsqueeze(-2), torch.nan)
             du, dv = left.mT @ u + du, right.mT @ v + dv
             if u.is_complex():  # turn each common phase so that the largest entry of vᵢ stays real
                 turn = -1j * anchor(dv, v, None).imag / anchor(v, v, None).real
@@ -166,7 +172,8 @@ class _Triplet(torch.autograd.Function):
             matrix: Tensor
             matrix, v0 = to_front(info.batch_size, (leaves[0], v0), (dims[1], dims[0]))
             if v0 is not None:
-                v0 = v0.reshape(v0.shape[0], *(1,) * (matrix.ndim - v0.ndim - 1), *v0.shape[1:])
+                own = matrix.ndim - v0.ndim - (how.k is None)  # starts of k triplets are rows
+                v0 = v0.reshape(v0.shape[0], *(1,) * own, *v0.shape[1:])
             outputs = _Triplet.apply(A, v0, how, matrix)
         else:
             calls = one_by_one(info.batch_size, (v0, *leaves), dims)

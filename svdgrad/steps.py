@@ -16,8 +16,17 @@ from .adjoint.krylov import cg_of
 from .adjoint.spectral import spectral_rows
 from .auto import How
 from .forward import FullSVD, GramVectors, Ritz, RitzBlock, Triplet
-from .gap import TieError, check_cut, check_gap, following, values_near
-from .inside import check_again, check_forward, check_inside, off
+from .gap import (
+    TieError,
+    check_cut,
+    check_gap,
+    following,
+    near_tie,
+    relative_cut,
+    tied_with_the_rest,
+    values_near,
+)
+from .inside import check_again, check_forward, check_inside, off, warn_of_lost
 from .operator import Dense, Operator
 from .phase import check_phase
 from .products import direction
@@ -58,15 +67,27 @@ def solve_adjoint(
     A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, how: How, role: str, known: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not
-    use. With the role "phase" nothing is solved, but the phase checked: here numbers can be read, under vmap too.
+    use, and so does autograd to matrices of a batch. With the role "phase" nothing is solved, but the phase checked:
+    here numbers can be read, under vmap too.
     """
     sigma, u, v = triplet
+    many = how.k is not None
     if role == "phase":
         check_phase(u, v, phi, psi)
-    if role == "phase" or role == "loss" and not (phi.any() or psi.any()):
+    if role == "phase" or not (phi.any() or psi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)
+    if sigma.ndim > many:  # a batch, which only a matrix can be
+        batch = phi.shape[: phi.ndim - 1 - many]
+        wanted = (phi.flatten(len(batch)) != 0).any(-1) | (psi.flatten(len(batch)) != 0).any(-1)
+        if not wanted.all():
+            X, *rest = (
+                x.expand(*batch, *x.shape[sigma.ndim - many :])[wanted] for x in (A.leaves[0], *triplet, *known)
+            )
+            found = solve_adjoint(A.at([X]), Triplet(*rest[:3]), phi[wanted], psi[wanted], how, role, rest[3:])
+            p, q = (torch.zeros_like(x).index_put((wanted,), y) for x, y in zip((phi, psi), found))
+            return p, q
     left = how.left(known)
-    if how.k is not None:
+    if many:
         return _solve_many(A, triplet, phi, psi, how, role, left)
     assert isinstance(left, FullSVD | GramVectors | Ritz)
     with full_precision(A.leaves):
@@ -87,15 +108,36 @@ def _solve_many(
     """Rows P and Q of P S − A Q = (I − UUᴴ)Φ, Q S − AᴴP = (I − VVᴴ)Ψ, P ⟂ U, Q ⟂ V (eq-outside)."""
     sigma, U, V = triplet
     m, n = A.shape
-    if role in ("loss", "tangent"):
-        check_normal(sigma)
-        check_cut(m, n, sigma, following(m, n, sigma.shape[-1], left.S))
+    beyond = following(m, n, sigma.shape[-1], left.S)
+    wanted = lost = None
+    tiny = torch.finfo(sigma.dtype).tiny
+    if relative_cut(sigma, beyond) < near_tie(m, n, sigma.dtype) or sigma[..., -1].amin().item() < tiny:
+        wanted = (phi != 0).any(-1) | (psi != 0).any(-1)
+        if role == "tangent":  # which does not know what will be asked for: where some have a derivative, those have
+            tied = wanted & tied_with_the_rest(m, n, sigma, beyond)
+            if tied.any() and ((wanted & ~tied).any(-1) | ~tied.any(-1)).all():
+                warn_of_lost()
+                lost, wanted = tied, wanted & ~tied
+                phi, psi = (x * wanted.unsqueeze(-1) for x in (phi, psi))
+        check_normal(sigma.expand(wanted.shape)[wanted])
+        check_cut(m, n, sigma, beyond, wanted)
     if role == "loss":
         check_inside(sigma, U, V, phi, psi, how.eps)
     elif role == "tangent":
         check_forward(sigma, m, n)
-    elif phi.any() or psi.any():
+    else:
         check_again(sigma, m, n, role == "reversed")
+    P, Q = _outside(A, triplet, phi, psi, left)
+    if wanted is not None:  # 0/0 elsewhere
+        P, Q = (x.where(wanted.unsqueeze(-1), 0) for x in (P, Q))
+    if lost is not None:
+        P, Q = (x.masked_fill(lost.unsqueeze(-1), torch.nan) for x in (P, Q))
+    return P, Q
+
+
+def _outside(A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, left: Any) -> tuple[Tensor, Tensor]:
+    """The same, with nothing checked."""
+    sigma, U, V = triplet
     s = sigma.unsqueeze(-1)
     if isinstance(left, RitzBlock):
         if sigma.ndim == 1:
@@ -118,8 +160,8 @@ def along_u(sigma: Tensor, u: Tensor, xi: Tensor | None, phi: Tensor, p: Tensor)
 
     The phase of u relative to v moves with A (eq-relative-phase), unseen by the constraints p ⟂ u and q ⟂ v.
     """
-    if u.is_complex():
-        xi = (0 if xi is None else xi) + 1j * vecdot(u, phi).imag / sigma
+    if u.is_complex():  # at σ = 0 for a loss of no vector only
+        xi = (0 if xi is None else xi) + 1j * vecdot(u, phi).imag / torch.where(sigma > 0, sigma, 1)
     return p if xi is None else torch.addcmul(p, xi.unsqueeze(-1), u)
 
 

@@ -160,9 +160,9 @@ def test_zeros_are_not_sought_for_long():
 @pytest.mark.parametrize("unit", [1e-30, 1e-12, 1e12, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 def test_units_do_not_matter(dtype, unit, monkeypatch):
-    sizes, orthonormal = [], block._orthonormal
+    sizes, orthonormal = [], block.orthonormal
     spy = lambda W, *others: sizes.append(W.abs().max().item()) or orthonormal(W, *others)
-    monkeypatch.setattr(block, "_orthonormal", spy)
+    monkeypatch.setattr(block, "orthonormal", spy)
     A, _ = with_values(with_bulk([1, 0.98, 0.96], 90), 100, 90, dtype)
     sigma, U, V, ritz = find(A * unit, 3)
     wanted = find(A, 3)
@@ -377,7 +377,7 @@ def test_too_few_steps():
 def test_starts_that_say_nothing():
     A = random(30, 20)
     for start in (torch.zeros(2, 20), torch.full((2, 20), torch.nan)):
-        with pytest.raises(ValueError, match="start must be finite and not zero"):
+        with pytest.raises(ValueError, match="v0 must be finite and not zero"):
             find(A, 2, start=start)
     A = with_values([1, 0.9, 0.5], 20, 30)[0]  # a start in the null space of a wide matrix
     x = random(2, 30)
@@ -449,6 +449,19 @@ def test_the_adjoint_solves_its_system(shape, gap, dtype):
         wanted = solved(A, *from_numpy(A, k)[:3], Phi, Psi)
         for found in both(A, k, Phi, Psi):
             assert error(found, wanted) <= 50 * torch.finfo(dtype).eps / gap
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60), (50, 50)], ids=str)
+def test_values_far_below_the_largest_have_the_error_that_is_foretold(shape, dtype):
+    """A step of the iteration makes what it leaves along U and V (σ₁/σₖ)² times as large, unless it is taken off."""
+    eps = torch.finfo(dtype).eps
+    last = eps**0.5 / 3
+    A, _ = with_values(np.r_[1, 0.9, last, last * np.linspace(0.6, 0, min(shape) - 3)], *shape, dtype)
+    Phi, Psi = random(3, shape[0], dtype, 1), random(3, shape[1], dtype, 2)
+    wanted = solved(A, *from_numpy(A, 3)[:3], Phi, Psi)
+    for found in both(A, 3, Phi, Psi):
+        assert error(found, wanted) <= 30 * 4 * eps / (0.4 * last)  # expected_error, within the factor that it names
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

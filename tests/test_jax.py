@@ -502,6 +502,16 @@ def test_the_triplet_of_zero_has_unit_vectors(shape, way):
     np.testing.assert_allclose([sigma, jnp.linalg.norm(u), jnp.linalg.norm(v)], [0, 1, 1], atol=1e-6)
 
 
+@pytest.mark.parametrize("way", ["svd", "gram", "lanczos"])
+@pytest.mark.parametrize("shape", [(3, 3), (3, 2), (2, 3)], ids=str)
+def test_sigma_of_zero_is_not_negative(shape, way):
+    for zero in (0.0, -0.0):
+        A = jnp.full(shape, zero)
+        values = [sj.singular_triplet(A, **WAYS[way]).sigma]
+        values += [sj.singular_triplets(A, 2, way).sigma for _ in range(way != "lanczos")]
+        assert not any(jnp.signbit(sigma).any() for sigma in values)
+
+
 # --- operators
 # ---------------------------------------------------------------------------------------------------------
 

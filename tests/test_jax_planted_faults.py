@@ -88,8 +88,20 @@ FAULTS = {
     "of k triplets, a column": (
         f"{TOPK}[(7, 7)-3-gram-False]",
         "several.py",
-        "_outside(k, A, known, phi - mm(U, a),",
-        "_outside(k, A, known, (phi - mm(U, a)).at[:, -1].set(0),",
+        "_outside(k, params, known, phi, psi)",
+        "_outside(k, params, known, phi.at[:, -1].set(0), psi)",
+    ),
+    "of k triplets by products, a proof of nothing": (
+        "test_jax_block.py::test_what_the_start_hides_is_found_by_fresh_noise",
+        "block.py",
+        "return (basis.theta2[0] < tau) & (unseen <= most), unit(",
+        "return jnp.ones((), bool), unit(",
+    ),
+    "of k triplets by products, rounding along U left in": (
+        "test_jax_block.py::test_values_far_below_the_largest_have_the_error_that_is_foretold",
+        "block.py",
+        "Y = off_U(times(over, A(D)))",
+        "Y = times(over, A(D))",
     ),
     "of k triplets, rounding divided by the distance of close values": (
         f"{TIES}[polar-False-float64-True]",

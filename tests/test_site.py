@@ -4,45 +4,30 @@ The pages are built from the notebooks' stored outputs, so this takes seconds, n
 seen is left as pictures in _build/looks.
 """
 
+import doctest
+import inspect
 import re
-import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
 
+import svdgrad
+import svdgrad.jax
+
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+import equation_checks  # noqa: E402
+import front_page  # noqa: E402
+
 LOOKS = ROOT / "_build" / "looks"
 WIDTHS = {"wide": 1280, "phone": 390}
 THEMES = ("light", "dark")
 LEAST_CONTRAST = 4.5  # WCAG 2.1, level AA, for text of normal size
-
-
-# --- building
-# ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory) -> Path:
-    """The folder of the book's HTML, built with warnings as errors and without executing anything."""
-    folder = tmp_path_factory.mktemp("site")
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    config["execute"]["execute_notebooks"] = "off"
-    extensions = config["sphinx"]["local_extensions"]
-    config["sphinx"]["local_extensions"] = {name: str(ROOT / path) for name, path in extensions.items()}
-    (folder / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    options = ["--config", folder / "_config.yml", "--toc", ROOT / "_toc.yml", "--path-output", folder]
-    build = subprocess.run(
-        [Path(sys.executable).with_name("jupyter-book"), "build", "-W", "--keep-going", *options, ROOT],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert build.returncode == 0, build.stdout[-3000:] + build.stderr[-3000:]
-    return folder / "_build" / "html"
 
 
 def html_files(site: Path) -> list[Path]:
@@ -196,6 +181,157 @@ def test_planted_links_and_images_are_found(tmp_path):
     assert len(undescribed_images(tmp_path)) == 2
 
 
+# --- the front page
+# ----------------------------------------------------------------------------------------------------
+
+
+def test_the_front_page_lists_every_page_of_the_book(site):
+    soup = BeautifulSoup((site / "book" / "intro.html").read_text(encoding="utf-8"), "html.parser")
+    entries = {term.a["href"]: term for term in soup.select(".book-chapters dt")}
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    names = [Path(page["file"]).name for part in toc["parts"] for page in part["chapters"]]
+    assert [Path(urlsplit(href).path).stem for href in entries] == names
+    for href, term in entries.items():
+        if (ROOT / "book" / Path(urlsplit(href).path).with_suffix(".ipynb")).exists():
+            assert re.search(r"\d\s(min|h)$", term.get_text())
+            assert re.fullmatch(r"(?s).{40,}\n+Needs: .{10,}", term.find_next_sibling("dd").get_text().strip())
+        assert len(term.find_next_sibling("dd").get_text()) > 40
+
+
+def test_the_examples_of_the_extensions_are_right():
+    for module in (front_page, equation_checks):
+        found = doctest.testmod(module)
+        assert found.attempted and not found.failed, module
+
+
+NOTEBOOK = """(ch-example)=
+# An example
+
+**What you will do.**
+Count
+words.
+
+**What you need.**
+Fingers."""
+
+
+def example(*texts: str, cells: int = 0) -> nbformat.NotebookNode:
+    new = nbformat.v4
+    markdown = [new.new_markdown_cell(text) for text in texts]
+    return new.new_notebook(cells=markdown + [new.new_code_cell("1 + 1") for _ in range(cells)])
+
+
+def test_reading_time_counts_words_formulas_and_cells_but_no_exercises():
+    words = " ".join(["word"] * 300)
+    assert front_page.reading_minutes(example(words)) == pytest.approx(2.0)
+    assert front_page.reading_minutes(example(words, "$$\na + b\n$$ (eq-a)", cells=3)) == pytest.approx(4.0, abs=0.02)
+    assert front_page.reading_minutes(example(words, f":::{{exercise}} E\n{words}\n:::")) == pytest.approx(2.0)
+    assert front_page.reading_minutes(example("$" + words + "$")) == pytest.approx(1 / 150)
+
+
+def test_a_chapter_is_read_for_the_front_page_or_says_what_it_lacks(tmp_path):
+    def chapter(text):
+        nbformat.write(example(text), tmp_path / "example.ipynb")
+        return front_page.read_chapter(tmp_path / "example.ipynb")
+
+    found = chapter(NOTEBOOK)
+    assert (found.label, found.line, found.needs) == ("ch-example", "Count words.", "Fingers.")
+    with pytest.raises(ValueError, match=r"begin with its label, \(ch-example\)="):
+        chapter(NOTEBOOK.split("\n", 1)[1])
+    with pytest.raises(ValueError, match="paragraph \\*\\*What you need"):
+        chapter(NOTEBOOK.replace("What you need.", "What you want."))
+
+
+def test_the_citation_is_that_of_citation_cff(site):
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    soup = BeautifulSoup((site / "book" / "intro.html").read_text(encoding="utf-8"), "html.parser")
+    shown = " ".join(soup.select_one(".book-citation").get_text().split())
+    assert all(value in shown for value in (citation["title"], citation["authors"][0]["name"], citation["version"]))
+    assert "url" not in shown
+    assert "url     = {https://example.org/a/b}" in front_page.bibtex(citation, "https://example.org/a/b")
+
+
+# --- links from equations to their checks, and by names
+# -----------------------------------------------------------------
+
+
+def test_every_numbered_equation_links_to_a_cell_that_names_it(site):
+    soups = {p: BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser") for p in (site / "book").glob("*.html")}
+    count = 0
+    for page, soup in soups.items():
+        for equation in soup.select("div.math[id^=equation-]"):
+            link = equation.find_next_sibling()
+            assert link and "equation-check" in link["class"], equation["id"]
+            file, place = urlsplit(link.a["href"]).path, urlsplit(link.a["href"]).fragment
+            found = soups[(page.parent / file).resolve() if file else page].find(id=place)
+            cell = found if found.name == "div" else found.find_parent("div", class_="cell")
+            assert equation["id"].removeprefix("equation-") in cell.select_one(".cell_input").get_text().lower()
+            count += 1
+    assert count > 100
+
+
+def test_the_index_names_every_term_theorem_and_equation(site):
+    soup = BeautifulSoup((site / "book" / "ideas.html").read_text(encoding="utf-8"), "html.parser")
+    linked = {urlsplit(link["href"]).fragment for link in soup.select(".book-ideas a")}
+    for page in (site / "book").glob("*.html"):
+        place = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        wanted = place.select(
+            "div.math[id^=equation-], .glossary dt, .theorem, .lemma, .corollary, .proposition, .definition"
+        )
+        assert {element["id"] for element in wanted} <= linked, page.name
+
+
+# --- the page of the package
+# ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def api(site) -> BeautifulSoup:
+    return BeautifulSoup((site / "book" / "api.html").read_text(encoding="utf-8"), "html.parser")
+
+
+def functions_then_classes_then_errors(module) -> list[list[str]]:
+    public = {name: getattr(module, name) for name in module.__all__}
+    classes = {name: thing for name, thing in public.items() if inspect.isclass(thing)}
+    errors = [name for name, thing in classes.items() if issubclass(thing, Exception)]
+    functions = [name for name, thing in public.items() if inspect.isfunction(thing)]
+    return [functions, [name for name in classes if name not in errors], errors]
+
+
+@pytest.mark.parametrize("module", [svdgrad, svdgrad.jax], ids=lambda module: module.__name__)
+def test_the_package_page_has_functions_first_then_what_they_return_then_errors(api, module):
+    ids = [term["id"] for term in api.select("dt.sig[id]")]
+    places = [
+        [ids.index(f"{module.__name__}.{name}") for name in kind] for kind in functions_then_classes_then_errors(module)
+    ]
+    flat = [place for kind in places for place in sorted(kind)]
+    assert flat == sorted(flat)
+    assert ids[0] == "svdgrad.singular_triplet"
+
+
+def test_the_package_page_begins_with_a_table_of_its_functions(api):
+    listed = {link["title"] for link in api.select("table.autosummary td:first-child a")}
+    for module in (svdgrad, svdgrad.jax):
+        assert {f"{module.__name__}.{name}" for name in functions_then_classes_then_errors(module)[0]} <= listed
+    assert api.select_one("table.autosummary").sourceline < api.select_one("dt.sig").sourceline
+    modules = {name for name in svdgrad.__all__ if inspect.ismodule(getattr(svdgrad, name))}
+    assert all(api.find("a", string=f"svdgrad.{name}") for name in modules)
+
+
+def test_the_fields_of_named_tuples_are_described(api):
+    assert "Alias for field number" not in api.get_text()
+    for term in api.select("dl.py.attribute > dt"):
+        assert term.find_next_sibling("dd").get_text().strip(), term["id"]
+
+
+def test_equations_on_the_package_page_are_links(api):
+    article = api.select_one("article")
+    assert not re.findall(r"\beq-[a-z0-9-]+", article.get_text())
+    numbered = [link for link in article.select("dd a") if re.fullmatch(r"\(\d+\.\d+\)", link.get_text())]
+    assert len(numbered) > 20  # that they lead somewhere is seen by test_links_lead_somewhere
+    assert all("#equation-" in link["href"] for link in numbered)
+
+
 # --- the browser
 # -------------------------------------------------------------------------------------------------------
 
@@ -303,3 +439,26 @@ def test_a_planted_fault_is_seen(site, browser, tmp_path, html, expected):
     text = page.read_text(encoding="utf-8").replace("<head>", f'<head><base href="{page.as_uri()}">', 1)
     (tmp_path / "planted.html").write_text(text.replace("</article>", html + "</article>", 1), encoding="utf-8")
     assert expected in str(look(browser, tmp_path / "planted.html", "phone"))
+
+
+@pytest.mark.parametrize(
+    "kind", {"equation": "#equation-eq-adjoint-system", "theorem": "#thm-", "term": "#term-"}.items()
+)
+def test_hovering_over_a_link_shows_what_it_leads_to(site, browser, kind):
+    if not list((site / "_static").glob("tippy-bundle*.js")):
+        pytest.skip("built without previews: sphinx_tippy or npm is missing")
+    name, address = kind
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    for path in chapters(site):
+        page.goto(path.as_uri(), wait_until="load")
+        link = page.locator(f"article p a[href*='{address}']").first
+        if link.count():
+            break
+    page.evaluate("async () => { await window.MathJax?.startup?.promise; }")
+    link.hover()
+    tip = page.locator(".tippy-box")
+    tip.wait_for()
+    if name == "equation":
+        tip.locator("mjx-container").first.wait_for()
+    assert len(tip.inner_text().strip()) > 5
+    page.close()

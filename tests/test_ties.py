@@ -121,6 +121,25 @@ def test_a_batch_is_judged_by_its_closest():
     (svdgrad.singular_triplet(A[::2], forward="lanczos").u[:, 0].sum()).backward()
 
 
+@pytest.mark.parametrize("adjoint", svdgrad.adjoint.SOLVERS)
+def test_a_matrix_that_the_loss_does_not_read_needs_no_gap(adjoint):
+    """Whatever it is: a tie, a unit matrix, zeros, and whether autograd, torch.func or a mask leaves it out."""
+    good = [with_values(apart(4, 0.3), 6, 4, torch.complex128, seed=i) for i in range(2)]
+    of = lambda A: LOSSES["all"](svdgrad.singular_triplet(A, forward="svd", adjoint=adjoint))
+    alone = [torch.func.grad(of)(A) for A in good]
+    weights = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    for bad in (with_values(apart(4, 0), 6, 4, torch.complex128), torch.eye(6, 4), torch.zeros(6, 4)):
+        A = torch.stack([good[0], bad, good[1]])
+        masked = lambda A: (torch.func.vmap(of)(A) * weights).sum()
+        X = A.clone().requires_grad_()
+        masked(X).backward()
+        for found in (X.grad, torch.func.grad(masked)(A)):
+            assert not found[1].any()
+            assert all((x - y).norm() <= 1e-13 * y.norm() for x, y in zip(found[::2], alone))
+    A = torch.zeros(6, 4, dtype=torch.complex128)  # by torch.func, which hands zeros to what a loss does not use
+    assert torch.func.grad(lambda A: svdgrad.singular_triplet(A, adjoint=adjoint).sigma)(A).isfinite().all()
+
+
 def test_forward_mode_and_vmap_raise_it_too():
     A, E = with_values(apart(40, 0), 60, 40, torch.float64), matrices.gaussian(60, 40)
     f = lambda A: svdgrad.singular_triplet(A, forward="lanczos").v

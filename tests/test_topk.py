@@ -12,6 +12,7 @@ import svdgrad
 from svdgrad import inside, matrices, rule, steps
 from svdgrad.auto import choose
 from svdgrad.lab import relative_error
+from svdgrad.operator import Dense
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 FORWARDS = ["svd", "gram", "lanczos"]
@@ -266,6 +267,69 @@ def test_a_cut_near_a_tie_is_a_warning():
     A = matrices.with_singular_values([3, 2, 1 + 1e-13, 1, 0.5, 0.3, 0.1], 9, 7)
     with pytest.warns(svdgrad.NearTieWarning, match="close to the first left out"):
         gradient(lambda A: (svdgrad.singular_triplets(A, 3).U ** 4).sum(), A)
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_what_the_loss_does_not_read_needs_no_gap(forward, dtype):
+    """Neither a matrix of a batch nor a column, whatever is tied there, or zero."""
+    good = [numbers(8, 5, dtype=dtype, seed=i) for i in range(2)]
+    X, Y = (torch.linalg.qr(numbers(size, 5, dtype=dtype, seed=3))[0] for size in (8, 5))
+    see = lambda t: (t.U[0].abs() ** 2 * t.sigma).sum() + (t.U[1] * t.V[2].conj()).abs().sum()
+    of = lambda A, w: w * see(svdgrad.singular_triplets(A, 2, forward))
+    alone = [gradient(lambda A: of(A, 1), A) for A in good]
+    for values in ([3, 2, 2, 1, 1], [3, 3, 3, 3, 3], [0, 0, 0, 0, 0]):
+        A = torch.stack([good[0], (X * torch.tensor(values)) @ Y.mH, good[1]])
+        for f in (
+            lambda A: sum(see(svdgrad.Triplets(*t)) for t in list(zip(*svdgrad.singular_triplets(A, 2, forward)))[::2]),
+            lambda A: vmap(of)(A, torch.tensor([1, 0, 1])).sum(),
+        ):
+            for found in (gradient(f, A), grad(f)(A)):
+                assert not found[1].any()
+                assert all(relative_error(x, y) < 1e-12 for x, y in zip(found[::2], alone))
+    A = (X * torch.tensor([3, 2, 1, 1, 0.5])) @ Y.mH  # the third of three kept is tied with the first left out
+    first = lambda t: (t.U[0, :2].abs() ** 2).sum() + (t.U[:, 0].conj() * t.U[1, 0] * t.V[2, 0].conj()).abs().sum()
+    found = gradient(lambda A: first(svdgrad.singular_triplets(A, 3, forward)), A)
+    assert relative_error(found, gradient(lambda A: first(svdgrad.singular_triplets(A, 2, forward)), A)) < 1e-12
+    with pytest.raises(svdgrad.TieError):
+        gradient(lambda A: svdgrad.singular_triplets(A, 3, forward).U[0, 2].abs(), A)
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_forward_mode_at_a_tied_cut_has_what_is_there(forward, dtype):
+    """σ₁, σ₂ and their vectors have a derivative where σ₃ = σ₄; σ₃, which has none, is NaN, and that is told."""
+    X, Y = (torch.linalg.qr(numbers(size, 5, dtype=dtype, seed=3))[0] for size in (8, 5))
+    A, E = (X * torch.tensor([3, 2, 1, 1, 0.5])) @ Y.mH, numbers(8, 5, dtype=dtype, seed=4)
+    wanted = jvp(lambda A: svdgrad.singular_triplets(A, 2, forward), (A,), (E,))[1]
+    with pytest.warns(svdgrad.NearTieWarning, match="NaN for a tangent"):
+        found = jvp(lambda A: svdgrad.singular_triplets(A, 3, forward), (A,), (E,))[1]
+    for x, y in zip(found, wanted):
+        assert x[..., 2].isnan().all() and relative_error(x[..., :2], y) < 1e-12
+    with pytest.warns(svdgrad.NearTieWarning, match="NaN for a tangent"):  # of a batch each
+        found = vmap(lambda E: jvp(lambda A: svdgrad.singular_triplets(A, 3, forward).sigma, (A,), (E,))[1])(
+            torch.stack([E, 0 * E])
+        )
+    assert relative_error(found[0, :2], wanted.sigma) < 1e-12 and found[0, 2].isnan() and not found[1].any()
+    A = (X * torch.tensor([2, 2, 2, 2, 0.5])) @ Y.mH
+    with pytest.raises(svdgrad.TieError):  # none of the three has
+        jvp(lambda A: svdgrad.singular_triplets(A, 3, forward).sigma, (A,), (E,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("k", [1, 3])
+def test_second_derivatives_where_the_first_is_zero(k, dtype):
+    """Of (f − c)² with c = f they are 2∇f∇fᵀ: a cotangent of zero has a derivative. f sees a phase, and turns."""
+    A, E = (numbers(6, 4, dtype=dtype, seed=i) for i in (1, 2))
+    f = lambda A: (lambda t: (t.U[1, -1] * t.V[2, -1]).real)(svdgrad.singular_triplets(A, k))
+    c = f(A)
+    square = lambda A: (f(A) - c) ** 2
+    slope = gradient(f, A)
+    wanted = 2 * slope * (slope.conj() * E).real.sum()
+    assert relative_error(jvp(lambda A: grad(square)(A), (A,), (E,))[1], wanted) < 1e-12
+    X = A.clone().requires_grad_()
+    (g,) = torch.autograd.grad(square(X), X, create_graph=True)
+    assert relative_error(torch.autograd.grad((g.conj() * E).real.sum(), X)[0], wanted) < 1e-12
 
 
 @pytest.mark.parametrize("forward", FORWARDS)
@@ -532,3 +596,105 @@ def test_what_cannot_be_carried_is_told_near_a_tie_too(seed, gap):
         warnings.simplefilter("always")
         gradient(lambda A: (lambda t: ((t.U * t.sigma) @ t.V.mT)[0, 1])(svdgrad.singular_triplets(A, 2)), A)
     assert any("tied, or nearly" in str(one.message) for one in told)
+
+
+# --- a start ----------------------------------------------------------------------------------------------------------
+
+
+def drifting(m=300, n=200, k=4, dtype=torch.float64):
+    """A matrix with a clear cut, and one that it drifts along."""
+    X, Y, Z = (torch.linalg.qr(numbers(size, n, seed=i))[0] for i, size in enumerate((m, n, m)))
+    s = torch.cat([torch.linspace(2, 1, k), torch.linspace(0.9, 0.05, n - k)])
+    return ((X * s) @ Y.mT).to(dtype), 1e-3 * (Z @ Y).to(dtype)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300)], ids=str)
+def test_a_start_from_the_last_step_costs_less_and_changes_nothing(shape):
+    A, dA = drifting()
+    A, dA = (A, dA) if shape[0] > shape[1] else (A.mT, dA.mT)
+    tol = 1e-6
+    V = svdgrad.singular_triplets(A, 4, "lanczos", tol=tol).V
+    before = V.clone()
+    method, products = svdgrad.forward.Lanczos(tol=tol), []
+    for start in (None, V.mT):
+        known = method.find_many(Dense(A + dA, rows=True), 4, start)[1]
+        products.append(known.products.item())
+        assert known.missed <= 1e-3 and known.residual <= tol
+    assert products[1] <= 0.8 * products[0]
+    for j in (1, 3, 4, 6):  # any number of columns
+        starts = numbers(shape[1], j) if j > 4 else V[:, :j]
+        for f in (svdgrad.singular_triplets, svdgrad.low_rank):
+            see = lambda A, **how: (lambda t: (t.U @ t.V.mT)[0].sum())(f(A, 4, "lanczos", **how))
+            assert relative_error(gradient(lambda A: see(A, v0=starts), A), gradient(see, A)) < 1e-12
+    assert torch.equal(V, before)
+
+
+def test_a_start_that_lies_is_not_believed():
+    """The next vectors, of which none is asked for, and of the wanted ones nothing: the proof is asked for all the
+    same."""
+    A, _ = drifting()
+    U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+    for tol in (1e-3, None):
+        sigma = svdgrad.singular_triplets(A, 4, "lanczos", tol=tol, v0=Vh[4:8].mT).sigma
+        assert (sigma - S[:4]).abs().max() <= 1e-5
+
+
+def test_a_start_of_a_batch_and_of_one_triplet():
+    A = torch.stack([numbers(20, 12, seed=i) for i in range(3)])
+    V = svdgrad.singular_triplets(A, 2).V
+    see = lambda A, v0, k=2: (svdgrad.singular_triplets(A, k, "lanczos", v0=v0).V[..., 0, :] ** 2).sum()
+    wanted = gradient(lambda A: see(A, None), A)
+    for f in (
+        lambda A: see(A, V),
+        lambda A: see(A, V[1]),
+        lambda A: vmap(see)(A, V).sum(),
+        lambda A: vmap(see, (0, None))(A, V[2]).sum(),
+        lambda A: vmap(see, (None, 0))(A, torch.stack([V, V])).sum() / 2,
+    ):
+        assert relative_error(gradient(f, A), wanted) < 1e-12
+    one = svdgrad.singular_triplets(A[0], 1, "lanczos", v0=-V[0, :, :1])  # no matter of signs
+    assert all(relative_error(x, y) < 1e-12 for x, y in zip(one, svdgrad.singular_triplets(A[0], 1)))
+    assert relative_error(svdgrad.singular_triplets(A[0].to_sparse(), 2, v0=V[0]).V, V[0]) < 1e-12
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_start_is_no_part_of_the_graph(k):
+    """Else each step of a training would hold the graph of all those before."""
+    A = numbers(20, 12).requires_grad_()
+    sees, found = [], None
+    for _ in range(3):
+        if k == 1:
+            found = svdgrad.singular_triplet(A, forward="lanczos", v0=None if found is None else found.v)
+        else:
+            found = svdgrad.singular_triplets(A, k, "lanczos", v0=None if found is None else found.V)
+        sees.append(found[2])
+    node, names = sees[-1].grad_fn, []
+    todo = [node]
+    while todo:
+        node = todo.pop()
+        names.append(node.name())
+        todo += [other for other, _ in node.next_functions if other is not None]
+    assert sum("Triplet" in name for name in names) == 1, names
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "how"),
+    [
+        (ValueError, r"of shape \(5, j\), .*found shape \(5,\)", {"v0": torch.ones(5)}),
+        (ValueError, r"found shape \(6, 2\)", {"v0": torch.ones(6, 2)}),
+        (ValueError, r"found shape \(5, 0\)", {"v0": torch.ones(5, 0)}),
+        (ValueError, r"found shape \(3, 5, 2\)", {"v0": torch.ones(3, 5, 2)}),
+        (ValueError, "finite and not zero", {"v0": torch.zeros(5, 2)}),
+        (ValueError, "finite and not zero", {"v0": torch.full((5, 2), torch.nan)}),
+        (TypeError, "v0 must be a torch.Tensor, found list", {"v0": [1.0]}),
+        (TypeError, "v0 must be real", {"v0": torch.ones(5, 2, dtype=torch.complex64)}),
+        (ValueError, "meta device", {"v0": torch.ones(5, 2, device="meta")}),
+        (ValueError, "forward 'svd' does not iterate, found v0", {"v0": torch.ones(5, 2), "forward": "svd"}),
+    ],
+)
+def test_a_start_that_cannot_be(error, message, how):
+    with pytest.raises(error, match=message):
+        svdgrad.singular_triplets(torch.ones(6, 5), 2, **{"forward": "lanczos", **how})
+    if "zero" not in message:  # "auto" looks at it too, though it does not need it here
+        with pytest.raises(error, match=message):
+            svdgrad.low_rank(torch.ones(6, 5), 2, **{"forward": "auto", **how})

@@ -39,6 +39,8 @@ def tidy(notebook) -> None:
     for cell in notebook.cells:
         for key in VOLATILE:
             cell.metadata.pop(key, None)
+        if {"hide-cell", "hide-input"} & set(cell.metadata.get("tags", ())):
+            cell.metadata["jupyter"] = {"source_hidden": True}  # what the pages fold, JupyterLab folds too
 
 
 def main(names: list[str]) -> None:

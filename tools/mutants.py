@@ -72,6 +72,7 @@ TESTS = {
     "certificate.py": ["test_certificate"],
     "gap.py": ["test_steps", "test_ties", "test_triplet", "test_operators"],
     "forward/block.py": ["test_block", "test_topk"],
+    "forward/evidence.py": ["test_block"],
     "forward/": [
         "test_forward",
         "test_devices",

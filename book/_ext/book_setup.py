@@ -1,8 +1,11 @@
-"""Sphinx extension of this book: MathJax from an installed package, no thebe, and svdgrad importable."""
+"""Sphinx extension of this book: MathJax from an installed package, no thebe, svdgrad importable, and links from its
+docstrings to the equations of the chapters.
+"""
 
 import importlib.util
 import itertools
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -70,6 +73,13 @@ def is_hidden_cell(node) -> bool:
     return isinstance(node, nodes.container) and node.get("hide_mode") == "all"
 
 
+def link_equations(app, what, name, obj, options, lines) -> None:
+    """In docstrings, (eq-name) becomes a link to that equation, shown by its number as in the chapters."""
+    text = "\n".join(lines)
+    text = re.sub(r"\((eq-[a-z0-9-]+(?:,\s+eq-[a-z0-9-]+)*)\)", r"\1", text)  # a number brings its own parentheses
+    lines[:] = re.sub(r"\beq-[a-z0-9-]*[a-z0-9]", r":eq:`\g<0>`", text).split("\n")
+
+
 def setup(app):
     # svdgrad, for autodoc here and for the kernels that execute the notebooks, even where it is not installed
     sys.path.insert(0, str(ROOT))
@@ -81,6 +91,7 @@ def setup(app):
 
     app.connect("config-inited", lambda app, config: setattr(config, "mathjax_path", "mathjax/tex-chtml.js"))
     app.add_post_transform(OneFoldPerSolution)
+    app.connect("autodoc-process-docstring", link_equations)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("build-finished", copy_mathjax)
     return {"version": "0.1", "parallel_read_safe": True, "parallel_write_safe": True}

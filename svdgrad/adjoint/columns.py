@@ -58,16 +58,17 @@ def _on_the_smaller_side(
     if V.shape[0] == V.shape[1]:  # nothing but zero is orthogonal to V, what the right-hand side holds is rounding
         P[given] = Phi / s * size
         return P, Q
-    X, AX = _cg(mm, rmm, s, V, Phi, Psi, ritz)
-    # vectors found with a loose tolerance are not orthogonal to what comes out
-    P[given], Q[given] = off(U, Phi + AX) / s * size, off(V, X) / s * size
+    X, AX = _cg(mm, rmm, s, U, V, Phi, Psi, ritz)
+    P[given], Q[given] = (Phi + AX) / s * size, off(V, X) / s * size
     return P, Q
 
 
 def _cg(
-    mm: Map, rmm: Map, s: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, ritz: RitzBlock | None
+    mm: Map, rmm: Map, s: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, ritz: RitzBlock | None
 ) -> tuple[Tensor, Tensor]:
-    """X and AX/σ of (I − AᴴA/σ²)x = Aᴴφ/σ + ψ off V, row by row, by Hestenes and Stiefel's iteration.
+    """X and P_U AX/σ of (I − AᴴP_U A/σ²)x = Aᴴφ/σ + ψ off V, row by row, by Hestenes and Stiefel's iteration.
+
+    In exact arithmetic P_U does nothing. But what rounding leaves of U would be made (σ₁/σₖ)² times as large in a step.
 
     A row stops where its residual, in the norm of its preconditioner, has fallen to 4ε. On a CPU that is looked at in
     every step, on a GPU, which a look makes wait, every ``CHECK_EVERY``.
@@ -90,7 +91,7 @@ def _cg(
                 keep = going.squeeze(1).nonzero().squeeze(1)
                 states = (s, stop, X, AX, R, D, rz, lowest, going, rows)
                 s, stop, X, AX, R, D, rz, lowest, going, rows = (x[keep] for x in states)
-        W = mm(D) / s
+        W = off(U, mm(D)) / s
         MD = torch.addcdiv(D, rmm(W), s, value=-1)
         alpha = torch.where(going, rz / _dot(D, MD), 0)
         lowest = torch.minimum(lowest, alpha)

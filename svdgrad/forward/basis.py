@@ -1,5 +1,8 @@
-"""An orthonormal basis that grows by a vector a step, and the noise that an iteration starts from."""
+"""An orthonormal basis that grows by a vector a step, or by rows, the noise that an iteration starts from, and when it
+is looked at.
+"""
 
+import math
 from typing import Any
 
 import torch
@@ -70,3 +73,51 @@ class Basis:
 def _off(rows: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     along = torch.mv(rows, w.conj()).conj()
     return torch.addmv(w, rows.mT, along, alpha=-1), along
+
+
+def orthonormal(W: Tensor, rows: Tensor, near: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """(C, R, Q) with W = C·rows + R Q, the rows of Q orthonormal and orthogonal to ``rows``.
+
+    In exact arithmetic W has components along the last ``near`` rows only; see ``Basis.extend``. Where what is left of
+    a row is small, it is rounding for the most part, and needs another round; where nothing was left, one more. On a
+    GPU there are always two, since to look at a number would make it wait.
+    """
+    size = vector_norm(W, dim=1).max().item() if W.is_cpu else 0.0
+    close, W = _off_rows(rows[len(rows) - near :], W)
+    C, W = _off_rows(rows, W)
+    C[:, len(rows) - near :] += close
+    R, W = _qr(W)
+    left = R
+    for _ in range(3 if W.is_cpu else 1):
+        if W.is_cpu and left.diagonal().abs().min().item() >= 0.1 * size:
+            break
+        D, W = _off_rows(rows, W)
+        left, W = _qr(W)
+        C, R, size = C + R @ D, R @ left, 5.0
+    return C, R, W
+
+
+def _off_rows(rows: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    along = W @ rows.mH
+    return along, torch.addmm(W, along, rows, alpha=-1)
+
+
+def _qr(W: Tensor) -> tuple[Tensor, Tensor]:
+    """W = R Q with orthonormal rows of Q."""
+    Q, R = torch.linalg.qr(W.mT)
+    return R.mT, Q.mT
+
+
+def over(x: float, allowed: float) -> float:
+    """x/allowed, where zero is allowed even if nothing is."""
+    return x / allowed if allowed > 0 else math.inf if x > 0 else 0.0
+
+
+def steps_to_go(history: list[tuple[int, float]], step: int, excess: float, least: int) -> int:
+    """From ``least`` to step/4 + 3: as many as the ``excess`` needs to fall to one, at its rate since the last look."""
+    most = step // 4 + 3
+    history.append((step, excess))
+    if len(history) < 2 or not 0 < excess < history[-2][1]:
+        return most
+    rate = math.log(history[-2][1] / excess) / (step - history[-2][0])
+    return max(least, min(most, math.ceil(math.log(excess) / rate)))

@@ -9,8 +9,8 @@ from torch.linalg import vecdot, vector_norm
 
 from ..certificate import RESOLUTION, allowed, check_missed, hidden, noise_beside, probability
 from ..products import Map, times_both
-from .basis import Basis, noise, numbers
-from .found import ConvergenceError, Ritz, Triplet
+from .basis import Basis, noise, numbers, over, steps_to_go
+from .found import ConvergenceError, Ritz, Triplet, counts
 
 
 def golub_kahan(
@@ -96,9 +96,9 @@ def golub_kahan(
                 u = u / length if length > 0 else torch.eye(1, u.numel(), dtype=u.dtype, device=u.device)[0]
                 S = squares.sqrt().to(v0.real)
                 return Triplet(S[0].clone(), u, v), Ritz(
-                    S, W, *_on_host(step, len(calls), residual, probability(share, size, amount, is_complex))
+                    S, W, *counts(step, len(calls), residual, probability(share, size, amount, is_complex))
                 )
-            look = step + _steps_to_go(history, step, max(residual, tol * share / enough), tol)
+            look = step + steps_to_go(history, step, max(over(residual, tol), share / enough), 2)
     if residual <= tol:
         raise ConvergenceError(
             f"Lanczos bidiagonalisation reached the residual that was wanted, {tol:.1e} σ, in {most} steps, but a "
@@ -162,19 +162,3 @@ def _check_unchanged(square: float, again: float, eps: float) -> None:
             f"make it {square:.3g}. Likely cause: a matvec that changes from call to call (a counter, dropout, "
             "a running mean)"
         )
-
-
-def _steps_to_go(history: list[tuple[int, float]], step: int, residual: float, tol: float) -> int:
-    """From 2 to step/4 + 3: as many as the residual needs at the rate at which it fell since the last look."""
-    most = step // 4 + 3
-    history.append((step, residual))
-    if len(history) < 2 or not 0 < residual < history[-2][1] or tol <= 0:
-        return most
-    rate = math.log(history[-2][1] / residual) / (step - history[-2][0])
-    return max(2, min(most, math.ceil(math.log(residual / tol) / rate)))
-
-
-def _on_host(steps: int, products: int, residual: float, missed: float) -> tuple[Tensor, ...]:
-    return *torch.tensor([steps, products], device="cpu"), *torch.tensor(
-        [residual, missed], dtype=torch.float64, device="cpu"
-    )

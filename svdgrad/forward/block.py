@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from ..certificate import NOISE, RESOLUTION, check_missed, hidden, probability
+from ..certificate import RESOLUTION, check_missed, noise_beside
 from ..products import Map
-from .basis import Basis, noise, numbers
-from .found import ConvergenceError, fix_sign
+from .basis import noise, orthonormal, over, steps_to_go
+from .evidence import chance, probe
+from .found import ConvergenceError, counts, fix_sign
 
 #: a basis restarts where it takes more bytes than this, but not before it has some sixty rows and those it keeps
 BYTES = 64e6
@@ -61,8 +62,8 @@ def block_lanczos(
     A Q = P T and Aᴴ P = Q Tᴴ + G (eq-block-bidiagonal), where Q and P have orthonormal columns, ``block_size(k)`` more
     in each step: so many copies of a multiple value can show. The singular value decomposition T = X S Yᴴ gives
     V = Q X and U = P Y, and the last block of G, the only one that is not zero, the residuals Aᴴ U − V S = G Y. Starts
-    from the rows of ``start (≤ k, n)``, with a twentieth of noise each, and from rows of noise; ``like`` has the dtype
-    and device of all.
+    from the first k rows of ``start (any, n)``, with a little noise each, and from rows of noise; ``like`` has the
+    dtype and device of all.
 
     Stops where the first k residuals are at most ``tol`` σ₁, by default ten times the unit roundoff, the next is small
     beside σ_k − σ_{k+1}, and the probability that a larger value was missed is at most ``missed``; None trusts the
@@ -77,7 +78,7 @@ def block_lanczos(
     if most < 1:
         raise ValueError(f"maxiter must be at least 1, found {maxiter}")
     if start is not None and not (start.isfinite().all() and start.any()):
-        raise ValueError("start must be finite and not zero: it holds vectors to start from; random numbers will do")
+        raise ValueError("v0 must be finite and not zero: it holds vectors to start from; random numbers will do")
     tol = 10 * torch.finfo(like.dtype).eps if tol is None else tol
     if m < n:
         mapped = start if start is None else mm(start[:k].to(like))
@@ -93,9 +94,10 @@ def _on_the_smaller_side(
     missed: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, RitzBlock]:  # fmt: skip
     """U, V, σ and the rest for m ≥ n."""
-    first, amounts = _start(start, min(block_size(k), n), n, k, like, missed)
-    space = _Space(mm, rmm, first, m, k)
     eps = torch.finfo(like.dtype).eps
+    beside = eps**0.5 if missed is None else noise_beside(max(tol, eps))
+    first, amounts = _start(start, min(block_size(k), n), n, k, like, beside)
+    space = _Space(mm, rmm, first, m, k)
     history: list[tuple[int, float]] = []
     look, fresh = 3, 1
     for step in range(1, most + 1):
@@ -107,38 +109,36 @@ def _on_the_smaller_side(
         residuals = space.residuals(Y)
         residual = residuals[:k].max().item()
         # the last thing asked for, in units of what is allowed; the value after the cut decides whether there is one
-        worst, chance = _over(residual, tol * top), 0.0 if complete else 1.0
+        worst, risk = over(residual, tol * top), 0.0 if complete else 1.0
         if not complete:
-            worst = max(worst, _over(residuals[k].item(), max(tol * top, (S[k - 1] - S[k]).item() / 2)))
+            worst = max(worst, over(residuals[k].item(), max(tol * top, (S[k - 1] - S[k]).item() / 2)))
         if not complete and worst <= 1:
             # is there one as large as σ_k? Where the next known is as large, or nearly: one a little larger than that?
             # What rounding leaves of zero is no value
             square = max(S[k - 1].item(), S[k].item() * (1 + RESOLUTION), 100 * eps * top) ** 2
             if space.first is not None:
-                chance = _chance(space, space.first, X, S[k:] ** 2, amounts, square)
+                risk = chance(space.first, X, S[k:] ** 2, amounts, square, n, space.blocks - 1, eps)
             elif missed is not None:
                 V = space.right(X[:, :k])
-                chance, larger = _probe(space, V, square, missed, fresh)
+                risk, larger = probe(lambda x: space.rmm(space.mm(x)), V, square, missed, fresh)
                 if larger is not None:
                     fresh += 1
                     space.begin(torch.cat([V, larger[None]]))
                     history.clear()
                     look = step + 3
                     continue
-            worst = max(worst, 0.0 if missed is None else chance / missed)
+            worst = max(worst, 0.0 if missed is None else risk / missed)
         if worst <= 1:
             kept = max(k, int((S > 0.8 * S[k - 1]).sum())) if S[k - 1] > 0 else k
             W, U = space.right(X[:, :kept]), space.left(Y[:, :k])
-            scalars = [torch.tensor(x, device="cpu") for x in (step, space.products)]
-            scalars += [torch.tensor(x, dtype=torch.float64, device="cpu") for x in (_over(residual, top), chance)]
             S = (S * space.unit).to(like.real)
-            return U, W[:k], S[:k].clone(), RitzBlock(S, W, *scalars)
+            return U, W[:k], S[:k].clone(), RitzBlock(S, W, *counts(step, space.products, over(residual, top), risk))
         if space.is_full():
             space.restart(X, S, Y)
-        look = step + _steps_to_go(history, step, worst)
+        look = step + steps_to_go(history, step, worst, 1)
     raise ConvergenceError(
-        f"block Lanczos bidiagonalisation reached a residual of {_over(residual, top):.1e} σ₁ in {most} steps, where "
-        f"{tol:.1e} σ₁ was wanted, and missed a larger singular value with a probability of up to {chance:.1e}, where "
+        f"block Lanczos bidiagonalisation reached a residual of {over(residual, top):.1e} σ₁ in {most} steps, where "
+        f"{tol:.1e} σ₁ was wanted, and missed a larger singular value with a probability of up to {risk:.1e}, where "
         f"missed={missed} was asked for. Likely causes: σ_k is close to the next values, or a loose tol, which leaves "
         "little evidence. Raise maxiter or missed, loosen tol, or take a k after which the values fall"
     )
@@ -158,13 +158,13 @@ class _Space:
         self.T = first.new_zeros((self.limit + b, self.limit + b))
         self.begin(first)
         #: the rows that the iteration started from, in terms of Q, as long as it is the Krylov space of these
-        self.first: Tensor | None = _on_host(self.left_over)
+        self.first: Tensor | None = _in_double(self.left_over)
 
     def begin(self, first: Tensor) -> None:
         self.size = self.blocks = self.width = 0
         self.first = None
         self.T.zero_()
-        _, self.left_over, self.next = _orthonormal(first, self.Q[:0])
+        _, self.left_over, self.next = orthonormal(first, self.Q[:0])
 
     def mm(self, X: Tensor) -> Tensor:
         self.products += len(X)
@@ -181,18 +181,18 @@ class _Space:
         F = self.mm(self.next)
         if self.products == len(F):
             F = self._change_of_unit(F)
-        self.T[old:new, :old], self.T[old:new, old:new], self.P[old:new] = _orthonormal(
+        self.T[old:new, :old], self.T[old:new, old:new], self.P[old:new] = orthonormal(
             F, self.P[:old], self.size if self.blocks == 0 else self.width
         )
         G = self.rmm(self.P[old:new])
-        along, self.left_over, self.next = _orthonormal(G, self.Q[:new], new - old)
+        along, self.left_over, self.next = orthonormal(G, self.Q[:new], new - old)
         if self.products == 2 * len(F):
             _check_adjoint(self.T[:new, :new], along, vector_norm(G).item())
         self.size, self.blocks, self.width = new, self.blocks + 1, new - old
         n = self.Q.shape[1]
         if n - new < len(self.next):  # the last rows are what is left of the space
             fill = noise((n - new) * n, self.Q, seed=1).view(n - new, n)  # not what the start was made of
-            self.next = _orthonormal(fill, self.Q[:new])[2] if new < n else fill
+            self.next = orthonormal(fill, self.Q[:new])[2] if new < n else fill
 
     def _change_of_unit(self, F: Tensor) -> Tensor:
         largest = F.abs().max().item()
@@ -207,7 +207,7 @@ class _Space:
 
     def small_svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """X, S, Y of T = X S Yᴴ, on the host; of Y as many columns as may be kept, or all."""
-        T = _on_host(self.T[: self.size, : self.size])
+        T = _in_double(self.T[: self.size, : self.size])
         if not T.isfinite().all():
             raise _not_finite()
         # takes half as long, with errors of (σ₁/σ)² roundings in double precision
@@ -222,7 +222,7 @@ class _Space:
         """‖Aᴴuᵢ − σᵢvᵢ‖ for every i, in the unit of T; nothing is left of a whole space."""
         if self.size == self.Q.shape[1]:
             return Y.real.new_zeros(Y.shape[1])
-        norms: Tensor = vector_norm(Y[-self.width :].mH @ _on_host(self.left_over), dim=1)
+        norms: Tensor = vector_norm(Y[-self.width :].mH @ _in_double(self.left_over), dim=1)
         return norms
 
     def right(self, X: Tensor) -> Tensor:
@@ -242,8 +242,8 @@ class _Space:
         self.size, self.blocks, self.first = kept, 0, None
 
 
-def _start(start: Tensor | None, b: int, n: int, k: int, like: Tensor, missed: float | None) -> tuple[Tensor, Tensor]:
-    """b rows of length about one, and the amount of noise in each, as a length: all of it, or a part beside the start.
+def _start(start: Tensor | None, b: int, n: int, k: int, like: Tensor, beside: float) -> tuple[Tensor, Tensor]:
+    """b rows of length about one, and the amount of noise in each, as a length: all of it, or ``beside`` the start.
 
     A start without any component along vᵢ would never find it; a little noise has one.
     """
@@ -255,126 +255,13 @@ def _start(start: Tensor | None, b: int, n: int, k: int, like: Tensor, missed: f
         given = largest.squeeze(1) > 0
         start = start[given] / largest[given]
         l = len(start)
-        amounts[:l] = torch.finfo(like.dtype).eps ** 0.5 if missed is None else NOISE
-        rows[:l] = start / vector_norm(start, dim=1, keepdim=True) + amounts[0].item() * rows[:l]
+        amounts[:l] = beside
+        rows[:l] = start / vector_norm(start, dim=1, keepdim=True) + beside * rows[:l]
     return rows, amounts
 
 
-def _orthonormal(W: Tensor, rows: Tensor, near: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(C, R, Q) with W = C·rows + R Q, the rows of Q orthonormal and orthogonal to ``rows``.
-
-    In exact arithmetic W has components along the last ``near`` rows only; see ``Basis.extend``. Where what is left of
-    a row is small, it is rounding for the most part, and needs another round; where nothing was left, one more. On a
-    GPU there are always two, since to look at a number would make it wait.
-    """
-    size = vector_norm(W, dim=1).max().item() if W.is_cpu else 0.0
-    close, W = _off(rows[len(rows) - near :], W)
-    C, W = _off(rows, W)
-    C[:, len(rows) - near :] += close
-    R, W = _qr(W)
-    left = R
-    for _ in range(3 if W.is_cpu else 1):
-        if W.is_cpu and left.diagonal().abs().min().item() >= 0.1 * size:
-            break
-        D, W = _off(rows, W)
-        left, W = _qr(W)
-        C, R, size = C + R @ D, R @ left, 5.0
-    return C, R, W
-
-
-def _off(rows: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
-    along = W @ rows.mH
-    return along, torch.addmm(W, along, rows, alpha=-1)
-
-
-def _qr(W: Tensor) -> tuple[Tensor, Tensor]:
-    """W = R Q with orthonormal rows of Q."""
-    Q, R = torch.linalg.qr(W.mT)
-    return R.mT, Q.mT
-
-
-def _chance(space: _Space, first: Tensor, X: Tensor, squares: Tensor, amounts: Tensor, square: float) -> float:
-    """The probability that a value of this ``square`` was missed, from what is known already (eq-missed-block).
-
-    Combinations of the starting rows with nothing of the k vectors found start Lanczos iterations that are free of
-    products, since they stay in the space. Of true singular vectors those k alone decide which combinations, and the
-    noise in them along any other knows nothing of that; in one combination it is independent of that in the next.
-    """
-    n, k, eps = space.Q.shape[1], X.shape[1] - len(squares), torch.finfo(space.Q.dtype).eps
-    along = (first @ X[: len(first)]) / amounts.unsqueeze(1)  # the Ritz vectors; of each row, noise of one
-    chance = 1.0 * k  # for any of the k + 1 largest may be the one that was missed
-    for c in torch.linalg.svd(along[:, :k])[0][:, k:].mH:
-        weights = (c @ along[:, k:]).abs()
-        length = vector_norm(weights).item()
-        share = _hidden_share(squares, weights / length, square, space.blocks - 1, eps / n**0.5)
-        chance *= probability(share, n, 1 / length, X.is_complex())
-    return min(1.0, chance)
-
-
-def _hidden_share(squares: Tensor, weights: Tensor, value: float, steps: int, least: float) -> float:
-    """``hidden`` for the Lanczos iteration of so many steps from the vector with these weights along Ritz vectors, and
-    ``least``, what rounding leaves in every vector of any other.
-
-    As long as it stays inside the space, the iteration with AᴴA is that with the diagonal matrix of the squares.
-    """
-    V = weights[None]
-    diagonal: list[float] = []
-    off: list[float] = []
-    share = 1.0
-    while len(diagonal) < steps and share > least:
-        w = squares * V[-1]
-        diagonal.append(torch.dot(w, V[-1]).item())
-        w = w - (V @ w) @ V
-        w = w - (V @ w) @ V
-        off.append(vector_norm(w).item())
-        V = torch.cat([V, w[None] / (off[-1] + 1e-300)])
-        if len(diagonal) % 5 == 0 or len(diagonal) == steps:
-            share = hidden(diagonal, off, value)
-    return share + least
-
-
-def _probe(space: _Space, V: Tensor, square: float, missed: float, seed: int) -> tuple[float, Tensor | None]:
-    """Lanczos's iteration with AᴴA off V from fresh noise: the probability that a value of this square is missed, or a
-    vector of one.
-    """
-    n, is_complex, eps = V.shape[1], V.is_complex(), torch.finfo(V.dtype).eps
-    first = _orthonormal(noise(n, V, seed)[None], V)[2][0]
-    basis = Basis(first, V)
-    alphas: list[float | Tensor] = []
-    betas: list[float | Tensor] = []
-    for step in range(1, n - len(V) + 1):
-        alpha, beta = basis.extend(space.rmm(space.mm(basis.last()[None]))[0])
-        alphas.append(alpha)
-        betas.append(beta)
-        if step % 4 == 0 or step == n - len(V):
-            diagonal, off = numbers(alphas + betas).split(step)
-            values, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
-            if values[-1] >= square:
-                return 1.0, Y[:, -1].to(V) @ basis.rows()[len(V) : len(V) + step]
-            share = hidden(diagonal.tolist(), off.tolist(), square) + eps / n**0.5
-            chance = probability(share, n, 1.0, is_complex)
-            if chance <= missed:
-                return chance, None
-    return 0.0, None
-
-
-def _on_host(x: Tensor) -> Tensor:
+def _in_double(x: Tensor) -> Tensor:
     return x.to("cpu", torch.complex128 if x.is_complex() else torch.float64)
-
-
-def _over(x: float, allowed: float) -> float:
-    """x/allowed, where zero is allowed even if nothing is."""
-    return x / allowed if allowed > 0 else math.inf if x > 0 else 0.0
-
-
-def _steps_to_go(history: list[tuple[int, float]], step: int, worst: float) -> int:
-    """From 1 to step/4 + 3: as many as it takes down to one at the rate of fall since the last look."""
-    most = step // 4 + 3
-    history.append((step, worst))
-    if len(history) < 2 or not 0 < worst < history[-2][1]:
-        return most
-    rate = math.log(history[-2][1] / worst) / (step - history[-2][0])
-    return max(1, min(most, math.ceil(math.log(worst) / rate)))
 
 
 def _not_finite() -> ValueError:

@@ -75,6 +75,13 @@ class Ritz(NamedTuple):
     """a bound for the probability that there is a singular value above σ(1 + ``RESOLUTION``)"""
 
 
+def counts(steps: int, products: int, residual: float, missed: float) -> tuple[Tensor, ...]:
+    """What an iteration counted, as tensors on the CPU, the last four of ``Ritz`` and of ``RitzBlock``."""
+    return *torch.tensor([steps, products], device="cpu"), *torch.tensor(
+        [residual, missed], dtype=torch.float64, device="cpu"
+    )
+
+
 class ConvergenceError(ArithmeticError):
     """An iteration ran out of steps before its residual reached the tolerance, or before it was improbable enough that
     it had missed a singular value above σ(1 + ``RESOLUTION``).

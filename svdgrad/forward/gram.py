@@ -100,7 +100,7 @@ def _many(A: Tensor, k: int) -> tuple[Rows, GramVectors]:
         U, V = (Q @ X).mT, Zh.conj() @ W[..., :k].mT
     else:
         U, S, Vh = torch.linalg.svd(A, full_matrices=False)
-        sigma, U, V, W = S[..., :k].clone(), U[..., :k].mT, Vh[..., :k, :].conj(), Vh.mH
+        sigma, U, V, W = S[..., :k].abs(), U[..., :k].mT, Vh[..., :k, :].conj(), Vh.mH
     if root is not None:
-        sigma, S = sigma / root / root, S / root / root
+        sigma, S = sigma.abs() / root / root, S / root / root  # LAPACK finds −0 too
     return Rows(sigma, U, V), GramVectors(S, W)

@@ -61,11 +61,11 @@ class Lanczos:
         if isinstance(A, Dense):
             check_entries(A.A)
             if A.A.ndim > 2:  # one by one; of what else is known as much is kept as all have
-                found = [self.find_many(Dense(X, rows=True), k, v0) for X in A.A.reshape(-1, *A.shape)]
-                return tuple(stacked(xs, A.A.shape[:-2]) for xs in zip(*found))
-        sigma, U, V, known = block_lanczos(
-            *A.products(), A.shape, A.vector, k, None if v0 is None else v0[None], self.tol, self.maxiter, self.missed
-        )
+                batch, matrices = A.A.shape[:-2], A.A.reshape(-1, *A.shape)
+                starts = [None] * len(matrices) if v0 is None else [*v0.expand(*batch, -1, -1).flatten(0, -3)]
+                found = [self.find_many(Dense(X, rows=True), k, x) for X, x in zip(matrices, starts)]
+                return tuple(stacked(xs, batch) for xs in zip(*found))
+        sigma, U, V, known = block_lanczos(*A.products(), A.shape, A.vector, k, v0, self.tol, self.maxiter, self.missed)
         return Rows(sigma, U, V), known
 
 

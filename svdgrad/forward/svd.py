@@ -28,7 +28,7 @@ class SVD:
         assert isinstance(A, Dense)
         check_entries(A.A)
         U, S, Vh = torch.linalg.svd(A.A, full_matrices=False, driver="gesvd" if A.A.is_cuda else None)
-        rows = Rows(S[..., :k].clone(), *fix_sign(U[..., :k].mT, Vh[..., :k, :].conj()))
+        rows = Rows(S[..., :k].abs(), *fix_sign(U[..., :k].mT, Vh[..., :k, :].conj()))
         return rows, FullSVD(U, S, Vh)
 
 
@@ -41,5 +41,5 @@ def svd(A: Tensor, index: int = 0, v0: Tensor | None = None) -> tuple[Triplet, F
     # by gesvd (book/records/speed-cuda-2026-11-28.json)
     U, S, Vh = torch.linalg.svd(A, full_matrices=False, driver="gesvd" if A.is_cuda else None)
     u, v = fix_sign(U[..., :, index], Vh[..., index, :].conj(), v0)
-    # a clone, for an autograd.Function must not return a view of another of its outputs
-    return Triplet(S[..., index].clone(), u, v), FullSVD(U, S, Vh)
+    # LAPACK finds −0 too; and an autograd.Function must not return a view of another of its outputs
+    return Triplet(S[..., index].abs(), u, v), FullSVD(U, S, Vh)

@@ -19,7 +19,7 @@ except ModuleNotFoundError as reason:
     ) from None
 
 from .api import singular_triplet, spectral_norm
-from .operators import operator_triplet
+from .operators import operator_triplet, operator_triplets
 from .triplet import LowRank, Triplet, Triplets
 from .triplets import low_rank, singular_triplets
 
@@ -29,6 +29,7 @@ __all__ = [
     "Triplets",
     "low_rank",
     "operator_triplet",
+    "operator_triplets",
     "singular_triplet",
     "singular_triplets",
     "spectral_norm",

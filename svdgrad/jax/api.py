@@ -132,7 +132,7 @@ def spectral_norm(
 
 
 # y A, and not Aᵀ y, which compiled by XLA takes many times as long on CPUs: the book's chapter In JAX times the two
-_DENSE: Products = (lambda A, x: mm(A, x), lambda A, y: mm(y.conj(), A).conj())
+DENSE: Products = (lambda A, x: mm(A, x), lambda A, y: mm(y.conj(), A).conj())
 
 
 @partial(jax.jit, static_argnums=0)
@@ -140,7 +140,7 @@ def _of_matrices(how: How, A: Array, v0: Array | None) -> tuple[Array, Array, Ar
     """The rule for each matrix of a batch."""
 
     def triplet(A: Array, v0: Array | None = None) -> Triplet:
-        return find_triplet(_DENSE, how, A, None if v0 is None else unit(v0))[0]
+        return find_triplet(DENSE, how, A, None if v0 is None else unit(v0))[0]
 
     shapes = "(m,n)->(),(m),(n)" if v0 is None else "(m,n),(n)->(),(m),(n)"
     sigma, u, v = jnp.vectorize(triplet, signature=shapes)(*(A,) if v0 is None else (A, v0))
@@ -157,7 +157,7 @@ def _take(x: Array, places: Array) -> Array:
 
 
 # and not M @ x, of which JAX forms the derivative by M as a dense matrix under vmap
-_ENTRIES: Products = (
+ENTRIES: Products = (
     lambda M, x: _add(M.shape[:1], M.indices[:, 0], M.data * _take(x, M.indices[:, 1])),
     lambda M, y: _add(M.shape[1:], M.indices[:, 1], M.data.conj() * _take(y, M.indices[:, 0])),
 )
@@ -165,4 +165,4 @@ _ENTRIES: Products = (
 
 @partial(jax.jit, static_argnums=0)
 def _of_entries(how: How, M: Any, v0: Array | None) -> Triplet:
-    return find_triplet(_ENTRIES, how, M, None if v0 is None else unit(v0))[0]
+    return find_triplet(ENTRIES, how, M, None if v0 is None else unit(v0))[0]

@@ -134,28 +134,21 @@ def choose(
 
 
 def choose_several(
-    A: Any,
-    k: int,
-    forward: str = "auto",
-    adjoint: str = "auto",
-    tol: float | None = None,
-    maxiter: int | None = None,
-    missed: float | None = 1e-3,
+    A: Any, forward: str, adjoint: str, tol: float | None, maxiter: int | None, missed: float | None
 ) -> How:
     """The methods for k > 1 triplets: a Gram matrix costs the smaller ones digits, so "auto" leaves it to be asked
-    for.
+    for, and the full SVD is the default.
     """
-    for what, name, one, others in (
-        ("forward", forward, "lanczos", "'svd' or 'gram'"),
-        ("adjoint", adjoint, "cg", "'spectral'"),
-    ):
-        if name == one:
-            raise ValueError(
-                f"{what} {one!r} serves one triplet in svdgrad.jax, found k = {k}: use {others}, which know all "
-                "singular vectors, or k = 1"
-            )
+    pairs = {"svd": "spectral", "gram": "spectral", "lanczos": "cg"}
     how = choose(A, 0, forward, adjoint, tol, maxiter, missed)
-    return how._replace(forward="svd" if forward == "auto" else forward, adjoint="spectral")
+    how = how._replace(forward="svd" if forward == "auto" else forward)
+    only = pairs[how.forward]
+    if adjoint not in ("auto", only):
+        raise ValueError(
+            f"adjoint must be 'auto' or {only!r} for k triplets after {how.forward!r}, found {adjoint!r}: the other "
+            "serves one triplet"
+        )
+    return how._replace(adjoint=only)
 
 
 def as_count(k: Any, m: int, n: int) -> int:
@@ -230,3 +223,26 @@ def as_start(v0: Any, A: Array) -> Array | None:
         raise TypeError("v0 must be a vector of numbers, found bool")
     start: Array = lax.stop_gradient(v0).astype(A.dtype)
     return start
+
+
+def as_starts(v0: Any, A: Any, forward: str, how: How) -> Array | None:
+    """The columns of v0 as rows, for an iteration to start from, not differentiated; an error for what has not the
+    shape (n, j), or (..., n, j) for the matrices of a batch.
+    """
+    if v0 is None:
+        return None
+    if forward != "auto" and how.forward != "lanczos":
+        raise ValueError(
+            f"forward {forward!r} does not iterate, found v0: only 'lanczos' starts from it, and 'auto' where it "
+            "chooses that"
+        )
+    v0 = jnp.asarray(v0)
+    if v0.ndim < 2 or v0.shape[-2] != A.shape[-1] or v0.shape[-1] == 0 or v0.ndim > A.ndim:
+        raise ValueError(
+            f"v0 must hold columns to start from, of shape ({A.shape[-1]}, j), or one such for each matrix of a batch, "
+            f"found shape {v0.shape}: the V of a step before has it, and a vector is v0[:, None]"
+        )
+    if v0.dtype.kind == "c" and A.dtype.kind != "c":
+        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
+    rows: Array = jnp.swapaxes(lax.stop_gradient(v0), -1, -2).astype(A.dtype)
+    return rows if how.forward == "lanczos" else None

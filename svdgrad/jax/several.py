@@ -13,39 +13,74 @@ size.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from .adjoint import tie
+from .block import basis_size, block_lanczos, block_size, columns_cg
 from .forward import is_lost
 from .primitive import call
-from .triplet import How, Known, LowRank, Triplets, adjoint, mm, times
+from .triplet import How, Known, LowRank, Products, Triplets, adjoint, mm, times
 
 #: what is at most so many times ε (‖φᵢ‖ + ‖φⱼ‖ + ‖ψᵢ‖ + ‖ψⱼ‖) in a numerator is rounding, of which 1.2 was seen
 ROUNDING = 4
 
 
-def find_spaces(how: How, k: int, A: Array) -> tuple[LowRank, Known]:
-    """(U, H, V) of one matrix, the largest entry of each column of V positive, and what is known besides."""
-    found: tuple[LowRank, Known] = call(_find, _move, (how, k), A)
+class Operator(NamedTuple):
+    """A matrix (m, n) by its products with one vector, which depend on parameters; static under jit."""
+
+    products: Products
+    m: int
+    n: int
+    dtype: Any
+
+    def mm(self, params: Any, X: Array) -> Array:
+        """A X, column by column."""
+        return jax.vmap(partial(self.products[0], params), 1, 1)(X)
+
+    def rmm(self, params: Any, Y: Array) -> Array:
+        return jax.vmap(partial(self.products[1], params), 1, 1)(Y)
+
+
+def find_spaces(A: Operator, how: How, k: int, params: Any, v0: Array | None = None) -> tuple[LowRank, Known]:
+    """(U, H, V) of one matrix, the largest entry of each column of V positive, and what is known besides; ``v0`` holds
+    rows for "lanczos" to start from.
+    """
+    found: tuple[LowRank, Known] = call(_find, _move, (A, how, k), params, v0)
     return found
 
 
-def _find(how: How, k: int, A: Array) -> tuple[LowRank, Known]:
+def _find(A: Operator, how: How, k: int, params: Any, v0: Array | None) -> tuple[LowRank, Known]:
+    wide = A.m < A.n
     if how.forward == "svd":
-        U_all, S, Vh = jnp.linalg.svd(A, full_matrices=False)
-        sigma, U, V, known = S[:k], U_all[:, :k], adjoint(Vh[:k]), Known(S, U_all, Vh)
-    elif A.shape[0] < A.shape[1]:
-        sigma, V, U, known = _gram(k, adjoint(A))
+        sigma, U, V, known = _svd(k, params)
+    elif how.forward == "gram":
+        sigma, U, V, known = _gram(k, adjoint(params) if wide else params)
+        U, V = (V, U) if wide else (U, V)
     else:
-        sigma, U, V, known = _gram(k, A)
+        forth, back = (jax.vmap(partial(of, params)) for of in (A.products[0], A.products[-1]))
+        if min(A.m, A.n) < basis_size(k) + block_size(k):  # the basis would be all of it
+            sigma, U, V, known = _svd(k, forth(jnp.eye(A.n, dtype=A.dtype)).T)
+        elif wide:
+            begin = None if v0 is None else forth(v0[:k])
+            sigma, V, U, known = block_lanczos(back, forth, A.n, A.m, A.dtype, k, how, begin)
+            U, V = U.T, V.T
+        else:
+            sigma, U, V, known = block_lanczos(forth, back, A.m, A.n, A.dtype, k, how, v0)
+            U, V = U.T, V.T
     anchor = jnp.take_along_axis(V, jnp.abs(V).argmax(0)[None], 0)
     c = jnp.where(anchor == 0, 1, jnp.sign(anchor).conj())
     core = jnp.diag(sigma).astype(A.dtype)
-    return LowRank(*(jnp.where(is_lost(known.S[0], A), jnp.nan, x) for x in (U * c, core, V * c))), known
+    return LowRank(*(jnp.where(is_lost(known.S[0], params), jnp.nan, x) for x in (U * c, core, V * c))), known
+
+
+def _svd(k: int, A: Array) -> tuple[Array, Array, Array, Known]:
+    U, S, Vh = jnp.linalg.svd(A, full_matrices=False)
+    S = jnp.abs(S)  # LAPACK finds −0 too
+    return S[:k], U[:, :k], adjoint(Vh[:k]), Known(S, U, Vh)
 
 
 def _gram(k: int, A: Array) -> tuple[Array, Array, Array, Known]:
@@ -84,17 +119,18 @@ def _solution(matvec: Any, right: Array, solve: Any, solve_adjoint: Any) -> Arra
     return x
 
 
-def _move(how: How, k: int, primals: Any, tangents: Any) -> Any:
+def _move(A: Operator, how: How, k: int, primals: Any, tangents: Any) -> Any:
     """(dU, dH, dV), linear in dA (eq-tangent-factors): dH = herm(UᴴdA V), and [dU; dV] from
 
     [dU H − A dV; dV H − AᴴdU] = [dA V − U dH; dAᴴU − V dH],   UᴴdU + VᴴdV = 0.
     """
-    (A,), (dA,) = primals, tangents
-    spaces, known = find_spaces(how, k, A)
+    (params, v0), (dparams, _) = primals, tangents
+    spaces, known = find_spaces(A, how, k, params, v0)
     U, H, V = spaces
-    dA_V, dA_U = mm(dA, V), adjoint(mm(adjoint(U), dA))
+    _, dA_V = jax.jvp(lambda params: A.mm(params, V), (params,), (dparams,))
+    _, dA_U = jax.jvp(lambda params: A.rmm(params, U), (params,), (dparams,))
     dH = _herm(mm(adjoint(U), dA_V))
-    weight = lax.stop_gradient(known.S[0]).astype(A.dtype)
+    weight = lax.stop_gradient(known.S[0]).astype(H.dtype)
 
     def K_hat(x: Array) -> Array:
         dU, dV = x[: len(U)], x[len(U) :]
@@ -103,33 +139,42 @@ def _move(how: How, k: int, primals: Any, tangents: Any) -> Any:
         # the common rotation is held, by a weight in place of its own factor, even H − H even, which may be zero
         held = weight * even - (mm(even, H) - mm(H, even)) / 2
         # so is, for real A, a part that no tangent has
-        grown = weight * _diagonal(odd) / 2 if A.dtype.kind != "c" else jnp.zeros_like(H)
-        top = mm(dU, H) - mm(A, dV) + mm(U, held + grown)
-        return _stacked(top, mm(dV, H) - adjoint(mm(adjoint(dU), A)) + mm(V, held - grown))
+        grown = weight * _diagonal(odd) / 2 if H.dtype.kind != "c" else jnp.zeros_like(H)
+        top = mm(dU, H) - A.mm(params, dV) + mm(U, held + grown)
+        return _stacked(top, mm(dV, H) - A.rmm(params, dU) + mm(V, held - grown))
 
-    solve = partial(_solve, k, *lax.stop_gradient((A, spaces, known)))
+    solve = partial(_solve, A, how, k, *lax.stop_gradient((params, spaces, known)))
     x = _solution(K_hat, _stacked(dA_V - mm(U, dH), dA_U - mm(V, dH)), solve, solve)
     return (spaces, known), (LowRank(x[: len(U)], dH, x[len(U) :]), jax.tree.map(jnp.zeros_like, known))
 
 
-def _solve(k: int, A: Array, spaces: LowRank, known: Known, c: Array) -> Array:
-    """[P; Q] with K̂ [P; Q] = c, for numbers only: zero for c = 0 whatever the gap, NaN for any other c at a tie at the
-    cut.
+def _solve(A: Operator, how: How, k: int, params: Any, spaces: LowRank, known: Known, c: Array) -> Array:
+    """[P; Q] with K̂ [P; Q] = c, for numbers only: a column is zero for one of zeros in c whatever the gap, and NaN for
+    any other if its value is tied with what is left out.
     """
     (U, _, V), S = spaces, known.S
-    (m, n), complex_ = A.shape, A.dtype.kind == "c"
+    m, n, complex_ = len(U), len(V), U.dtype.kind == "c"
     size = jnp.abs(c).max()
     c = times(1 / jnp.where(size == 0, 1, size), c)
     phi, psi = c[:m], c[m:]
     a, b = mm(adjoint(U), phi), mm(adjoint(V), psi)
     inner = S[:k, None] + S[None, :k] + (0 if complex_ else S[0]) * jnp.eye(k, dtype=S.dtype)
     even, odd = times(1 / S[0], (a + b) / 2), (a - b) / inner.astype(a.dtype)
-    P, Q = _outside(k, A, known, phi - mm(U, a), psi - mm(V, b))
+    phi, psi = phi - mm(U, a), psi - mm(V, b)
+    if known.U is None and how.forward == "lanczos":
+        forth, back = (jax.vmap(partial(of, params), 1, 1) for of in (A.products[0], A.products[-1]))
+        off_U, off_V = (lambda X, W=W: X - mm(W, mm(adjoint(W), X)) for W in (U, V))
+        if m < n:
+            Q, P = columns_cg(back, forth, off_V, off_U, S[:k], known, psi, phi, how.maxiter)
+        else:
+            P, Q = columns_cg(forth, back, off_U, off_V, S[:k], known, phi, psi, how.maxiter)
+    else:
+        P, Q = _outside(k, params, known, phi, psi)
     x = _stacked(P + mm(U, even + odd) / 2, Q + mm(V, even - odd) / 2)
     # to what is left out; where nothing is, to zero; for a square A that is kept whole, what its rotations divide by
-    gap = S[k - 1] - S[k] if k < S.size else S[k - 1] if m != n else inner.min()
+    gap = S[:k] - S[k] if k < S.size else S[:k] if m != n else inner.min(0)
     tied = ~(gap > tie(m, n, S.dtype) * S[0])
-    return jnp.where(size == 0, 0, jnp.where(tied, jnp.nan, times(size, x)))
+    return jnp.where((c == 0).all(0), 0, jnp.where(tied, jnp.nan, times(size, x)))
 
 
 def _outside(k: int, A: Array, known: Known, phi: Array, psi: Array) -> tuple[Array, Array]:

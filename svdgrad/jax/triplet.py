@@ -18,33 +18,36 @@ Products = tuple[Callable[[Any, Array], Array], ...]
 
 
 class Triplet(NamedTuple):
-    """A singular triplet, A v = σ u and Aᴴ u = σ v with ‖u‖ = ‖v‖ = 1: ``sigma (...)``, ``u (..., m)``, ``v (...,
-    n)``.
-    """
+    """A singular triplet: A v = σ u and Aᴴ u = σ v with ‖u‖ = ‖v‖ = 1."""
 
     sigma: Array
+    """σ, shape (...)"""
     u: Array
+    """the left singular vector, shape (..., m)"""
     v: Array
+    """the right singular vector, shape (..., n)"""
 
 
 class Triplets(NamedTuple):
-    """The k dominant singular triplets, A V = U diag(σ), AᴴU = V diag(σ): ``sigma (..., k)``, descending, ``U (..., m,
-    k)`` and ``V (..., n, k)`` with orthonormal columns.
-    """
+    """k singular triplets: A V = U diag(σ), AᴴU = V diag(σ), UᴴU = VᴴV = I."""
 
     sigma: Array
+    """the k largest singular values, descending, shape (..., k)"""
     U: Array
+    """the left singular vectors as columns, shape (..., m, k)"""
     V: Array
+    """the right singular vectors as columns, shape (..., n, k)"""
 
 
 class LowRank(NamedTuple):
-    """The best approximation of rank k, U core Vᴴ, by its factors: ``U (..., m, k)``, ``core (..., k, k)`` Hermitian,
-    diag(σ) in value, and ``V (..., n, k)``.
-    """
+    """The best approximation of rank k as three factors, A_k = U core Vᴴ."""
 
     U: Array
+    """orthonormal columns, shape (..., m, k)"""
     core: Array
+    """Hermitian, diag(σ) in value, shape (..., k, k); its derivatives have entries off the diagonal"""
     V: Array
+    """orthonormal columns, shape (..., n, k)"""
 
     def dense(self) -> Array:
         """A_k = U core Vᴴ, of shape (..., m, n)."""

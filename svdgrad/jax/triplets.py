@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .api import singular_triplet
-from .auto import as_count, as_entries, as_matrix, choose_several, computed_in, is_sparse
-from .several import find_spaces, separate
+from .api import DENSE, ENTRIES, singular_triplet
+from .auto import as_count, as_entries, as_matrix, as_starts, choose_several, choose_sparse, computed_in, is_sparse
+from .several import Operator, find_spaces, separate
 from .triplet import How, LowRank, Triplets
 
 
@@ -20,6 +20,7 @@ def singular_triplets(
     adjoint: str = "auto",
     tol: float | None = None,
     maxiter: int | None = None,
+    v0: Any = None,
     missed: float | None = 1e-3,
 ) -> Triplets:
     """The k dominant singular triplets (σ, U, V) of A, differentiable: A V = U diag(σ), AᴴU = V diag(σ).
@@ -37,18 +38,25 @@ def singular_triplets(
 
     Parameters
     ----------
-    A : array
-        Shape (..., m, n), floating point, real or complex. float16 and bfloat16 are computed in float32.
+    A : array, or BCOO
+        Shape (..., m, n), floating point, real or complex. float16 and bfloat16 are computed in float32. Of one sparse
+        matrix (m, n) the gradient is one of its entries; it takes "lanczos" and "cg".
     k : int
         How many triplets, from 1 to min(m, n). Static under jit, as all that follows.
     forward : str
         "svd" (the full SVD), "gram" (eigenvectors of AᴴA or AAᴴ, whichever is smaller, at the price of digits of the
-        smaller triplets, (σ₁/σₖ)² in all), or "auto": "svd". With k = 1 all that ``singular_triplet`` takes.
+        smaller triplets, (σ₁/σₖ)² in all), "lanczos" (block Lanczos, by products with A), or "auto": "svd", and
+        "lanczos" for a sparse A. With k = 1 as ``singular_triplet``.
     adjoint : str
-        How the systems for dU₊ and dV₊ are solved: "spectral" (in closed form, from all singular vectors), or "auto".
-        With k = 1 all that ``singular_triplet`` takes.
+        How the systems for dU₊ and dV₊ are solved: "spectral" (in closed form, from all singular vectors) after "svd"
+        and "gram", "cg" (k columns of conjugate gradients) after "lanczos"; "auto" chooses. With k = 1 all that
+        ``singular_triplet`` takes.
     tol, maxiter, missed : float, int, float or None, optional
-        Of an iteration, "lanczos", which in JAX finds one triplet: of use with k = 1.
+        For "lanczos", as for ``singular_triplet``: ‖AᴴU − VS‖ ≤ tol σ₁ for each of the k, and a value above σₖ has
+        been missed with at most this probability, for which a vector of fresh noise goes the same way after the blocks.
+    v0 : array, optional
+        Shape (n, j) or (..., n, j): columns for "lanczos" to start from, the first k of them, such as the V of a step
+        before. They decide nothing, since the proof is asked for all the same.
 
     Returns
     -------
@@ -61,24 +69,26 @@ def singular_triplets(
     TypeError
         k is not an integer; otherwise as ``singular_triplet``.
     ValueError
-        k is below 1 or above min(m, n); "lanczos", "cg" or a sparse A with k > 1; otherwise as ``singular_triplet``.
+        k is below 1 or above min(m, n); v0 has another shape; otherwise as ``singular_triplet``.
 
     Notes
     -----
-    What depends on values cannot raise under jit, so it gives NaN, in jit and out of it. NaN is the derivative of U and
-    V at a tie at the cut: where σₖ equals σₖ₊₁ up to rounding, 8ε√(m+n) σ₁, or zero, if m ≠ n. That of σ is finite
-    there. NaN is a gradient at a tie inside the set, if the loss sees which of the tied vectors is which, or if it sees
-    vectors, and tied values not alike, as that of A_k does. Forward mode sees no loss: X⁺ is zero in ties, right for
-    all losses that are blind to a rotation in them, and close to a tie such a loss loses digits, ε σ₁/(σᵢ − σⱼ). Second
-    derivatives want distinct values too, or ``low_rank``.
+    What depends on values cannot raise under jit, so it gives NaN, in jit and out of it. NaN is the derivative of those
+    columns of U and V that are tied at the cut: where σᵢ equals σₖ₊₁ up to rounding, 8ε√(m+n) σ₁, or zero, if m ≠ n.
+    That of σ is finite there. NaN is a gradient at a tie inside the set, if the loss sees which of the tied vectors is
+    which, or if it sees vectors, and tied values not alike, as that of A_k does. Forward mode sees no loss: X⁺ is zero
+    in ties, right for all losses that are blind to a rotation in them, and close to a tie such a loss loses digits, ε
+    σ₁/(σᵢ − σⱼ). Second derivatives want distinct values too, or ``low_rank``.
 
     A numerator of X⁺ counts as rounding up to 4ε times the cotangents of the columns that it belongs to. Where the
     cotangents are rounding themselves, as those of ‖A − U S Vᴴ‖² are, nothing tells that of them: at a tie a NaN that
     ``low_rank`` does not give. For complex A, JAX's gradient is the conjugate of PyTorch's, and the phases are held as
     said above.
 
-    Cost: one SVD or symmetric eigendecomposition; for each tangent or cotangent two products of an m×n matrix, and four
-    of the singular vectors left out, with k columns.
+    Memory with "lanczos": a basis of ten blocks, of k + 2 + k/4 vectors of both sides, or of 60 vectors, whichever is
+    more; where that would be all of the smaller side, A is formed, by products. Cost: one SVD or symmetric
+    eigendecomposition, or two products with a block a step; for each tangent or cotangent two products of an m×n
+    matrix, and four of the singular vectors left out, with k columns, or two a step of conjugate gradients.
     Source: the book, chapter *In JAX* (eq-tangent-factors, eq-tangent-turn).
 
     Examples
@@ -92,13 +102,13 @@ def singular_triplets(
      [0.    0.    0.   ]
      [0.375 0.    0.   ]]
     """
-    if (k := _count(A, k)) == 1:
+    X, k = _counted(A, k)
+    if k == 1 and v0 is None:
         sigma, u, v = singular_triplet(A, 0, forward, adjoint, tol, maxiter, None, missed)
         return Triplets(sigma[..., None], u[..., None], v[..., None])
-    A = as_matrix(A)
-    how = choose_several(A, k, forward, adjoint, tol, maxiter, missed)
-    sigma, U, V = _separate_triplets(how, k, A.astype(computed_in(A.dtype)))
-    return Triplets(sigma.astype(A.real.dtype), U.astype(A.dtype), V.astype(A.dtype))
+    how = _choose(X, k, forward, adjoint, tol, maxiter, missed)
+    sigma, U, V = _separate_triplets(how, k, X, as_starts(v0, X, forward, how))
+    return Triplets(sigma.astype(jnp.finfo(A.dtype).dtype), U.astype(A.dtype), V.astype(A.dtype))
 
 
 def low_rank(
@@ -108,6 +118,7 @@ def low_rank(
     adjoint: str = "auto",
     tol: float | None = None,
     maxiter: int | None = None,
+    v0: Any = None,
     missed: float | None = 1e-3,
 ) -> LowRank:
     """The best approximation of rank k as U core Vᴴ, differentiable through any tie of the k values kept.
@@ -133,34 +144,53 @@ def low_rank(
      [0. 0. 0.]
      [0. 0. 0.]]
     """
-    if (k := _count(A, k)) == 1:
+    X, k = _counted(A, k)
+    if k == 1 and v0 is None:
         sigma, u, v = singular_triplet(A, 0, forward, adjoint, tol, maxiter, None, missed)
         return LowRank(u[..., None], sigma.astype(u.dtype)[..., None, None], v[..., None])
-    A = as_matrix(A)
-    how = choose_several(A, k, forward, adjoint, tol, maxiter, missed)
-    spaces = _joint_spaces(how, k, A.astype(computed_in(A.dtype)))
+    how = _choose(X, k, forward, adjoint, tol, maxiter, missed)
+    spaces = _joint_spaces(how, k, X, as_starts(v0, X, forward, how))
     return LowRank(*(x.astype(A.dtype) for x in spaces))
 
 
-def _count(A: Any, k: Any) -> int:
-    """k, or an error for what cannot be of this A."""
-    sparse = is_sparse(A)
-    count = as_count(k, *(as_entries(A) if sparse else as_matrix(A)).shape[-2:])
-    if sparse and count > 1:
-        raise ValueError(
-            f"k must be 1 for a sparse A in svdgrad.jax, where products find one triplet, found {count}: for more make "
-            "it dense with A.todense()"
-        )
-    return count
+def _counted(A: Any, k: Any) -> tuple[Any, int]:
+    """A, dense or sparse, in single precision or better, and k."""
+    if is_sparse(A):
+        X = as_entries(A)
+    else:
+        X = as_matrix(A)
+        X = X.astype(computed_in(X.dtype))
+    return X, as_count(k, *X.shape[-2:])
+
+
+def _choose(
+    A: Any, k: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None, missed: float | None
+) -> How:
+    if is_sparse(A):
+        return choose_sparse(A, 0, forward, adjoint, tol, maxiter, missed)
+    return choose_several(A, forward, adjoint, tol, maxiter, missed)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _separate_triplets(how: How, k: int, A: Array) -> Triplets:
-    of_one = jnp.vectorize(lambda A: separate(find_spaces(how, k, A)[0]), signature="(m,n)->(k),(m,k),(n,k)")
-    return Triplets(*of_one(A))
+def _separate_triplets(how: How, k: int, A: Any, v0: Array | None) -> Triplets:
+    return Triplets(*_of_each(lambda *x: separate(_spaces(how, k, *x)), "(k),(m,k),(n,k)", A, v0))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _joint_spaces(how: How, k: int, A: Array) -> LowRank:
-    of_one = jnp.vectorize(lambda A: find_spaces(how, k, A)[0], signature="(m,n)->(m,k),(k,k),(n,k)")
-    return LowRank(*of_one(A))
+def _joint_spaces(how: How, k: int, A: Any, v0: Array | None) -> LowRank:
+    return LowRank(*_of_each(lambda *x: _spaces(how, k, *x), "(m,k),(k,k),(n,k)", A, v0))
+
+
+def _spaces(how: How, k: int, A: Any, v0: Array | None = None) -> LowRank:
+    products = ENTRIES if is_sparse(A) else DENSE
+    m, n = A.shape
+    return find_spaces(Operator(products, m, n, A.dtype), how, k, A, v0)[0]
+
+
+def _of_each(function: Any, results: str, A: Any, v0: Array | None) -> Any:
+    """For each matrix of a batch."""
+    if is_sparse(A):
+        return function(A, v0)
+    if v0 is None:
+        return jnp.vectorize(function, signature=f"(m,n)->{results}")(A)
+    return jnp.vectorize(function, signature=f"(m,n),(j,n)->{results}")(A, v0)

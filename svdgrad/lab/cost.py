@@ -27,10 +27,15 @@ class Timing(NamedTuple):
     """The fields of a row that say what a way costs."""
 
     milliseconds: float
+    """the median of the times, in milliseconds"""
     lower: float
+    """their lower quartile"""
     upper: float
+    """their upper quartile"""
     runs: int
+    """how many times there are"""
     peak: float
+    """the peak of the memory in bytes, on a GPU; NaN on a CPU"""
 
 
 def measure(run: Callable[[], Any], device: torch.device, repeat: int, patience: float = 10.0) -> tuple[Any, Timing]:

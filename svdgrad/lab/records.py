@@ -29,8 +29,9 @@ class Row(NamedTuple):
     name: str
     """as in ``ATTEMPTS``, ``SOLVERS`` or ``ORACLES``"""
     m: int
+    """the rows of the matrix"""
     n: int
-    """the shape of the matrix"""
+    """its columns"""
     device: str
     """"cpu" or "cuda": where this way ran"""
     dtype: str
@@ -44,8 +45,9 @@ class Row(NamedTuple):
     milliseconds: float = math.nan
     """the adjoint solve, or, for a witness, value and gradient together: the median of several runs"""
     lower: float = math.nan
+    """the lower quartile of those times"""
     upper: float = math.nan
-    """the quartiles of those times"""
+    """the upper quartile"""
     runs: int = 0
     """how many times the median is of"""
     peak: float = math.nan
