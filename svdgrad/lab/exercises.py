@@ -1436,9 +1436,9 @@ def critical(N: Value) -> Value:
 
 choice(
     "ex-two-worlds",
-    a="one percent is the distance of two singular values; in which rows has the dominant v entries at all?",
+    a="one percent is the distance of two singular values, not of two scores",
     b="",
-    c="with no import between them, A has two blocks: where does the dominant triplet live?",
+    c="with no import between the camps, A has two blocks: to which of them does the dominant triplet belong?",
 )
 
 
