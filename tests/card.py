@@ -27,8 +27,10 @@ class OnCard(torch.Tensor):
 
     @staticmethod
     def __new__(cls, numbers):
-        like = {"strides": numbers.stride(), "storage_offset": numbers.storage_offset(), "dtype": numbers.dtype}
-        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, device=DEVICE, **like)
+        like = {"dtype": numbers.dtype, "device": DEVICE}
+        if numbers.layout == torch.strided:  # a sparse matrix has none, and claims to be a dense one
+            like |= {"strides": numbers.stride(), "storage_offset": numbers.storage_offset()}
+        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, **like)
 
     def __init__(self, numbers):
         self.numbers = numbers

@@ -26,6 +26,7 @@ DECADE, WITHOUT = re.compile(SANITIZE["decade"]["regex"]), SANITIZE["decade"]["r
 ON_THE_HOST = {
     "block-inversion": "least squares by a driver that a card does not have, and small matrices with a given gap",
     "border": "small matrices with a given gap",
+    "case-imports": "LOBPCG, a rival",
     "contest": "the contest of the CPU, beside that of the card",
     "direct": "least squares by a driver that a card does not have, and small matrices",
     "gradient": "diag(3, 1, 1)",

@@ -23,7 +23,7 @@ from svdgrad.adjoint.krylov import CHECK_EVERY
 from svdgrad.forward import FORWARDS, Triplet, svd
 from svdgrad.gap import relative_gap
 from svdgrad.lab import loss_vectors, relative_error
-from svdgrad.operator import Dense
+from svdgrad.operator import Dense, Sparse
 
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = {("attempt", name): way for name, way in ATTEMPTS.items()} | {
@@ -296,8 +296,9 @@ def test_the_card_refuses_what_cuda_refuses(problem, refused):
         lambda A, x: torch.func.hessian(lambda y: torch.cat([y, x]) @ torch.cat([A @ y, x * y]))(x),
         lambda A, x: (torch.outer(x, (1j * x + x).conj()).imag + (1j * A).mH.imag) @ x,  # conjugated and negated later
         lambda A, x: torch.autograd.functional.jacobian(Squared.apply, x),
+        lambda A, x: Sparse(places := torch.arange(3, device=x.device), places, (3, 3), x).products()[0](x),
     ],
-    ids=["shape", "tangent", "Hessian", "conjugate", "inside a backward"],
+    ids=["shape", "tangent", "Hessian", "conjugate", "inside a backward", "sparse"],
 )
 def test_the_card_computes_what_the_host_does(done):
     A, x = matrices.gaussian(3, 3), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)

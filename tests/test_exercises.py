@@ -532,6 +532,19 @@ WRONG = {
         (lambda right: lambda N: N * (N - 1) / 16, "too large by a factor of 2"),
         (lambda right: lambda N: 12 / 32, "right with N = 4, but not with N = 6"),
     ],
+    "ex-two-worlds": [("a", "one percent"), ("c", "two blocks"), (0.99, "letters")],
+    "ex-package-margin": [
+        (lambda right: lambda v, S, T: S - T, "not of the logarithms"),
+        (lambda right: lambda v, S, T: (S - T) / v, "before the logarithm"),
+        (lambda right: lambda v, S, T: right(v, T, S), "exchanged S and T"),
+        (lambda right: lambda v, S, T: torch.log(S @ v / (T @ v)), "has the shape"),
+    ],
+    "ex-missing-import": [
+        (lambda right: lambda A, *rest: right(0 * A, *rest), "exists"),
+        (lambda right: lambda A, u, v, p, q: right(A, u, v, -p, -q), "raises the margin"),
+        (lambda right: parts_exchanged(right), "exchanged"),
+        ((0, 1), "a function of A, u, v, p and q"),
+    ],
 }
 
 

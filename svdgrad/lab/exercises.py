@@ -1432,6 +1432,91 @@ def critical(N: Value) -> Value:
     return (((X[:, 1:].T @ dH @ X[:, 0]) / (w[1:] - w[0])) ** 2).sum()
 
 
+# --- a case: imports
+
+choice(
+    "ex-two-worlds",
+    a="one percent is the distance of two singular values, not of two scores",
+    b="",
+    c="with no import between the camps, A has two blocks: to which of them does the dominant triplet belong?",
+)
+
+
+def _imports() -> Iterable[np.ndarray]:
+    """Matrices of zeros and ones, tall and wide."""
+    for seed, (m, n) in enumerate([(9, 6), (6, 8)]):
+        yield (_normal(m, n, seed=seed + 70) > -0.2).astype(float)
+
+
+def _two_first(A: np.ndarray) -> tuple[Any, Any]:
+    """The two columns with the highest scores."""
+    first, second = abs(_triplet(A)[2]).argsort()[::-1][:2]
+    return first, second
+
+
+def _packages() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    found = []
+    for A in _imports():
+        v = abs(_triplet(A)[2])
+        marks = np.zeros((2, len(v)))
+        marks[0, :2], marks[1, 2:5] = 1, 1
+        found.append((v, *marks))
+    return found
+
+
+@exercise(
+    "ex-package-margin",
+    "the logarithm of Sᵀv has the derivative of Sᵀv, divided by Sᵀv",
+    at=_packages,
+    mistakes={
+        "this is the cotangent of the difference, not of the logarithms": lambda v, S, T: S - T,
+        "the scores of a package are added before the logarithm is taken": lambda v, S, T: (S - T) / v,
+    },
+)
+def package_margin(v: Value, S: Value, T: Value) -> Value:
+    """The cotangent ψ, a vector."""
+    return _slopes(lambda v: float(np.log(S @ v) - np.log(T @ v)), v)
+
+
+def _with_adjoint() -> list[tuple[np.ndarray, ...]]:
+    found: list[tuple[np.ndarray, ...]] = []
+    for A in _imports():
+        _, u, v = (abs(x) for x in _triplet(A))
+        first, second = _two_first(A)
+        psi = np.zeros(len(v))
+        psi[first], psi[second] = 1 / v[first], -1 / v[second]
+        found.append((A, u, v, *_adjoint(A, np.zeros(len(u)), psi)))
+    return found
+
+
+@exercise(
+    "ex-missing-import",
+    "an import that is added moves the margin by +G in its place, and only where A is zero can one be added",
+    at=_with_adjoint,
+    mistakes={
+        "this import exists: one that does not is asked for": lambda A, u, v, p, q: _place_of_least(
+            np.outer(p, v) + np.outer(u, q)
+        ),
+        "this one raises the margin most": lambda A, u, v, p, q: _place_of_least(
+            np.where(A, np.inf, -np.outer(p, v) - np.outer(u, q))
+        ),
+    },
+)
+def missing_import(A: Value, u: Value, v: Value, p: Value, q: Value) -> Value:
+    """A pair, the row and the column of a zero of A."""
+    first, second = _two_first(A)
+
+    def margin(A: np.ndarray) -> float:
+        scores = abs(_triplet(A)[2])
+        return float(np.log(scores[first] / scores[second]))
+
+    return _place_of_least(np.where(A, np.inf, _slopes(margin, A)))
+
+
+def _place_of_least(M: np.ndarray) -> tuple[Any, ...]:
+    return np.unravel_index(M.argmin(), M.shape)
+
+
 # --- more than one triplet
 
 
