@@ -76,6 +76,15 @@ def operator_triplet(
     [1. 0. 0.]
     """
     options = iteration(tol, maxiter, missed)
+    products, everything, start, shape = operator_of(matvec, params, v0, rmatvec)
+    sigma, u, v = find_triplet(products, How("lanczos", "cg", 0, *options), everything, start)[0]
+    return Triplet(sigma, u.reshape(shape), v.reshape(jnp.shape(v0)))
+
+
+def operator_of(
+    matvec: MatVec, params: Any, v0: Any, rmatvec: MatVec | None = None
+) -> tuple[Products, Any, Array, tuple[int, ...]]:
+    """The products on flat vectors, their parameters, v0 as such a vector, and the shape of a result, or an error."""
     v0 = lax.stop_gradient(jnp.asarray(v0))
     if not jnp.issubdtype(v0.dtype, jnp.inexact) or jnp.finfo(v0.dtype).bits < 32:
         raise TypeError(f"v0 must be floating point of 32 bits or more, found {v0.dtype}")
@@ -138,9 +147,7 @@ def operator_triplet(
             "the two products are not those of a matrix and its adjoint, ‖Av‖² ≠ ⟨v, Aᴴ(Av)⟩: likely cause: an rmatvec "
             "of another matrix, or one without the conjugate",
         )
-    how = How("lanczos", "cg", 0, *options)
-    sigma, u, v = find_triplet(products, how, everything, unit(jnp.ravel(v0)))[0]
-    return Triplet(sigma, u.reshape(zero.shape), v.reshape(shape))
+    return products, everything, unit(jnp.ravel(v0)), zero.shape
 
 
 def _or_nan(v0: Array, wrong: Array, message: str) -> Array:
