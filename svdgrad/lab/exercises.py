@@ -1242,11 +1242,11 @@ def _outputs() -> list[tuple[Any, ...]]:
     "the difference of two outputs is one row less another, times what the layers before hand on",
     at=_outputs,
     mistakes={
-        "this is (eq-certified-radius), with the norm of all of W: take the norm of the difference of two rows": lambda y, W, g: (
+        "this is (eq-certified-radius), with the norm of W: take that of the difference of two rows": lambda y, W, g: (
             (np.sort(y)[-1] - np.sort(y)[-2]) / (2**0.5 * g * np.linalg.norm(W, 2))
         ),
         "the second largest output need not be the nearest: take the smallest over all j": lambda y, W, g: (
-            (np.sort(y)[-1] - np.sort(y)[-2]) / (g * np.linalg.norm(W[np.argsort(y)[-1]] - W[np.argsort(y)[-2]]))
+            np.diff(np.sort(y)[-2:])[0] / (g * np.linalg.norm(np.diff(W[np.argsort(y)[-2:]], axis=0)))
         ),
     },
 )
