@@ -390,6 +390,47 @@ def many(m: int, n: int, k: int, dtype: str, clock: Clock) -> Rows:
     return rows
 
 
+def training(channels: int, side: int, batch: int, clock: Clock) -> Rows:
+    """A step of stochastic gradients on two convolutions: as they are, with PyTorch's tool, and with the gain held."""
+    from torch import nn
+    from torch.nn.utils.parametrizations import spectral_norm
+
+    def network(way: str) -> nn.Module:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
+        for layer in layers:
+            if way == "torch spectral_norm":
+                spectral_norm(layer)
+            if way == "svdgrad.nn":
+                svdgrad.nn.spectral_norm(layer, input_shape=(channels, side, side))
+        return nn.Sequential(layers[0], nn.ReLU(), layers[1])
+
+    x = torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(1))
+
+    def step(model: nn.Module) -> Callable[[], Any]:
+        optimiser = torch.optim.SGD(model.parameters(), 1e-2)
+
+        def run() -> Any:
+            loss = model(x).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+        return run
+
+    models = {way: network(way) for way in ("torch spectral_norm", "svdgrad.nn", "no regularisation")}
+    _, times, _ = take_turns({way: step(model) for way, model in models.items()}, clock.rounds, clock.budget)
+    rows: Rows = []
+    for way, model in models.items():
+        with torch.no_grad():
+            model(x)
+            largest = max(svdgrad.nn.operator_norm(model[k], (channels, side, side)).item() for k in (0, 2))
+        row = {"name": way, "m": channels, "n": side, "dtype": "float32", **spread(times[way])}
+        ratio = row["ms"] / spread(times["torch spectral_norm"])["ms"]
+        rows.append(row | {"ratio": ratio, "error": None, "note": f"largest gain {largest:.3f}"})
+    return rows
+
+
 def memory(jobs: Iterable[tuple[str, int, int, str]]) -> Rows:
     """Each in a process of its own."""
     rows = []
@@ -447,7 +488,7 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
-SECTIONS = ["contest", "auto", "floor", "warm", "batch", "many", "backward", "memory", "growth"]
+SECTIONS = ["contest", "auto", "floor", "warm", "batch", "many", "training", "backward", "memory", "growth"]
 
 
 #: m, n, k of the larger contests of k triplets
@@ -518,6 +559,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                     rows = many(m, n, k, dtype, clock)
                     head = f"{k} triplets, {m}×{n}, {dtype}; error: from torch.linalg.svd in float64"
                     keep("many", rows, f"\n{head}\n{table(rows)}")
+            if "training" in sections and dtype == "float32":
+                for channels, side in [(8, 8), (64, 32)] + ([] if quick else [(128, 32)]):
+                    rows = training(channels, side, 128, clock)
+                    head = f"a training step, two convolutions of {channels} channels on {side}×{side}, batch 128"
+                    keep("training", rows, f"\n{head}; ratio: to PyTorch's tool\n{table(rows)}")
             if "backward" in sections:
                 for m, n in [(512, 256), (1024, 512)] + ([] if quick else [(2048, 2048)]):
                     rows = backward(m, n, dtype, clock)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import adjoint, forward, matrices, operator
+    from . import adjoint, forward, matrices, nn, operator
     from .diagnosis import Diagnosis, diagnose
     from .forward import ConvergenceError, Triplet
     from .gap import NearTieWarning, TieError
@@ -31,6 +31,7 @@ __all__ = [
     "forward",
     "low_rank",
     "matrices",
+    "nn",
     "operator",
     "operator_triplet",
     "operator_triplets",

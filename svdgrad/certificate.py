@@ -71,3 +71,20 @@ def allowed(missed: float, size: int, noise: float, is_complex: bool) -> float:
     if is_complex:
         return noise * math.sqrt(missed / size)
     return missed * noise * math.sqrt(math.pi / (2 * size))
+
+
+def least_excess(diagonal: list[float], off: list[float], square: float, share: float, known: float) -> float:
+    """The least δ, to a hundredth of it, for which a value σ(1 + δ) can hide no more than ``share`` (eq-above).
+
+    ``square`` is σ², the largest eigenvalue of T; ``known`` a δ to begin from, which need not be enough.
+    """
+    low, high = 0.0, known
+    while hidden(diagonal, off, square * (1 + high) ** 2) > share:
+        low, high = high, 2 * high
+    while high - low > 0.01 * high and high > 1e-15:
+        middle = math.sqrt(low * high) if low > 0 else high / 8
+        if hidden(diagonal, off, square * (1 + middle) ** 2) > share:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -16,6 +16,7 @@ from .adjoint.solver import Solver
 from .auto import AdjointName, ForwardName, How, name_of
 from .forward import FORWARDS, Method, Triplet
 from .inputs import prepare
+from .nn import spectral
 from .operator import Dense
 from .phase import check_phase, keep_phase
 from .products import outer_sum
@@ -34,6 +35,7 @@ def _hide(owner: Any, *names: str) -> None:
 _hide(triplet_module, "_singular_triplet")
 _hide(operators, "_operator_triplet", "_operator_triplets")
 _hide(triplets, "_differentiable_rows")
+_hide(spectral, "_gain")
 _hide(rule._Triplet, "forward", "backward", "jvp", "vmap")
 _hide(rule._PlainTriplet, "forward", "backward", "jvp")
 _hide(rule._Solve, "forward", "backward", "jvp", "vmap")

@@ -23,7 +23,9 @@ class TieError(ArithmeticError):
 
 
 class NearTieWarning(UserWarning):
-    """A gradient through u or v has few right digits, since σ is close to another singular value."""
+    """A gradient through u or v has few right digits: σ is close to another singular value, or tol is too loose for
+    their distance.
+    """
 
 
 #: a value that equals σ, and that Lanczos's iteration cannot see, is overlooked with at most this probability
@@ -149,8 +151,8 @@ def largest_unseen(matvec: Map, rmatvec: Map, sigma: Tensor, ritz: Ritz) -> floa
     return value * s
 
 
-def check_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
-    """Raise a TieError or warn, once for a batch, by its smallest gap."""
+def check_gap(m: int, n: int, sigma: Tensor, S: Tensor, residual: float = 0.0) -> None:
+    """Raise a TieError or warn, once for a batch, by its smallest gap, and the largest residual of an iteration."""
     if sigma.numel() == 0:
         return  # an empty batch
     gap = relative_gap(sigma.detach(), S, m, n)
@@ -168,6 +170,14 @@ def check_gap(m: int, n: int, sigma: Tensor, S: Tensor) -> None:
             f"σ is close to another singular value: relative gap {gap:.1e}, so a relative error of about "
             f"{expected_error(gap, S.dtype):.0e} is to be "
             f"expected in the gradient with {str(S.dtype).removeprefix('torch.')}, by any method",
+            NearTieWarning,
+            stacklevel=level_of_the_caller(),
+        )
+    elif residual > 0.01 * gap:
+        warnings.warn(
+            f"the iteration stopped at a residual of {residual:.0e} σ, and the relative gap is {gap:.0e}, so a "
+            f"relative error of about {min(1.0, residual / gap):.0e} is to be expected in the gradient through u or v: "
+            "lower tol",
             NearTieWarning,
             stacklevel=level_of_the_caller(),
         )
@@ -227,7 +237,8 @@ def tied(found: str) -> TieError:
     """The error of a tie, with what was found."""
     return TieError(
         f"u and v have no derivative where σ is not simple; {found}. "
-        "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values. "
+        "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values, or a "
+        "tol that is larger than the distance of the values. "
         "A loss of σ alone has a gradient here; otherwise perturb A, or use the subspace of the tied values"
     )
 

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .transforms import on_host, transformed
+from .transforms import innermost, on_host, transformed
 
 Map = Callable[[Tensor], Tensor]
 
 
 def check_not_meta(name: str, x: Tensor) -> None:
     """Raise an error for a tensor that has a shape and no numbers."""
-    if x.is_meta and type(x) in (Tensor, torch.nn.Parameter):  # a subclass may hold numbers of its own
+    if x.is_meta and type(innermost(x)) in (Tensor, torch.nn.Parameter):  # a subclass may hold numbers of its own
         raise ValueError(
             f"{name} must have numbers, found a tensor on the meta device, which has none: give it a device, and load "
             "or initialise its numbers, first"

@@ -95,7 +95,8 @@ def solve_adjoint(
         pair = None if isinstance(A, Dense) else A.products()
         if role in ("loss", "tangent"):
             check_normal(sigma)
-            check_gap(*A.shape, sigma, values_near(A, sigma, left, pair))
+            residual = left.residual.max().item() if isinstance(left, Ritz) and left.residual.numel() else 0.0
+            check_gap(*A.shape, sigma, values_near(A, sigma, left, pair), residual)
         if pair is None:
             return how.adjoint(A.leaves[0], triplet, phi, psi, left)
         assert isinstance(left, Ritz)

@@ -137,6 +137,13 @@ def unwrapped(x: Tensor) -> Tensor:
     return x
 
 
+def innermost(x: Tensor) -> Tensor:
+    """The tensor inside all wrappers of the transforms at work."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
 def is_tracked(y: Tensor) -> bool:
     """Whether a derivative is asked of y, in either mode, at any level of torch.func."""
     while torch._C._functorch.is_functorch_wrapped_tensor(y):

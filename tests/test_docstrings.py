@@ -10,10 +10,12 @@ import pytest
 
 import svdgrad
 import svdgrad.jax
+import svdgrad.nn
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {name: getattr(svdgrad, name) for name in svdgrad.__all__ if callable(getattr(svdgrad, name))}
 PUBLIC |= {f"jax.{name}": getattr(svdgrad.jax, name) for name in svdgrad.jax.__all__}
+PUBLIC |= {f"{m.__name__}.{name}": getattr(m, name) for m in (svdgrad.nn, svdgrad.jax.nn) for name in m.__all__}
 
 
 def markdown(path: Path) -> str:

@@ -487,6 +487,27 @@ WRONG = {
         (lambda right: raises, "your answer stopped with RuntimeError"),
     ],
     "ex-five-by-five": [(25, "squared lengths"), (3, "how many patches"), (2.5, "too small by a factor of 2")],
+    "ex-evidence": [
+        (lambda n, p: p * (2 * n / math.pi) ** 0.5, "divide by it"),
+        (lambda n, p: p * (math.pi / 2) ** 0.5 / n, "of n, too"),
+        (1e-9, "function"),
+    ],
+    "ex-residual-gain": [
+        (lambda g: g, "x itself moves too"),
+        (lambda g: (1 + g * g) ** 0.5, "lengths add"),
+        (2, "function"),
+    ],
+    "ex-pairs": [
+        (
+            lambda y, W, g: y.sort().values.diff()[-1] / (2**0.5 * g * torch.linalg.matrix_norm(W, 2)),
+            "difference of two rows",
+        ),
+        (
+            lambda y, W, g: y.sort().values.diff()[-1] / (g * W[y.argsort()[-2:]].diff(dim=0).norm()),
+            "smallest over all j",
+        ),
+        (0.5, "function"),
+    ],
     "ex-new-guest": [
         ((10, 2), "the largest is"),
         ((2, 14), "from 0 to 13"),

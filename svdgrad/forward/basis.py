@@ -36,6 +36,7 @@ class Basis:
         if before is not None:
             self.array[: len(before)] = before
         self.array[self.size - 1] = first
+        self.largest: Any = 0.0
 
     def rows(self, size: int | None = None) -> Tensor:
         return self.array[: size or self.size]
@@ -62,6 +63,16 @@ class Basis:
         if not w.is_cpu or length < 0.1 * abs(alpha):
             w, _ = _off(rows, w)
             length = vector_norm(w).item() if w.is_cpu else vector_norm(w)
+        # what is left of an exhausted space is rounding, to which no vector can be made orthogonal: it ends in zeros
+        rounding = 4 * torch.finfo(w.dtype).eps
+        if w.is_cpu:
+            self.largest = max(self.largest, abs(alpha))
+            if length <= rounding * self.largest:
+                w, length = torch.zeros_like(w), 0.0
+        else:
+            self.largest = torch.maximum(alpha.abs(), alpha.new_tensor(0.0) + self.largest)
+            length = torch.where(length > rounding * self.largest, length, 0.0)
+            w = w * (length > 0)
         if self.size == len(self.array):
             rows, self.array = self.array, w.new_empty((2 * self.size, w.numel()))
             self.array[: self.size] = rows

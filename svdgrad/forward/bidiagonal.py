@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
-from ..certificate import RESOLUTION, allowed, check_missed, hidden, noise_beside, probability
+from ..certificate import RESOLUTION, allowed, check_missed, hidden, least_excess, noise_beside, probability
 from ..products import Map, times_both
 from .basis import Basis, noise, numbers, over, steps_to_go
 from .found import ConvergenceError, Ritz, Triplet, counts
@@ -21,6 +21,8 @@ def golub_kahan(
     maxiter: int | None = None,
     missed: float | None = 1e-3,
     random: bool = False,
+    resolution: float = RESOLUTION,
+    best: bool = False,
 ) -> tuple[Triplet, Ritz]:
     """The dominant triplet of the operator with products ``matvec`` (A x) and ``rmatvec`` (Aᴴ y), both on flat vectors.
 
@@ -28,11 +30,11 @@ def golub_kahan(
     alone is formed, with the tridiagonal T = BᵀB of AᴴA V = V T + αβ v eᵀ, α the last entry of B (eq-tridiagonal). The
     dominant eigenpair (θ², y) of the small T gives v = V y and u = A v/σ, with residual ‖Aᴴu − σv‖ = αβ abs(y_k)/θ
     (eq-ritz-residual). Stops where that is at most ``tol`` σ, by default ten times the unit roundoff, and the
-    probability that a value above 1.001 σ was missed is at most ``missed`` (eq-missed). For that it starts from v0 and
-    a little noise, or from v0 alone if that is ``random``; with ``missed`` None from v0 and next to no noise. V is kept
-    orthonormal, since without that copies of σ appear. Cost: two products a step, and one; memory: the basis V.
-    Raises ConvergenceError after ``maxiter`` steps, and ValueError where a product is not finite, or not linear, as far
-    as the first two show.
+    probability that a value above (1 + ``resolution``)σ was missed is at most ``missed`` (eq-missed). For that it
+    starts from v0 and a little noise, or from v0 alone if that is ``random``; with ``missed`` None from v0 and next to
+    no noise. V is kept orthonormal, since without that copies of σ appear. Cost: two products a step, and one; memory:
+    the basis V. After ``maxiter`` steps it returns what it has if ``best``, and else raises ConvergenceError; and
+    ValueError where a product is not finite, or not linear, as far as the first two show.
     """
     eps = torch.finfo(v0.dtype).eps
     tol = 10 * eps if tol is None else tol
@@ -52,7 +54,7 @@ def golub_kahan(
     if not 1e-6 < largest < 1e6 and largest != 0:  # fourth powers would leave the range of float32: change the unit
         root = 2.0 ** -(math.frexp(largest)[1] // 2)
         pair = times_both((matvec, rmatvec), root)
-        (sigma, u, v), known = golub_kahan(*pair, v0, tol, maxiter, missed, random)
+        (sigma, u, v), known = golub_kahan(*pair, v0, tol, maxiter, missed, random, resolution, best)
         known = known._replace(S=known.S / root / root, products=known.products + 1)
         return Triplet(sigma / root / root, u, v), known
     w = rmatvec(first)
@@ -62,7 +64,7 @@ def golub_kahan(
     betas: list[float | Tensor] = []
     history: list[tuple[int, float]] = []
     enough = math.inf if missed is None else allowed(missed, size, amount, is_complex)
-    look = 5
+    look = 1 if missed is None and not random else 5  # a v0 that is trusted may be all that is wanted
     for step in range(1, most + 1):
         if step > 1:
             w = rmatvec(matvec(V.last()))
@@ -80,8 +82,13 @@ def golub_kahan(
             share = 0.0
             if 0 < square and step < size:  # else A is zero, or the space exhausted, and nothing can be missed
                 # rounding leaves in every vector about ε/√size of any other
-                share = hidden(diagonal.tolist(), off.tolist(), square * (1 + RESOLUTION) ** 2) + eps / size**0.5
-            if step == size or (residual <= tol and share <= enough):
+                share = hidden(diagonal.tolist(), off.tolist(), square * (1 + resolution) ** 2) + eps / size**0.5
+            stopped = step == most and best
+            if step == size or (residual <= tol and share <= enough) or stopped:
+                excess = 0.0 if step == size or square <= 0 else math.inf if missed is None else resolution
+                if best and 0 < excess < math.inf:
+                    room = max(enough - eps / size**0.5, eps**2)
+                    excess = least_excess(diagonal.tolist(), off.tolist(), square, room, resolution)
                 squares, Y = squares.flip(-1).clamp_min(0), Y.flip(-1)
                 if square <= 0:  # of V only the first row is not zero, and any eigenvector of T = 0 will do
                     Y = torch.eye(step, dtype=Y.dtype, device=Y.device)
@@ -95,14 +102,13 @@ def golub_kahan(
                 # a zero matrix says nothing of u: any unit vector will do
                 u = u / length if length > 0 else torch.eye(1, u.numel(), dtype=u.dtype, device=u.device)[0]
                 S = squares.sqrt().to(v0.real)
-                return Triplet(S[0].clone(), u, v), Ritz(
-                    S, W, *counts(step, len(calls), residual, probability(share, size, amount, is_complex))
-                )
+                risk = probability(share, size, amount, is_complex)
+                return Triplet(S[0].clone(), u, v), Ritz(S, W, *counts(step, len(calls), residual, risk, excess))
             look = step + steps_to_go(history, step, max(over(residual, tol), share / enough), 2)
     if residual <= tol:
         raise ConvergenceError(
             f"Lanczos bidiagonalisation reached the residual that was wanted, {tol:.1e} σ, in {most} steps, but a "
-            f"singular value above 1.001 σ may have been missed with a probability of "
+            f"singular value above {1 + resolution:g} σ may have been missed with a probability of "
             f"{probability(share, size, amount, is_complex):.1e}, where missed={missed:g} was asked for. Likely cause: "
             "a loose tol. Raise maxiter or missed, or trust v0 with missed=None"
         )

@@ -72,14 +72,14 @@ class Ritz(NamedTuple):
     residual: Tensor
     """‖Aᴴu − σv‖/σ at the last step"""
     missed: Tensor
-    """a bound for the probability that there is a singular value above σ(1 + ``RESOLUTION``)"""
+    """a bound for the probability that there is a singular value above σ(1 + ``resolution``)"""
+    excess: Tensor
+    """δ for which the probability of a value above σ(1 + δ) is at most what was asked for: ``resolution``, or less"""
 
 
-def counts(steps: int, products: int, residual: float, missed: float) -> tuple[Tensor, ...]:
-    """What an iteration counted, as tensors on the CPU, the last four of ``Ritz`` and of ``RitzBlock``."""
-    return *torch.tensor([steps, products], device="cpu"), *torch.tensor(
-        [residual, missed], dtype=torch.float64, device="cpu"
-    )
+def counts(steps: int, products: int, *measured: float) -> tuple[Tensor, ...]:
+    """What an iteration counted, as tensors on the CPU, the last of ``Ritz`` and of ``RitzBlock``."""
+    return *torch.tensor([steps, products], device="cpu"), *torch.tensor(measured, dtype=torch.float64, device="cpu")
 
 
 class ConvergenceError(ArithmeticError):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..certificate import check_missed
+from ..certificate import RESOLUTION, check_missed
 from ..operator import Dense, Operator
 from ..products import Map, products, root_of_scale
 from .basis import noise
@@ -22,7 +22,8 @@ from .found import Ritz, Rows, Triplet, check_entries, fix_sign
 class Lanczos:
     """Golub and Kahan's bidiagonalisation: finds the dominant triplet of anything that can be multiplied with.
 
-    ``tol``, ``maxiter`` and ``missed`` are those of ``singular_triplet``.
+    ``tol``, ``maxiter`` and ``missed`` are those of ``singular_triplet``; a value counts as missed that exceeds σ by
+    more than the part ``resolution``. With ``best`` it returns what it has after maxiter steps, and raises nothing.
 
     >>> Lanczos(tol=-1.0)
     Traceback (most recent call last):
@@ -33,6 +34,8 @@ class Lanczos:
     tol: float | None = None
     maxiter: int | None = None
     missed: float | None = 1e-3
+    resolution: float = RESOLUTION
+    best: bool = False
 
     name: ClassVar[str] = "lanczos"
     largest_only: ClassVar[bool] = True
@@ -44,7 +47,7 @@ class Lanczos:
         check_missed(self.missed)
 
     def find(self, A: Operator, index: int, v0: Tensor | None) -> tuple[Triplet, Ritz]:
-        options = self.tol, self.maxiter, self.missed
+        options = self.tol, self.maxiter, self.missed, self.resolution, self.best
         if not isinstance(A, Dense):
             return lanczos_of(A.products(), A.shape, A.vector, v0, *options)
         X, tiny = A.A, torch.finfo(A.A.dtype).tiny
@@ -100,6 +103,8 @@ def lanczos(
     tol: float | None = None,
     maxiter: int | None = None,
     missed: float | None = 1e-3,
+    resolution: float = RESOLUTION,
+    best: bool = False,
 ) -> tuple[Triplet, Ritz]:
     """The dominant triplet by Golub and Kahan's bidiagonalisation: two products with A a step. A batch is a loop.
 
@@ -109,8 +114,8 @@ def lanczos(
     """
     maxiter = min(A.shape[-2:]) if maxiter is None else maxiter
     if A.ndim > 2:
-        return _one_by_one(A, v0, tol, maxiter, missed)
-    return lanczos_of(products(A), (A.shape[0], A.shape[1]), A[:1], v0, tol, maxiter, missed)
+        return _one_by_one(A, v0, tol, maxiter, missed, resolution, best)
+    return lanczos_of(products(A), (A.shape[0], A.shape[1]), A[:1], v0, tol, maxiter, missed, resolution, best)
 
 
 def lanczos_of(
@@ -121,6 +126,8 @@ def lanczos_of(
     tol: float | None,
     maxiter: int | None,
     missed: float | None,
+    resolution: float = RESOLUTION,
+    best: bool = False,
 ) -> tuple[Triplet, Ritz]:
     """``lanczos`` for an operator of this shape by its two products; ``like`` has the dtype and device of its
     vectors.
@@ -136,22 +143,28 @@ def lanczos_of(
         start = noise(min(m, n), like)
     before = int(wide and v0 is not None)
     if wide:
-        (sigma, v, u), ritz = golub_kahan(rmatvec, matvec, start, tol, maxiter, missed, random)
+        (sigma, v, u), ritz = golub_kahan(rmatvec, matvec, start, tol, maxiter, missed, random, resolution, best)
     else:
-        (sigma, u, v), ritz = golub_kahan(matvec, rmatvec, start, tol, maxiter, missed, random)
+        (sigma, u, v), ritz = golub_kahan(matvec, rmatvec, start, tol, maxiter, missed, random, resolution, best)
     return Triplet(sigma, *fix_sign(u, v, v0)), ritz._replace(products=ritz.products + before)
 
 
 def _one_by_one(
-    A: Tensor, v0: Tensor | None, tol: float | None, maxiter: int | None, missed: float | None
+    A: Tensor,
+    v0: Tensor | None,
+    tol: float | None,
+    maxiter: int | None,
+    missed: float | None,
+    resolution: float,
+    best: bool,
 ) -> tuple[Triplet, Ritz]:
     """``lanczos`` for each matrix of a batch; of the Ritz pairs as many are kept as all of them have."""
     *batch, m, n = A.shape
     if 0 in batch:
         real = A.real.new_empty
-        known = Ritz(real((*batch, 1)), A.new_empty((*batch, min(m, n), 1)), *(real(batch) for _ in range(4)))
+        known = Ritz(real((*batch, 1)), A.new_empty((*batch, min(m, n), 1)), *(real(batch) for _ in range(5)))
         return Triplet(real(batch), A.new_empty((*batch, m)), A.new_empty((*batch, n))), known
     matrices = A.reshape(-1, m, n)
     starts = [None] * len(matrices) if v0 is None else list(v0.expand(*batch, n).reshape(-1, n))
-    triplets, left = zip(*(lanczos(X, x, tol, maxiter, missed) for X, x in zip(matrices, starts)))
+    triplets, left = zip(*(lanczos(X, x, tol, maxiter, missed, resolution, best) for X, x in zip(matrices, starts)))
     return stacked(triplets, batch), stacked(left, batch)

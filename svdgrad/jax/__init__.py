@@ -18,6 +18,7 @@ except ModuleNotFoundError as reason:
         name="jax",
     ) from None
 
+from . import nn
 from .api import singular_triplet, spectral_norm
 from .operators import operator_triplet, operator_triplets
 from .triplet import LowRank, Triplet, Triplets
@@ -28,6 +29,7 @@ __all__ = [
     "Triplet",
     "Triplets",
     "low_rank",
+    "nn",
     "operator_triplet",
     "operator_triplets",
     "singular_triplet",

@@ -20,7 +20,7 @@ def solve_adjoint(
     products: Products, how: How, params: Any, triplet: Triplet, known: Known, c: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     """K̂ [p; q] = c, for numbers only: zero for c = 0 whatever the gap, NaN for any other c at a tie."""
-    (sigma, u, v), (S, _, _, W, foreign) = triplet, known
+    (sigma, u, v), S, W, foreign = triplet, known.S, known.W, known.foreign
     m, n, complex_ = u.size, v.size, u.dtype.kind == "c"
     A, AH = (partial(of, params) for of in (products[0], products[-1]))
     size = jnp.maximum(jnp.abs(c[0]).max(), jnp.abs(c[1]).max())
@@ -50,7 +50,7 @@ def _spectral(
 
     With the vectors of one side only, (σ²I − AᴴA) q = Aᴴφ + σψ in their basis, and p = (φ + Aq)/σ (eq-spectral-gram).
     """
-    sigma, (S, U, Vh, W, _) = triplet.sigma, known
+    sigma, (S, U, Vh, W) = triplet.sigma, known[:4]
     own = jnp.arange(S.size) == how.which % S.size
     # 1/d in two factors, and no division by the zero of σ itself
     one, two = (1 / jnp.where(own, jnp.inf, x) for x in (sigma - S, sigma + S))

@@ -20,7 +20,7 @@ from jax import Array, lax
 from .triplet import How, Known, Product, Triplet, image, mm, norm, times, unit
 
 ROWS, KEPT = 48, 16  # of the basis, and of the Ritz vectors that take its place when it is full
-STEPS, PROBE = 16, 4  # from one look at T to the next
+STEPS, PROBE = 16, 4  # from one look at T to the next, at most and at least
 NOISE = 0.1  # beside v0: enough to see by, and a step or two to forget
 LEAD = 1e-3  # by which a larger singular value is to be told from σ at any tolerance
 
@@ -44,24 +44,28 @@ class Basis(NamedTuple):
 def lanczos(A: Product, AH: Product, v0: Any, how: How) -> tuple[Triplet, Known]:
     """The dominant triplet, sign left open, and Ritz pairs; NaN after ``maxiter`` steps without proof.
 
-    ``v0`` is the vector to start from, or a shape and a dtype for a start from noise alone.
+    ``v0`` is the vector to start from, or a shape and a dtype for a start from noise alone. With a ``resolution`` it is
+    never NaN for that: the best triplet comes with the excess that is left to a larger value.
     """
     n, dtype = v0.size, v0.dtype
-    k = min(n, ROWS, how.maxiter)
+    best = how.resolution is not None
+    if best:
+        how = how._replace(maxiter=min(n, how.maxiter))
+    k = min(n, how.maxiter) if best else min(n, ROWS, how.maxiter)
     kept = max(1, min(KEPT, k // 2))
     eps = float(jnp.finfo(dtype).eps)
     tol, floor = 10 * eps if how.tol is None else how.tol, 4 * eps  # below which c is rounding
-    noise = _noise(0, n, dtype)
+    noise = white_noise(0, n, dtype)
     share = 1.0
     if isinstance(v0, jax.Array):
         # without proof the noise is there only lest v0 have no component along v at all
         share = eps**0.5 if how.missed is None else NOISE
         noise = unit(v0) + share * noise
+    allowed = jnp.inf if how.missed is None else _most(how.missed, n, dtype) * share / norm(noise)
     # of two vectors whose σ differ by LEAD the iteration has found the larger once the rest of the start is less, by
     # that factor, than what the start has of the larger; before, the Ritz vector is a mixture, which hides it
-    most = (
-        jnp.inf if how.missed is None else jnp.maximum(_most(how.missed, n, dtype) * LEAD * share / norm(noise), floor)
-    )
+    most = jnp.maximum(allowed * LEAD, floor)
+    allowed = jnp.maximum(allowed - eps / n**0.5, eps**2)  # rounding leaves in every vector about ε/√n of any other
     start = unit(noise)
     size = jnp.abs(A(start)).max()  # or fourth powers would leave the range of float32
     size = jnp.where(size == 0, 1, size)
@@ -70,26 +74,37 @@ def lanczos(A: Product, AH: Product, v0: Any, how: How) -> tuple[Triplet, Known]
     def square(x: Array) -> Array:
         return times(1 / size, AH(times(1 / size, A(x))))
 
+    # a start that is trusted may be all that is wanted; evidence takes steps
+    first, longest = 1 if how.missed is None else PROBE, PROBE if best else STEPS
+
     def cycle(state: tuple[Array, Basis]) -> tuple[Array, Basis]:
         count, basis = state
         basis = lax.cond(basis.filled == k, lambda b: _restarted(b, kept), lambda b: b, basis)
-        stop = jnp.minimum(basis.filled + jnp.minimum(STEPS, how.maxiter - count), k)
+        steps = jnp.minimum(jnp.clip(basis.filled, first, longest), how.maxiter - count)
+        stop = jnp.minimum(basis.filled + steps, k)
         return count + stop - basis.filled, _extended(square, basis, stop)
+
+    def accepted(basis: Basis) -> Array:
+        if how.resolution is None:
+            return _accepted(basis, tol, most)
+        residual: Array = jnp.abs(basis.coupling[0])
+        return (residual <= tol * basis.theta2[0]) & (_excess(basis, allowed) <= how.resolution)
 
     def unfinished(state: tuple[Array, Basis]) -> Array:
         count, basis = state
-        return ~_accepted(basis, tol, most) & (count < how.maxiter) & jnp.isfinite(basis.theta2[0])
+        return ~accepted(basis) & (count < how.maxiter) & jnp.isfinite(basis.theta2[0])
 
     begun = _begun(jnp.zeros((k + 1, n), dtype), start, zero)
     _, basis = lax.while_loop(unfinished, cycle, (begun.filled, begun))
     W = mm(basis.Y[:, :kept].T.astype(dtype), basis.V[:-1])
     v = unit(W[0])
     sigma, u = image(times(1 / size, A(v)))
-    good = _accepted(basis, tol, most)
+    good = jnp.isfinite(basis.theta2[0]) if best else accepted(basis)
     sigma, u, v = (jnp.where(good, x, jnp.nan) for x in (sigma * size, u, v))
     away = jnp.maximum(basis.theta2[0] - basis.theta2, eps * basis.theta2[0])
     foreign = jnp.abs(basis.coupling / jnp.where(away == 0, 1, away)).at[0].set(0)
-    return Triplet(sigma, u, v), Known(jnp.sqrt(basis.theta2) * size, W=W.T, foreign=foreign[:kept])
+    excess = _excess(basis, allowed) if best else None
+    return Triplet(sigma, u, v), Known(jnp.sqrt(basis.theta2) * size, None, None, W.T, foreign[:kept], excess)
 
 
 def has_hidden_copy(A: Product, AH: Product, sigma: Array, W: Array, foreign: Array, tie: float) -> Array:
@@ -105,7 +120,7 @@ def has_hidden_copy(A: Product, AH: Product, sigma: Array, W: Array, foreign: Ar
     if l >= k:  # W spans all that A sees
         return jnp.zeros((), bool)
     eps = float(jnp.finfo(W.dtype).eps)
-    start = _noise(1, n, W.dtype)
+    start = white_noise(1, n, W.dtype)
     for _ in range(2):
         start = start - mm(W, mm(start, W.conj()))
     most, zero, tau = _most(1e-2, n, W.dtype) / norm(start), 0 * sigma, 1 - 2 * tie
@@ -197,6 +212,52 @@ def _unseen(basis: Basis, tau: Any, found: Array) -> Array:
     return c
 
 
+def _excess(basis: Basis, allowed: Any) -> Array:
+    """The least δ, to a percent, for which no value above (1 + δ)σ leaves as much as ``allowed`` of its vector in the
+    start.
+    """
+    square, beta, n = basis.theta2[0], norm(basis.coupling), basis.V.shape[1]
+    square = jnp.where(square > 0, square, 1)
+    low = 1000 * float(jnp.finfo(square.dtype).eps)  # a smaller δ has no digits left in σ²(1 + δ)²
+    high = jnp.sqrt(1 + beta / (allowed * square))  # enough in any case, since c ≤ β/(τ − σ²) (eq-unseen)
+    first = _spread(low + 0 * high, jnp.maximum(high, 2 * low))
+    i = jnp.argmax(_hidden(basis, square * (1 + first) ** 2) <= allowed)
+    second = _spread(first[jnp.maximum(i - 1, 0)], first[i])
+    enough = _hidden(basis, square * (1 + second) ** 2) <= allowed
+    delta = jnp.where(enough.any(), second[jnp.argmax(enough)], jnp.inf)
+    # what fills the space, or what A sees of it, leaves nothing out
+    return jnp.where((basis.filled == n) | (basis.theta2[0] == 0), 0, delta)
+
+
+def _spread(low: Array, high: Array) -> Array:
+    """64 numbers from one to the other, each by the same factor larger than the one before."""
+    return low * (high / low) ** jnp.linspace(0, 1, 64, dtype=low.dtype)
+
+
+def _hidden(basis: Basis, values: Array) -> Array:
+    """c as in ``_unseen``, with nothing found, for a basis that was never restarted: 1/√Σ πᵢ(λ)² (eq-hidden).
+
+    T is tridiagonal then, and the recurrence for πᵢ adds nothing of changing sign: digits that the sum over Ritz
+    vectors loses in float32. It is 1, which says nothing, where λ does not exceed the Ritz values.
+    """
+    alpha, beta = jnp.diagonal(basis.T), jnp.append(jnp.diagonal(basis.T, -1), 0)
+    # of the last row filled what comes next may have no place in T
+    beta = jnp.where(jnp.arange(beta.size) == basis.filled - 1, norm(basis.coupling), beta)
+    before = jnp.roll(beta, 1).at[0].set(0)
+    one = 0 * values + 1
+
+    def step(state: tuple[Array, Array, Array, Array], row: tuple[Array, ...]) -> tuple[Any, None]:
+        d, pi, total, sound = state
+        alpha, beta, before, live = row
+        d = values - alpha - before**2 / d
+        pi = pi * d / beta  # without end where the basis spans all that A sees
+        return (d, pi, total + jnp.where(live, pi**2, 0), sound & (~live | (d > 0))), None
+
+    rows = alpha, beta, before, jnp.arange(beta.size) < basis.filled
+    (_, _, total, sound), _ = lax.scan(step, (one, one, one, one > 0), rows)
+    return jnp.where(sound, 1 / jnp.sqrt(total), 1)
+
+
 def _most(missed: float, n: int, dtype: Any) -> float:
     """What a unit vector keeps along noise of length one but for a probability of ``missed``, from below."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -204,7 +265,7 @@ def _most(missed: float, n: int, dtype: Any) -> float:
     return missed * math.sqrt(math.pi / (2 * n))
 
 
-def _noise(seed: int, n: int, dtype: Any) -> Array:
+def white_noise(seed: int, n: int, dtype: Any) -> Array:
     """Seeded normal numbers of length about one."""
     noise: Array = jax.random.normal(jax.random.key(seed), (n,), dtype) / n**0.5
     return noise

@@ -77,7 +77,7 @@ def operator_triplet(
     [1. 0. 0.]
     """
     how = How("lanczos", "cg", 0, *iteration(tol, maxiter, missed))
-    products, everything, v0, zero = _products(matvec, params, v0, rmatvec)
+    products, everything, v0, zero = operator_of(matvec, params, v0, rmatvec)
     sigma, u, v = find_triplet(products, how, everything, unit(jnp.ravel(v0)))[0]
     return Triplet(sigma, u.reshape(zero.shape), v.reshape(v0.shape))
 
@@ -106,7 +106,7 @@ def operator_triplets(
     >>> print(abs(jax.grad(nuclear)(d).round(3)))
     [1. 0. 1.]
     """
-    products, everything, v0, zero = _products(matvec, params, v0, rmatvec)
+    products, everything, v0, zero = operator_of(matvec, params, v0, rmatvec)
     if (k := as_count(k, zero.size, v0.size)) == 1:
         sigma, u, v = operator_triplet(matvec, params, v0, tol, maxiter, rmatvec, missed)
         return Triplets(sigma[None], u[..., None], v[..., None])
@@ -116,8 +116,8 @@ def operator_triplets(
     return Triplets(sigma, U.reshape(*zero.shape, k), V.reshape(*v0.shape, k))
 
 
-def _products(
-    matvec: MatVec, params: Any, v0: Any, rmatvec: MatVec | None
+def operator_of(
+    matvec: MatVec, params: Any, v0: Any, rmatvec: MatVec | None = None
 ) -> tuple[Products, tuple[Any, ...], Array, Array]:
     """The products on flat vectors, what they depend on, v0, and matvec(params, 0), after every check."""
     v0 = lax.stop_gradient(jnp.asarray(v0))

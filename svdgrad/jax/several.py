@@ -183,7 +183,7 @@ def _outside(k: int, A: Array, known: Known, phi: Array, psi: Array) -> tuple[Ar
     P = U₂ (a S + S₂ b)/d + (I − U₂U₂ᴴ) φ/S with a = U₂ᴴφ, b = V₂ᴴψ, dⱼᵢ = σᵢ² − σⱼ², where ₂ is what is left out; Q
     alike. With the vectors of one side only, Q = W₂ W₂ᴴ(Aᴴφ + ψ S)/d, and P = (φ + A Q)/S.
     """
-    S, U, Vh, W, _ = known
+    S, U, Vh, W = known[:4]
     sigma, rest = S[None, :k], S[k:, None]
     one, two = 1 / (sigma - rest), 1 / (sigma + rest)  # 1/d in two factors, lest it leaves the range
     if W is not None:

@@ -64,6 +64,10 @@ class How(NamedTuple):
     tol: float | None
     maxiter: int
     missed: float | None
+    resolution: float | None = None
+    """if given, "lanczos" stops where it excludes a value above (1 + resolution)σ, or after maxiter steps with the best
+    that it has; without restarts
+    """
 
 
 class Known(NamedTuple):
@@ -76,6 +80,8 @@ class Known(NamedTuple):
     """as columns, of the smaller side: from "gram" all singular vectors, from "lanczos" the first Ritz vectors"""
     foreign: Array | None = None
     """for each of these Ritz vectors but the first, a bound on how much of any vector that belongs to σ is in it"""
+    excess: Array | None = None
+    """with a resolution: δ for which a value above (1 + δ)σ was missed with the probability asked for at most"""
 
 
 mm = partial(jnp.matmul, precision="highest")  # or a GPU rounds the factors to ten bits

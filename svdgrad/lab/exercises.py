@@ -1200,6 +1200,62 @@ def five_by_five() -> Value:
     return np.sqrt((patches == 60).sum())  # the pixel in the middle of 11×11
 
 
+# --- in training
+
+
+@exercise(
+    "ex-evidence",
+    "solve (eq-above) for c(τ²)",
+    at=lambda: [(1024, 1e-3), (65536, 1e-9)],
+    mistakes={
+        "the square root stands on the other side: divide by it": lambda n, p: p * math.sqrt(2 * n / math.pi),
+        "the square root is of n, too": lambda n, p: p * math.sqrt(math.pi / 2) / n,
+    },
+)
+def evidence(n: int, p: float) -> Value:
+    """The largest c that is small enough, a number."""
+    return p / math.sqrt(2 * n / math.pi)
+
+
+@exercise(
+    "ex-residual-gain",
+    "by how much do x and f(x) move, each, when x moves by one?",
+    at=lambda: [(0.5,), (1.0,), (3.0,)],
+    mistakes={
+        "this is the gain of f alone; x itself moves too": lambda g: g,
+        "the two may point the same way: lengths add, and not their squares": lambda g: math.hypot(1, g),
+    },
+)
+def residual_gain(g: float) -> Value:
+    """The bound, a number."""
+    return float(np.linalg.norm(np.eye(2) + g * np.eye(2), 2))
+
+
+def _outputs() -> list[tuple[Any, ...]]:
+    W = _normal(4, 6, seed=8)
+    W[3] *= 20  # so that the second largest output is not the nearest
+    return [(np.array([2.0, 1.9, -1.0, 1.0]), W, 1.5), (np.array([0.0, 3.0, 2.9, 2.0]), W, 1.0)]
+
+
+@exercise(
+    "ex-pairs",
+    "the difference of two outputs is one row less another, times what the layers before hand on",
+    at=_outputs,
+    mistakes={
+        "this is (eq-certified-radius), with the norm of W: take that of the difference of two rows": lambda y, W, g: (
+            (np.sort(y)[-1] - np.sort(y)[-2]) / (2**0.5 * g * np.linalg.norm(W, 2))
+        ),
+        "the second largest output need not be the nearest: take the smallest over all j": lambda y, W, g: (
+            np.diff(np.sort(y)[-2:])[0] / (g * np.linalg.norm(np.diff(W[np.argsort(y)[-2:]], axis=0)))
+        ),
+    },
+)
+def pairs(y: np.ndarray, W: np.ndarray, g: float) -> Value:
+    """The radius, a number."""
+    c = int(np.argmax(y))
+    return min((y[c] - y[j]) / (g * np.linalg.norm(W[c] - W[j])) for j in range(len(y)) if j != c)
+
+
 # --- in PyTorch
 
 

@@ -1,0 +1,261 @@
+"""The gain of a layer: σ of the linear map that it applies, and a number that σ does not exceed."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.linalg import vector_norm
+
+from ..adjoint import SOLVERS
+from ..auto import GRAM_UP_TO, How
+from ..certificate import check_missed
+from ..forward import Lanczos, Ritz, RitzBlock, Rows, Triplet
+from ..forward.basis import noise
+from ..forward.lanczos import check_stopping
+from ..operator import Operator
+from ..operators import operator_of
+from ..rule import differentiable_triplet
+from ..steps import find_triplet, full_precision
+from ..transforms import plain_mode, transformed
+from ..triplet import spectral_norm as norm_of_matrix
+from .layer import LinearMap, linear_map
+
+#: up to so many inputs a layer's matrix is formed, which then costs a third of an iteration or less (measured on a CPU)
+FORMED_UP_TO = 128
+#: up to this side of a small matrix its norm in float64 is taken for a bound, with its rounding error added
+EXACT_UP_TO = 512
+#: how far above σ a bound may lie: less takes more steps
+CLOSE = 5e-3
+
+
+@dataclass(frozen=True)
+class Found:
+    """A triplet that is there already, as a forward method: its derivative is all that is left to find."""
+
+    triplet: Triplet
+    left: Ritz
+
+    name: ClassVar[str] = "found"
+    largest_only: ClassVar[bool] = True
+    leaves: ClassVar[type[Ritz]] = Ritz
+    leaves_many: ClassVar[type[RitzBlock]] = RitzBlock
+
+    def find(self, A: Operator, index: int, v0: Tensor | None) -> tuple[Triplet, Ritz]:
+        return self.triplet, self.left
+
+    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Rows, RitzBlock]:
+        raise NotImplementedError
+
+
+def found(A: Operator, v0: Tensor | None, method: Lanczos) -> tuple[Triplet, Ritz]:
+    """The triplet, differentiable in the leaves of A, and what the iteration tells of it."""
+    plain = A.at([x.detach() for x in A.leaves])
+    with torch.no_grad():
+        sigma, u, v, *known = find_triplet(plain, v0, How(0, method, SOLVERS["cg"]))
+    left = Ritz(*known)
+    # of the other Ritz vectors none is kept: they would help second derivatives only, and a checkpoint that calculates
+    # again, from a state that has moved on, must meet tensors of the same shapes
+    first = left._replace(S=left.S[:1], W=left.W[:, :1])
+    how = How(0, Found(Triplet(sigma, u, v), first), SOLVERS["cg"])
+    return differentiable_triplet(A, None, how), left
+
+
+def operator_norm(
+    layer: nn.Module,
+    input_shape: Sequence[int] | None = None,
+    tol: float | None = None,
+    missed: float = 1e-3,
+    maxiter: int | None = None,
+) -> Tensor:
+    """The gain σ = max ‖A x‖/‖x‖ of a layer x ↦ A x + b, differentiable: dσ = uᵀ dA v.
+
+    A is the matrix of the layer as it is called: with its stride, padding, padding mode, dilation and groups. For a
+    convolution that is not the norm of the kernel as a matrix, which ``torch.nn.utils.parametrizations.spectral_norm``
+    takes, and which can be three times too small for kernels of 3×3 (eq-flattened).
+
+    Parameters
+    ----------
+    layer : Module
+        Linear, Conv1d to Conv3d, ConvTranspose1d to ConvTranspose3d, or any Module that is linear or affine in its
+        input; the result is differentiable in all its parameters.
+    input_shape : tuple of int, optional
+        The shape of one input, without the batch: (channels, height, width) for Conv2d. The gain of all layers but
+        Linear depends on it.
+    tol : float, optional
+        The iteration stops at a residual of √tol, since the error of σ is its square over the gap to σ₂, and not more
+        than itself (default: 1e-12 in double, 1e-8 in single precision). The gradient's error is √tol over the gap.
+    missed : float, optional
+        The probability that a value above 1.001 σ may be missed.
+    maxiter : int, optional
+        The steps after which it gives up (default: 1000, or as many as the layer has inputs or outputs if fewer).
+
+    Returns
+    -------
+    Tensor
+        σ, of no dimensions, real, in the precision of the weight; float16 and bfloat16 are computed in float32.
+
+    Raises
+    ------
+    TypeError
+        ``layer`` is no Module; ``input_shape`` is not integers.
+    ValueError
+        ``input_shape`` is missing where the gain depends on it, or does not fit; the layer is not affine (a ReLU,
+        dropout in training), as far as three products show; a weight is NaN or Inf.
+    ConvergenceError
+        The iteration ran out of steps, as for a long signal, the values of which lie close: loosen tol.
+
+    Notes
+    -----
+    Cost: about 20 to 80 products with A and as many with Aᵀ, for an image each; that of a batch of so many images. A
+    convolution that wraps around (padding_mode="circular") and keeps the size falls apart by a Fourier transform into a
+    small matrix for each frequency, and of a layer with up to 128 inputs the matrix is formed.
+    Source: the book, chapter *In training* (eq-gain).
+
+    Examples
+    --------
+    >>> layer = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    >>> _ = nn.init.ones_(layer.weight)
+    >>> abs(operator_norm(layer, (1, 8, 8)) - (1 + 2 * math.cos(math.pi / 9)) ** 2) < 1e-5
+    tensor(True)
+    """
+    check_missed(missed)
+    check_stopping(tol, maxiter)
+    A = linear_map(layer, input_shape)
+    if A is None:
+        return _of_module(layer, input_shape, tol, missed, maxiter)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    W = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    with plain_mode(), full_precision((W,)):
+        check_finite(W)
+        small = small_matrix(A, W)
+        if small is not None:
+            sigma = norm_of_matrix(small)
+        else:
+            sigma = differentiable_triplet(A.operator(W), None, _how(W, tol, missed, maxiter)).sigma
+    return sigma.to(weight.real.dtype)
+
+
+def check_finite(weight: Tensor) -> None:
+    """Raise an error for NaN or Inf, where numbers can be read."""
+    if not transformed() and not torch.isfinite(weight).all():
+        raise ValueError(
+            "the weight of a layer must be finite, found NaN or Inf: look upstream for the first, as a loss that "
+            "overflowed or too long a step"
+        )
+
+
+def _how(like: Tensor, tol: float | None, missed: float, maxiter: int | None) -> How:
+    tol = (1e-12 if torch.finfo(like.dtype).bits == 64 else 1e-8) if tol is None else tol
+    return How(0, Lanczos(math.sqrt(tol), maxiter, missed), SOLVERS["cg"])
+
+
+def small_matrix(A: LinearMap, W: Tensor) -> Tensor | None:
+    """A matrix that has the same largest singular value, and is small: a block of A, or A itself where it is small."""
+    if A.circle is not None:
+        blocks = A.circle.blocks(W)
+        with torch.no_grad():  # of the norms only one is to be differentiated
+            scale = blocks.abs().amax()  # or squares would leave the range of numbers
+            unit = blocks / torch.where(scale > 0, scale, 1)
+            squares = unit @ unit.mH if unit.shape[-2] <= unit.shape[-1] else unit.mH @ unit
+            largest = torch.linalg.eigvalsh(squares)[:, -1].argmax()
+        return blocks.index_select(0, largest.reshape(1))[0]
+    if A.product is None:
+        return W if min(W.shape) <= GRAM_UP_TO else None
+    if A.size <= FORMED_UP_TO:
+        return A.product(W, torch.eye(A.size, dtype=W.dtype, device=W.device).unflatten(1, A.input_shape)).flatten(1)
+    return None
+
+
+def _of_module(
+    layer: nn.Module, input_shape: Sequence[int] | None, tol: float | None, missed: float, maxiter: int | None
+) -> Tensor:
+    if input_shape is None:
+        raise ValueError(
+            f"the gain of a {type(layer).__name__} depends on the size of its input: give input_shape, without the "
+            "batch"
+        )
+    tensors = [*layer.parameters(), *layer.buffers()]
+    like = next((x for x in tensors if x.is_floating_point() or x.is_complex()), torch.empty(0))
+    zero = torch.zeros(1, *input_shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    x = noise(zero.numel(), zero).reshape(zero.shape) * zero.numel() ** 0.5  # entries of the size of one
+
+    def product(layer: nn.Module, x: Tensor) -> Tensor:
+        # two calls, and not one of a batch: what does not depend on x then cancels to the last digit
+        y: Tensor = layer(x[None])[0] - layer(torch.zeros_like(x)[None])[0]
+        return y
+
+    with plain_mode(), full_precision((zero,)):
+        if not transformed():
+            single = layer if zero.dtype == like.dtype else copy.deepcopy(layer).to(zero.dtype)
+            check_affine(layer, product(single, x[0]), product(single, -2 * x[0]))
+        A, _ = operator_of(product, layer, zero[0], None)
+        triplet: Triplet = differentiable_triplet(A, None, _how(zero, tol, missed, maxiter))
+    sigma: Tensor = triplet.sigma.to(like.real.dtype)
+    return sigma
+
+
+def check_affine(layer: nn.Module, once: Tensor, twice: Tensor) -> None:
+    """f(−2x) − f(0) = −2 (f(x) − f(0)) for an affine f: not with a ReLU, with dropout, or with its input normalised."""
+    error = vector_norm(twice.detach() + 2 * once.detach())
+    if not error <= torch.finfo(once.dtype).eps ** 0.5 * vector_norm(once.detach()):
+        raise ValueError(
+            f"the layer must be affine in its input, x ↦ A x + b, found that {type(layer).__name__} is not: likely "
+            "causes: a ReLU or a normalisation in it, or dropout or BatchNorm in training; of a network the gain at a "
+            "point is that of its Jacobian, by operator_triplet"
+        )
+
+
+def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, failure: float = 1e-9) -> Tensor:
+    """A number that the gain of a layer exceeds with a probability of at most ``failure``, at most 1% above the gain.
+
+    The probability is that of the random start of the iteration, and so holds for every layer, whatever its weights
+    are: of all starts there are, at most a part ``failure`` would have returned a number below σ. (The start is one,
+    seeded. Whoever chose a weight with that start in mind could hide a value from it.)
+    Where a Fourier transform or a small matrix gives σ itself, τ is σ and a few times its rounding error.
+
+    Parameters as for ``operator_norm``: a Linear, Conv or ConvTranspose layer. Computed in float64, and returned in it,
+    whatever the precision of the layer, since a rounded bound is none. Differentiable: as σ, times τ/σ.
+
+    Raises
+    ------
+    ValueError
+        ``failure`` is below what rounding allows, some 1e-14 for a large layer, or not a probability; what
+        ``operator_norm`` raises.
+    TypeError
+        A Module of another kind.
+
+    Notes
+    -----
+    Cost: about that of ``operator_norm`` in float64. Source: the book, chapter *In training* (eq-above).
+
+    >>> layer = nn.Linear(3, 2, bias=False)
+    >>> 0 <= upper_bound(layer) - torch.linalg.matrix_norm(layer.weight.double(), 2) < 1e-12
+    tensor(True)
+    """
+    A = linear_map(layer, input_shape)
+    if A is None:
+        raise TypeError(f"upper_bound takes a Linear, Conv or ConvTranspose layer, found {type(layer).__name__}")
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    W = weight.to(torch.promote_types(weight.dtype, torch.float64))
+    eps = torch.finfo(W.dtype).eps
+    with plain_mode(), full_precision((W,)):
+        check_finite(W)
+        small = small_matrix(A, W)
+        if small is not None and min(small.shape) <= EXACT_UP_TO:
+            return norm_of_matrix(small) * (1 + 8 * eps * sum(small.shape))
+        X = A.operator(W)
+        floor = math.sqrt(2 * min(X.shape) / math.pi) * eps
+        if not (isinstance(failure, float) and floor < failure < 1):
+            raise ValueError(
+                f"failure must be a probability above {floor:.0e}, which is what rounding leaves for a layer of this "
+                f"size, and below 1, found {failure!r}"
+            )
+        method = Lanczos(1.0, None, failure, resolution=CLOSE, best=True)
+        triplet, left = found(X, None, method)
+    return triplet.sigma * ((1 + left.excess.item()) * (1 + 8 * eps * left.steps.item()))

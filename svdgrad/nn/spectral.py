@@ -1,0 +1,235 @@
+"""``spectral_norm``: a parametrization that keeps the true gain of a layer at a bound."""
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.linalg import vector_norm
+from torch.nn.utils import parametrize
+
+from ..adjoint import SOLVERS
+from ..auto import How
+from ..certificate import check_missed
+from ..forward import Lanczos, Triplet
+from ..forward.basis import noise
+from ..forward.lanczos import check_stopping
+from ..rule import differentiable_triplet
+from ..steps import full_precision
+from ..transforms import in_forward_mode, plain_mode, transformed
+from ..triplet import spectral_norm as norm_of_matrix
+from .layer import LinearMap, linear_map
+from .norm import check_finite, found, small_matrix
+
+#: how far below the bound a gain may stay: a larger value could be missed by that much, so the weight is divided by it
+SHORT = 3e-3
+
+
+def spectral_norm(
+    layer: nn.Module,
+    name: str = "weight",
+    input_shape: Sequence[int] | None = None,
+    bound: float = 1.0,
+    tol: float = 1e-3,
+    missed: float = 1e-3,
+    soft: bool = False,
+    maxiter: int | None = None,
+) -> nn.Module:
+    """Keep the gain of a layer at ``bound``: its weight W is replaced by W · bound/σ, with σ the gain of the layer.
+
+    After every forward, in training and in evaluation,
+
+        true gain ≤ bound · (1 + tol)   with probability 1 − missed,
+
+    and unless ``maxiter`` stops it, or tol is larger than that, true gain ≥ 0.997 bound.
+
+    ``torch.nn.utils.parametrizations.spectral_norm`` has the same form, and divides by the norm of the kernel as a
+    matrix, from a step of power iteration; for a convolution that is another number than its gain.
+
+    Parameters
+    ----------
+    layer : Module
+        Linear, Conv1d to Conv3d, or ConvTranspose1d to ConvTranspose3d, with any stride, padding and padding mode,
+        dilation, groups and output padding.
+    name : str, optional
+        The parameter that is multiplied by a number: the weight.
+    input_shape : tuple of int, optional
+        The shape of one input, without the batch. The gain of all layers but Linear depends on it.
+    bound : float, optional
+        The gain to keep.
+    tol : float, optional
+        By what part of it the gain may exceed the bound.
+    missed : float, optional
+        With what probability it may.
+    soft : bool, optional
+        Whether to shrink only what exceeds the bound, and leave a smaller gain as it is.
+    maxiter : int, optional
+        At most so many steps of the iteration at each forward, each of two products with an image. The promise holds
+        for any number: what so few steps cannot exclude, the weight is divided by, and the gain stays below the bound.
+
+    Returns
+    -------
+    Module
+        The layer, with the parametrization registered: ``torch.nn.utils.parametrize.remove_parametrizations(layer,
+        "weight")`` takes it away again, and leaves the weight as it then is.
+
+    Raises
+    ------
+    TypeError
+        The layer is none of these.
+    ValueError
+        ``bound``, ``tol`` or ``missed`` is not positive; ``input_shape`` is missing, or does not fit; the layer has no
+        parameter of this name, or one that is kept already; in forward, the weight holds NaN or Inf.
+
+    Notes
+    -----
+    State: the right singular vector of the last forward, in a buffer, from which the next starts. A weight that has not
+    changed since costs three products; a layer of few inputs is formed, and needs no state. The gradient is that of
+    W/σ, σ included, from v as it is: its error, and that of a second derivative, is at most √tol over the gap, and a
+    second derivative warns of it.
+    The options of the layer are read now: after a change of its stride or padding, or of the shape of its input,
+    register it again. A weight of zeros stays one, and one on the meta device as it is. float16 and bfloat16 weights
+    are rounded after the division: add their roundoff to tol.
+    Under torch.compile it runs outside the compiled region, so ``fullgraph=True`` is refused. torch.export keeps what
+    the last forward found, σ = ‖A v‖ and what may exceed it: call the layer once before, for a weight that has changed
+    since is exported without the promise.
+    Source: the book, chapter *In training* (eq-held).
+
+    Examples
+    --------
+    >>> layer = spectral_norm(nn.Conv2d(3, 8, 3, padding=1), input_shape=(3, 16, 16))
+    >>> from svdgrad.nn import operator_norm
+    >>> 0.997 < operator_norm(layer, (3, 16, 16)) < 1.001
+    tensor(True)
+    """
+    A = linear_map(layer, input_shape)
+    if A is None:
+        raise TypeError(
+            f"spectral_norm takes a Linear, Conv or ConvTranspose layer, found {type(layer).__name__}: for another "
+            "Module that is affine, add a penalty on svdgrad.nn.operator_norm to the loss"
+        )
+    for what, value in (("bound", bound), ("tol", tol)):
+        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise ValueError(f"{what} must be positive and finite, found {value!r}")
+    check_missed(missed)
+    check_stopping(None, maxiter)
+    if missed is None:
+        raise ValueError("missed must be a probability above 0 and up to 1, found None: the promise is made with it")
+    kept = getattr(layer, "parametrizations", {})
+    if name in kept and any(isinstance(x, SpectralNorm) for x in kept[name]):
+        raise ValueError(
+            f"the gain of this {type(layer).__name__} is kept already: remove_parametrizations first, for another bound"
+        )
+    weight = getattr(layer, name, None)
+    if name != "weight" or not isinstance(weight, Tensor):
+        raise ValueError(
+            f"name must be that of the parameter that the gain belongs to, 'weight' in a {type(layer).__name__}, found "
+            f"{name!r}"
+        )
+    parametrize.register_parametrization(layer, name, SpectralNorm(A, weight, bound, tol, missed, soft, maxiter))
+    return layer
+
+
+class SpectralNorm(nn.Module):
+    """W ↦ W · bound/σ (eq-held); see ``spectral_norm``."""
+
+    v: Tensor
+    """the right singular vector, of the length of one input"""
+    excess: Tensor
+    """δ for which the gain may exceed ‖A v‖(1 + δ) with the probability ``missed``"""
+    seen: Tensor
+    """the fingerprint of both, and of the weight and the options that they belong to"""
+
+    def __init__(
+        self, A: LinearMap, weight: Tensor, bound: float, tol: float, missed: float, soft: bool, maxiter: int | None
+    ) -> None:
+        super().__init__()
+        self.A, self.bound, self.tol, self.soft = A, float(bound), float(tol), soft
+        self.method = Lanczos(math.sqrt(tol), maxiter, missed, resolution=max(tol, SHORT), best=True)
+        like = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        start = noise(A.size, like)
+        self.register_buffer("v", start / vector_norm(start))
+        self.register_buffer("excess", torch.full((), math.inf, dtype=like.real.dtype, device=like.device))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=like.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if weight.is_meta:  # no numbers, and nothing to divide by
+            return weight
+        if torch.compiler.is_exporting():
+            sigma = self._as_last_seen(weight)
+        else:
+            if torch.compiler.is_compiling():
+                from ..compiled import refuse_transforms
+
+                refuse_transforms()
+            sigma = _gain(self, weight)
+        # a weight of zeros has the gain 0, and nothing to divide by
+        factor = self.bound / torch.where(sigma > 0, sigma, 1.0)
+        return (weight * (factor.clamp(max=1.0) if self.soft else factor)).to(weight.dtype)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """``layer.weight = W`` sets the weight that is divided."""
+        return weight
+
+    def _as_last_seen(self, weight: Tensor) -> Tensor:
+        """What ``_gain`` is for a weight that has not changed since, by operations that torch.export takes."""
+        W = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        small = small_matrix(self.A, W)
+        if small is not None:
+            norm: Tensor = torch.linalg.matrix_norm(small, 2)
+            return norm
+        v = self.v.to(W)
+        image: Tensor = W @ v if self.A.product is None else self.A.one(W, v.reshape(self.A.input_shape))
+        sigma: Tensor = vector_norm(image)
+        return sigma * self.margin(self.excess)
+
+    def margin(self, excess: Tensor) -> Tensor:
+        """What σ is multiplied by where the true gain may exceed it by more than is promised."""
+        over: Tensor = (1 + excess) / (1 + self.tol)
+        return over.clamp(min=1.0)
+
+    def fingerprint(self, weight: Tensor) -> Tensor:
+        """The bits of a weighted sum of all numbers of the weight and the state, the weights told by the options.
+
+        What differs has the same with a probability of 1e-16. A copy of the weight would tell as well, but takes
+        memory, and a state that is loaded could not be told to belong to it.
+        """
+        seed = zlib.crc32(repr((self.A, self.method)).encode())
+        with torch.no_grad():
+            parts = [weight.detach(), self.v, self.excess]
+            wide = torch.cat([x.to(torch.promote_types(x.dtype, torch.float64)).reshape(-1) for x in parts])
+            total = wide @ noise(wide.numel(), wide, seed)
+            return (torch.view_as_real(total).sum() if total.is_complex() else total).view(torch.int64)
+
+    def extra_repr(self) -> str:
+        return f"bound={self.bound:g}, input_shape={self.A.input_shape}" + ", soft=True" * self.soft
+
+
+def _gain(norm: SpectralNorm, weight: Tensor) -> Tensor:
+    """σ of the layer, or more where a larger one cannot be excluded; differentiable, and a step of the state."""
+    W = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    with plain_mode(), full_precision((W,)):
+        check_finite(W)
+        small = small_matrix(norm.A, W)
+        if small is not None:
+            return norm_of_matrix(small)
+        A, v0 = norm.A.operator(W), norm.v.to(W)
+        if not transformed() and not (v0.isfinite().all() and v0.any()):  # a state that was lost
+            v0 = noise(norm.A.size, W)
+        if transformed() or in_forward_mode():  # where no state can be kept, nor the numbers be read
+            method = replace(norm.method, maxiter=None, best=False)
+            triplet: Triplet = differentiable_triplet(A, v0, How(0, method, SOLVERS["cg"]))
+            return triplet.sigma * norm.margin(norm.excess.new_tensor(method.resolution))
+        same = torch.equal(norm.fingerprint(weight), norm.seen)
+        (sigma, _, v), left = found(A, v0, _TRUSTING if same else norm.method)
+        if not same:
+            with torch.no_grad():
+                norm.v.copy_(v)
+                norm.excess.copy_(left.excess)
+                norm.seen.copy_(norm.fingerprint(weight))
+        return sigma * norm.margin(norm.excess.clone())
+
+
+_TRUSTING = Lanczos(1.0, 1, None, best=True)
