@@ -193,17 +193,17 @@ def check_cut(m: int, n: int, sigma: Tensor, following: Tensor | None, wanted: T
         return
     gap = relative_cut(sigma.detach(), following, wanted)
     if not gap > tie(m, n, sigma.dtype):
-        where = "σₖ from zero" if following is None or not following.any() else "σₖ from σₖ₊₁"
+        where = "one from zero" if following is None or not following.any() else "one from σₖ₊₁"
         raise TieError(
-            f"the {sigma.shape[-1]} triplets have no derivative where the last is not set apart from what is left out; "
-            f"found a relative distance of {gap:.1e} of {where}, which is a tie up to rounding. Likely causes: a cut "
-            "through a multiple singular value, or a rank below k. A loss of σ alone has a gradient here; otherwise "
-            "choose another k, which takes all of the tied values or none"
+            f"of {sigma.shape[-1]} triplets those that the loss reads have no derivative where they are not set apart "
+            f"from what is left out; found a relative distance of {gap:.1e} of {where}, which is a tie up to rounding. "
+            "Likely causes: a cut through a multiple singular value, or a rank below k. A loss of σ alone has a "
+            "gradient here; otherwise choose another k, which takes all of the tied values or none"
         )
     if gap < near_tie(m, n, sigma.dtype):
         warnings.warn(
-            f"the last kept singular value is close to the first left out: relative gap {gap:.1e}, so a relative error "
-            f"of about {expected_error(gap, sigma.dtype):.0e} is to be expected in the gradient with "
+            f"a kept singular value that the loss reads is close to the first left out: relative gap {gap:.1e}, so a "
+            f"relative error of about {expected_error(gap, sigma.dtype):.0e} is to be expected in the gradient with "
             f"{str(sigma.dtype).removeprefix('torch.')}, by any method",
             NearTieWarning,
             stacklevel=level_of_the_caller(),

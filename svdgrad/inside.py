@@ -99,7 +99,8 @@ def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor, Phi: Tensor, Psi: T
     W, difference, size = numerators(U, V, Phi, Psi)
     nothing = torch.zeros_like(W)
     if torch.is_grad_enabled() or in_forward_mode():
-        # What is zero may have a derivative. But that is rounding as well, divided twice, near a tie that no turn sees
+        # a numerator that is zero may have a derivative; near a tie to which the loss is blind that derivative is
+        # rounding too, and would be divided by the gap twice
         far = spaces(sigma.detach()).abs() > torch.finfo(sigma.dtype).eps ** (1 / 3) * sigma.detach()[..., :1, None]
         nothing = torch.where(far | (size == 0), W - W.detach(), nothing)
     W = torch.where(seen(W, size, eps), W, nothing)

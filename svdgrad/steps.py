@@ -81,7 +81,8 @@ def solve_adjoint(
         wanted = (phi.flatten(len(batch)) != 0).any(-1) | (psi.flatten(len(batch)) != 0).any(-1)
         if not wanted.all():
             X, *rest = (
-                x.expand(*batch, *x.shape[sigma.ndim - many :])[wanted] for x in (A.leaves[0], *triplet, *known)
+                x.expand(*batch, *x.shape[sigma.ndim - many :])[wanted.to(x.device)]  # counts are on the CPU
+                for x in (A.leaves[0], *triplet, *known)
             )
             found = solve_adjoint(A.at([X]), Triplet(*rest[:3]), phi[wanted], psi[wanted], how, role, rest[3:])
             p, q = (torch.zeros_like(x).index_put((wanted,), y) for x, y in zip((phi, psi), found))
@@ -114,7 +115,8 @@ def _solve_many(
     tiny = torch.finfo(sigma.dtype).tiny
     if relative_cut(sigma, beyond) < near_tie(m, n, sigma.dtype) or sigma[..., -1].amin().item() < tiny:
         wanted = (phi != 0).any(-1) | (psi != 0).any(-1)
-        if role == "tangent":  # which does not know what will be asked for: where some have a derivative, those have
+        if role == "tangent":  # forward mode does not know what the loss reads: where some triplets have a derivative
+            # they get theirs, and the tied ones NaN
             tied = wanted & tied_with_the_rest(m, n, sigma, beyond)
             if tied.any() and ((wanted & ~tied).any(-1) | ~tied.any(-1)).all():
                 warn_of_lost()

@@ -1,6 +1,6 @@
 """What PyTorch's own transforms ask of a rule: torch.func's levels, vmap, nested forward modes, torch.compile.
 
-Every name of PyTorch that is not public is used here, and nowhere else.
+Every private name of torch.func and of autograd is used here, and nowhere else.
 """
 
 from collections.abc import Callable, Iterator, Sequence

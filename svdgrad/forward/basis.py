@@ -70,8 +70,8 @@ class Basis:
             if length <= rounding * self.largest:
                 w, length = torch.zeros_like(w), 0.0
         else:
-            self.largest = torch.maximum(alpha.abs(), alpha.new_tensor(0.0) + self.largest)
-            length = torch.where(length > rounding * self.largest, length, 0.0)
+            self.largest = alpha.abs().clamp_min(self.largest)
+            length = length * (length > rounding * self.largest)
             w = w * (length > 0)
         if self.size == len(self.array):
             rows, self.array = self.array, w.new_empty((2 * self.size, w.numel()))

@@ -74,7 +74,9 @@ class Ritz(NamedTuple):
     missed: Tensor
     """a bound for the probability that there is a singular value above σ(1 + ``resolution``)"""
     excess: Tensor
-    """δ for which the probability of a value above σ(1 + δ) is at most what was asked for: ``resolution``, or less"""
+    """δ for which a value above σ(1 + δ) was missed with at most the probability asked for: ``resolution`` or less;
+    more where ``best`` was returned after maxiter steps; infinite where no evidence was asked for
+    """
 
 
 def counts(steps: int, products: int, *measured: float) -> tuple[Tensor, ...]:

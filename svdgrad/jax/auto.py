@@ -225,6 +225,11 @@ def as_start(v0: Any, A: Array) -> Array | None:
     return start
 
 
+def _fits(v0: Array, A: Any) -> bool:
+    """Whether v0 has one entry for each matrix of a batch, or one for all."""
+    return all(s in (1, own) for s, own in zip(v0.shape[:-2][::-1], A.shape[:-2][::-1]))
+
+
 def as_starts(v0: Any, A: Any, forward: str, how: How) -> Array | None:
     """The columns of v0 as rows, for an iteration to start from, not differentiated; an error for what has not the
     shape (n, j), or (..., n, j) for the matrices of a batch.
@@ -237,7 +242,7 @@ def as_starts(v0: Any, A: Any, forward: str, how: How) -> Array | None:
             "chooses that"
         )
     v0 = jnp.asarray(v0)
-    if v0.ndim < 2 or v0.shape[-2] != A.shape[-1] or v0.shape[-1] == 0 or v0.ndim > A.ndim:
+    if v0.ndim < 2 or v0.shape[-2] != A.shape[-1] or v0.shape[-1] == 0 or v0.ndim > A.ndim or not _fits(v0, A):
         raise ValueError(
             f"v0 must hold columns to start from, of shape ({A.shape[-1]}, j), or one such for each matrix of a batch, "
             f"found shape {v0.shape}: the V of a step before has it, and a vector is v0[:, None]"

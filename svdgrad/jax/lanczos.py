@@ -51,7 +51,7 @@ def lanczos(A: Product, AH: Product, v0: Any, how: How) -> tuple[Triplet, Known]
     best = how.resolution is not None
     if best:
         how = how._replace(maxiter=min(n, how.maxiter))
-    k = min(n, how.maxiter) if best else min(n, ROWS, how.maxiter)
+    k = how.maxiter if best else min(n, ROWS, how.maxiter)
     kept = max(1, min(KEPT, k // 2))
     eps = float(jnp.finfo(dtype).eps)
     tol, floor = 10 * eps if how.tol is None else how.tol, 4 * eps  # below which c is rounding

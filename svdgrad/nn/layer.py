@@ -66,8 +66,7 @@ class Circle:
         """H(ω), shape (frequencies · groups, out/groups, in/groups); of a real kernel half of the frequencies, since
         H(−ω) is the conjugate of H(ω).
         """
-        double = torch.complex64 if weight.dtype == torch.float32 else torch.complex128
-        H = weight.to(torch.promote_types(weight.dtype, double))
+        H = weight.to(weight.dtype.to_complex())
         for axis, (n, step) in enumerate(zip(self.size, self.dilation)):
             half = axis == len(self.size) - 1 and not weight.is_complex()
             frequencies = torch.arange(n // 2 + 1 if half else n, device="cpu", dtype=torch.float64)
@@ -85,7 +84,7 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
         raise TypeError(f"layer must be a torch.nn.Module, found {type(layer).__name__}")
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
         raise ValueError(f"a {type(layer).__name__} has no weight yet: call it once on an input")
-    shape = _shape(input_shape)
+    shape = as_shape(input_shape)
     for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED):
         if isinstance(layer, kind) and type(layer).forward is kind.forward and not _is_its_own(layer, kind):
             break
@@ -99,7 +98,7 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
         return LinearMap(name, (layer.in_features,))
     assert isinstance(layer, Convolution | ConvTranspose)
     dims, channels = len(layer.kernel_size), layer.in_channels
-    wanted = f"({channels}, {', '.join(('length', 'height, width', 'depth, height, width')[dims - 1].split(', '))})"
+    wanted = f"({channels}, {('length', 'height, width', 'depth, height, width')[dims - 1]})"
     if shape is None:
         raise ValueError(
             f"the gain of a {name} depends on the size of its input: give input_shape={wanted}, without the batch"
@@ -120,9 +119,9 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
 
 
 def _is_its_own(layer: nn.Module, kind: type) -> bool:
-    """Whether hooks, as those of pruning, or a part of forward that a subclass replaced, change what it applies."""
+    """Whether hooks, as those of pruning, or a forward or a part of it that was replaced, change what it applies."""
     inner = "_conv_forward"
-    return bool(layer._forward_hooks or layer._forward_pre_hooks) or (
+    return bool("forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks) or (
         getattr(type(layer), inner, None) is not getattr(kind, inner, None)
     )
 
@@ -130,7 +129,7 @@ def _is_its_own(layer: nn.Module, kind: type) -> bool:
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def _shape(input_shape: Sequence[int] | None) -> tuple[int, ...] | None:
+def as_shape(input_shape: Sequence[int] | None) -> tuple[int, ...] | None:
     if input_shape is None:
         return None
     try:

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -16,18 +16,17 @@ from ..certificate import check_missed
 from ..forward import Lanczos, Ritz, RitzBlock, Rows, Triplet
 from ..forward.basis import noise
 from ..forward.lanczos import check_stopping
+from ..inputs import check_range
 from ..operator import Operator
 from ..operators import operator_of
 from ..rule import differentiable_triplet
 from ..steps import find_triplet, full_precision
-from ..transforms import plain_mode, transformed
+from ..transforms import in_forward_mode, plain_mode, transformed
 from ..triplet import spectral_norm as norm_of_matrix
-from .layer import LinearMap, linear_map
+from .layer import LinearMap, as_shape, linear_map
 
 #: up to so many inputs a layer's matrix is formed, which then costs a third of an iteration or less (measured on a CPU)
 FORMED_UP_TO = 128
-#: up to this side of a small matrix its norm in float64 is taken for a bound, with its rounding error added
-EXACT_UP_TO = 512
 #: how far above σ a bound may lie: less takes more steps
 CLOSE = 5e-3
 
@@ -51,8 +50,11 @@ class Found:
         raise NotImplementedError
 
 
-def found(A: Operator, v0: Tensor | None, method: Lanczos) -> tuple[Triplet, Ritz]:
-    """The triplet, differentiable in the leaves of A, and what the iteration tells of it."""
+def found(A: Operator, v0: Tensor | None, method: Lanczos) -> tuple[Triplet, Tensor]:
+    """The triplet, differentiable in the leaves of A, and the excess: how far a missed value may lie above σ."""
+    if transformed() or in_forward_mode():  # where only the rule itself reads numbers, and so takes what steps it needs
+        method = replace(method, maxiter=None, best=False)
+        return differentiable_triplet(A, v0, How(0, method, SOLVERS["cg"])), torch.tensor(method.resolution)
     plain = A.at([x.detach() for x in A.leaves])
     with torch.no_grad():
         sigma, u, v, *known = find_triplet(plain, v0, How(0, method, SOLVERS["cg"]))
@@ -61,7 +63,7 @@ def found(A: Operator, v0: Tensor | None, method: Lanczos) -> tuple[Triplet, Rit
     # again, from a state that has moved on, must meet tensors of the same shapes
     first = left._replace(S=left.S[:1], W=left.W[:, :1])
     how = How(0, Found(Triplet(sigma, u, v), first), SOLVERS["cg"])
-    return differentiable_triplet(A, None, how), left
+    return differentiable_triplet(A, None, how), left.excess
 
 
 def operator_norm(
@@ -86,8 +88,9 @@ def operator_norm(
         The shape of one input, without the batch: (channels, height, width) for Conv2d. The gain of all layers but
         Linear depends on it.
     tol : float, optional
-        The iteration stops at a residual of √tol, since the error of σ is its square over the gap to σ₂, and not more
-        than itself (default: 1e-12 in double, 1e-8 in single precision). The gradient's error is √tol over the gap.
+        The iteration stops at a residual r = √tol, relative to σ: the relative error of σ is about r² over the relative
+        gap to σ₂, and at most r (default: 1e-12 in double, 1e-8 in single precision). The gradient's error is r over
+        the gap.
     missed : float, optional
         The probability that a value above 1.001 σ may be missed.
     maxiter : int, optional
@@ -106,11 +109,13 @@ def operator_norm(
         ``input_shape`` is missing where the gain depends on it, or does not fit; the layer is not affine (a ReLU,
         dropout in training), as far as three products show; a weight is NaN or Inf.
     ConvergenceError
-        The iteration ran out of steps, as for a long signal, the values of which lie close: loosen tol.
+        The iteration ran out of steps, as it may for a long signal, whose singular values lie close: loosen tol.
 
     Notes
     -----
-    Cost: about 20 to 80 products with A and as many with Aᵀ, for an image each; that of a batch of so many images. A
+    Cost: about 20 to 80 products with A and as many with Aᵀ, each on one image: as much as forward and backward for a
+    batch of so many images. On a GPU PyTorch lets cuDNN keep only ten bits in convolutions of float32:
+    ``torch.backends.cudnn.allow_tf32 = False`` gives the digits that tol asks for. A
     convolution that wraps around (padding_mode="circular") and keeps the size falls apart by a Fourier transform into a
     small matrix for each frequency, and of a layer with up to 128 inputs the matrix is formed.
     Source: the book, chapter *In training* (eq-gain).
@@ -137,6 +142,7 @@ def operator_norm(
             sigma = norm_of_matrix(small)
         else:
             sigma = differentiable_triplet(A.operator(W), None, _how(W, tol, missed, maxiter)).sigma
+    check_range(sigma, weight.dtype)
     return sigma.to(weight.real.dtype)
 
 
@@ -174,14 +180,15 @@ def small_matrix(A: LinearMap, W: Tensor) -> Tensor | None:
 def _of_module(
     layer: nn.Module, input_shape: Sequence[int] | None, tol: float | None, missed: float, maxiter: int | None
 ) -> Tensor:
-    if input_shape is None:
+    shape = as_shape(input_shape)
+    if shape is None or min(shape, default=1) < 1:
         raise ValueError(
             f"the gain of a {type(layer).__name__} depends on the size of its input: give input_shape, without the "
             "batch"
         )
     tensors = [*layer.parameters(), *layer.buffers()]
     like = next((x for x in tensors if x.is_floating_point() or x.is_complex()), torch.empty(0))
-    zero = torch.zeros(1, *input_shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    zero = torch.zeros(1, *shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     x = noise(zero.numel(), zero).reshape(zero.shape) * zero.numel() ** 0.5  # entries of the size of one
 
     def product(layer: nn.Module, x: Tensor) -> Tensor:
@@ -214,8 +221,8 @@ def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, fail
     """A number that the gain of a layer exceeds with a probability of at most ``failure``, at most 1% above the gain.
 
     The probability is that of the random start of the iteration, and so holds for every layer, whatever its weights
-    are: of all starts there are, at most a part ``failure`` would have returned a number below σ. (The start is one,
-    seeded. Whoever chose a weight with that start in mind could hide a value from it.)
+    are: of all starts there are, at most a part ``failure`` would have returned a number below σ. (The start is
+    seeded, so it is always the same. Whoever chose a weight with that start in mind could hide a value from it.)
     Where a Fourier transform or a small matrix gives σ itself, τ is σ and a few times its rounding error.
 
     Parameters as for ``operator_norm``: a Linear, Conv or ConvTranspose layer. Computed in float64, and returned in it,
@@ -239,7 +246,12 @@ def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, fail
     """
     A = linear_map(layer, input_shape)
     if A is None:
-        raise TypeError(f"upper_bound takes a Linear, Conv or ConvTranspose layer, found {type(layer).__name__}")
+        raise TypeError(
+            "upper_bound takes a Linear, Conv or ConvTranspose layer with PyTorch's own forward and without hooks, "
+            f"found {type(layer).__name__}"
+        )
+    if not (isinstance(failure, float) and 0 < failure < 1):
+        raise ValueError(f"failure must be a probability above 0 and below 1, found {failure!r}")
     weight = layer.weight
     assert isinstance(weight, Tensor)
     W = weight.to(torch.promote_types(weight.dtype, torch.float64))
@@ -247,15 +259,15 @@ def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, fail
     with plain_mode(), full_precision((W,)):
         check_finite(W)
         small = small_matrix(A, W)
-        if small is not None and min(small.shape) <= EXACT_UP_TO:
+        if small is not None:
             return norm_of_matrix(small) * (1 + 8 * eps * sum(small.shape))
         X = A.operator(W)
         floor = math.sqrt(2 * min(X.shape) / math.pi) * eps
-        if not (isinstance(failure, float) and floor < failure < 1):
+        if failure <= floor:
             raise ValueError(
-                f"failure must be a probability above {floor:.0e}, which is what rounding leaves for a layer of this "
-                f"size, and below 1, found {failure!r}"
+                f"failure must be above {floor:.0e}, which is what rounding leaves for a layer of this size, found "
+                f"{failure!r}"
             )
         method = Lanczos(1.0, None, failure, resolution=CLOSE, best=True)
-        triplet, left = found(X, None, method)
-    return triplet.sigma * ((1 + left.excess.item()) * (1 + 8 * eps * left.steps.item()))
+        triplet, excess = found(X, None, method)
+    return triplet.sigma * ((1 + excess.item()) * (1 + 8 * eps * sum(X.shape)))

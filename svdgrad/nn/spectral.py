@@ -3,27 +3,24 @@
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.nn.utils import parametrize
 
-from ..adjoint import SOLVERS
-from ..auto import How
 from ..certificate import check_missed
-from ..forward import Lanczos, Triplet
+from ..forward import Lanczos
 from ..forward.basis import noise
 from ..forward.lanczos import check_stopping
-from ..rule import differentiable_triplet
 from ..steps import full_precision
 from ..transforms import in_forward_mode, plain_mode, transformed
 from ..triplet import spectral_norm as norm_of_matrix
 from .layer import LinearMap, linear_map
 from .norm import check_finite, found, small_matrix
 
-#: how far below the bound a gain may stay: a larger value could be missed by that much, so the weight is divided by it
+#: how far below the bound a gain may end: a value that exceeds σ by less than this part may be missed, and so the
+#: weight is divided by as much more
 SHORT = 3e-3
 
 
@@ -43,7 +40,8 @@ def spectral_norm(
 
         true gain ≤ bound · (1 + tol)   with probability 1 − missed,
 
-    and unless ``maxiter`` stops it, or tol is larger than that, true gain ≥ 0.997 bound.
+    and true gain ≥ 0.997 bound, unless ``soft`` leaves a smaller gain, ``maxiter`` stops the iteration, tol exceeds
+    0.003, or the weight is zero or in half precision.
 
     ``torch.nn.utils.parametrizations.spectral_norm`` has the same form, and divides by the norm of the kernel as a
     matrix, from a step of power iteration; for a convolution that is another number than its gain.
@@ -67,7 +65,8 @@ def spectral_norm(
         Whether to shrink only what exceeds the bound, and leave a smaller gain as it is.
     maxiter : int, optional
         At most so many steps of the iteration at each forward, each of two products with an image. The promise holds
-        for any number: what so few steps cannot exclude, the weight is divided by, and the gain stays below the bound.
+        for any number: a larger gain that so few steps cannot exclude is taken for the gain, so the true one ends below
+        the bound.
 
     Returns
     -------
@@ -86,12 +85,12 @@ def spectral_norm(
     Notes
     -----
     State: the right singular vector of the last forward, in a buffer, from which the next starts. A weight that has not
-    changed since costs three products; a layer of few inputs is formed, and needs no state. The gradient is that of
-    W/σ, σ included, from v as it is: its error, and that of a second derivative, is at most √tol over the gap, and a
-    second derivative warns of it.
+    changed since costs three to five products; a layer of few inputs is formed, and needs no state. The gradient is
+    that of W/σ, σ included, from v as it is: its error, and that of a second derivative, is at most √tol over the gap,
+    and a second derivative warns of it.
     The options of the layer are read now: after a change of its stride or padding, or of the shape of its input,
-    register it again. A weight of zeros stays one, and one on the meta device as it is. float16 and bfloat16 weights
-    are rounded after the division: add their roundoff to tol.
+    register it again. A weight of zeros stays zero; one on the meta device is returned as it is. float16 and bfloat16
+    weights are rounded after the division: add their roundoff to tol.
     Under torch.compile it runs outside the compiled region, so ``fullgraph=True`` is refused. torch.export keeps what
     the last forward found, σ = ‖A v‖ and what may exceed it: call the layer once before, for a weight that has changed
     since is exported without the promise.
@@ -107,8 +106,9 @@ def spectral_norm(
     A = linear_map(layer, input_shape)
     if A is None:
         raise TypeError(
-            f"spectral_norm takes a Linear, Conv or ConvTranspose layer, found {type(layer).__name__}: for another "
-            "Module that is affine, add a penalty on svdgrad.nn.operator_norm to the loss"
+            "spectral_norm takes a Linear, Conv or ConvTranspose layer with PyTorch's own forward and without hooks, "
+            f"found {type(layer).__name__}. Likely causes: another kind of Module; hooks, as of torch.nn.utils.prune; "
+            "a subclass that overrides forward. Add a penalty on svdgrad.nn.operator_norm to the loss instead"
         )
     for what, value in (("bound", bound), ("tol", tol)):
         if not (isinstance(value, (int, float)) and 0 < value < math.inf):
@@ -136,7 +136,7 @@ class SpectralNorm(nn.Module):
     """W ↦ W · bound/σ (eq-held); see ``spectral_norm``."""
 
     v: Tensor
-    """the right singular vector, of the length of one input"""
+    """the right singular vector, flat"""
     excess: Tensor
     """δ for which the gain may exceed ‖A v‖(1 + δ) with the probability ``missed``"""
     seen: Tensor
@@ -167,7 +167,9 @@ class SpectralNorm(nn.Module):
             sigma = _gain(self, weight)
         # a weight of zeros has the gain 0, and nothing to divide by
         factor = self.bound / torch.where(sigma > 0, sigma, 1.0)
-        return (weight * (factor.clamp(max=1.0) if self.soft else factor)).to(weight.dtype)
+        factor = factor.clamp(max=1.0) if self.soft else factor
+        # in the precision of σ: in half precision a small factor would lose its digits
+        return (weight.to(torch.promote_types(weight.dtype, torch.float32)) * factor).to(weight.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """``layer.weight = W`` sets the weight that is divided."""
@@ -218,16 +220,15 @@ def _gain(norm: SpectralNorm, weight: Tensor) -> Tensor:
         A, v0 = norm.A.operator(W), norm.v.to(W)
         if not transformed() and not (v0.isfinite().all() and v0.any()):  # a state that was lost
             v0 = noise(norm.A.size, W)
-        if transformed() or in_forward_mode():  # where no state can be kept, nor the numbers be read
-            method = replace(norm.method, maxiter=None, best=False)
-            triplet: Triplet = differentiable_triplet(A, v0, How(0, method, SOLVERS["cg"]))
-            return triplet.sigma * norm.margin(norm.excess.new_tensor(method.resolution))
+        if transformed() or in_forward_mode():  # where no state can be kept
+            triplet, excess = found(A, v0, norm.method)
+            return triplet.sigma * norm.margin(excess.to(norm.excess))
         same = torch.equal(norm.fingerprint(weight), norm.seen)
-        (sigma, _, v), left = found(A, v0, _TRUSTING if same else norm.method)
+        (sigma, _, v), excess = found(A, v0, _TRUSTING if same else norm.method)
         if not same:
             with torch.no_grad():
                 norm.v.copy_(v)
-                norm.excess.copy_(left.excess)
+                norm.excess.copy_(excess)
                 norm.seen.copy_(norm.fingerprint(weight))
         return sigma * norm.margin(norm.excess.clone())
 
