@@ -109,9 +109,10 @@ def run(program: str, arguments: Iterable[str | Path], **environment: str) -> No
     except OSError as error:
         raise Unavailable(f"{program} does not run: {error.strerror}") from None
     if done.returncode:
-        # npm's first line names the kind of error; others hold addresses
-        lines = re.sub(r"npm error |npm ERR! ", "", done.stderr or done.stdout).strip().splitlines()
-        raise Unavailable(f"{program} failed: {lines[0] if lines else f'exit status {done.returncode}'}")
+        # of npm's lines the first error names the kind; warnings may stand before it, and other lines hold addresses
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        errors = [re.sub(r"^npm (error|ERR!) ", "", line) for line in lines if not line.startswith("npm warn")]
+        raise Unavailable(f"{program} failed: {errors[0] if errors else f'exit status {done.returncode}'}")
 
 
 # --- Sphinx ----------------------------------------------------------------------------------------------------------

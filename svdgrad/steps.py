@@ -30,7 +30,7 @@ from .inside import check_again, check_forward, check_inside, off, warn_of_lost
 from .operator import Dense, Operator
 from .phase import check_phase
 from .products import direction
-from .transforms import refuse_mapping_by_autograd, refuse_tracing
+from .transforms import mapped_by_autograd, refuse_mapping_by_autograd, refuse_tracing
 
 
 def full_precision(leaves: Sequence[Tensor]) -> AbstractContextManager[Any]:
@@ -74,9 +74,10 @@ def solve_adjoint(
     many = how.k is not None
     if role == "phase":
         check_phase(u, v, phi, psi)
-    if role == "phase" or not (phi.any() or psi.any()):
+    readable = not mapped_by_autograd(phi, psi)
+    if role == "phase" or readable and not (phi.any() or psi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)
-    if sigma.ndim > many:  # a batch, which only a matrix can be
+    if readable and sigma.ndim > many:  # a batch, which only a matrix can be
         batch = phi.shape[: phi.ndim - 1 - many]
         wanted = (phi.flatten(len(batch)) != 0).any(-1) | (psi.flatten(len(batch)) != 0).any(-1)
         if not wanted.all():
