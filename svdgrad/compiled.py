@@ -15,13 +15,12 @@ from .adjoint import SOLVERS
 from .adjoint.solver import Solver
 from .auto import AdjointName, ForwardName, How, name_of
 from .forward import FORWARDS, Method, Triplet
-from .inputs import prepare
+from .inputs import prepare, prepare_many
 from .nn import spectral
 from .operator import Dense
-from .phase import check_phase, keep_phase
-from .products import outer_sum
-from .steps import along_u, find_triplet, solve_adjoint
-from .transforms import in_forward_mode, transformed
+from .steps import find_triplet
+from .transforms import in_forward_mode, lazy_conjugates, transformed
+from .triplets import as_rows
 
 
 def _hide(owner: Any, *names: str) -> None:
@@ -65,89 +64,127 @@ def compiled_triplet(
 ) -> Triplet:
     """``singular_triplet`` while torch.compile traces it."""
     refuse_transforms()
-    if (
-        not isinstance(A, Tensor)
-        or A.layout != torch.strided
-        or forward == "lanczos"
-        or not isinstance(forward, str)
-        or not isinstance(adjoint, str)
-        or (tol, maxiter, missed) != (None, None, 1e-3)
-    ):
+    if not _opaque(A, forward, adjoint, tol, maxiter, missed):
         return triplet_module._singular_triplet(A, index, forward, adjoint, tol, maxiter, v0, missed)
     X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
     start = None if v0 is None else v0.detach()
-    sigma, u, v, *_ = triplet(X.leaves[0], start, index, how.forward.name, name_of(how.adjoint))
+    sigma, u, v, *_ = triplet(X.leaves[0], start, index, *_named(how))
     return Triplet(sigma, u, v).to(A.dtype)
 
 
+def compiled_rows(
+    A: Any,
+    k: int,
+    forward: ForwardName | Method,
+    adjoint: AdjointName | Solver,
+    tol: float | None,
+    maxiter: int | None,
+    v0: Tensor | None,
+    missed: float | None,
+    core: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(core, U, V) of ``singular_triplets`` and ``low_rank`` while torch.compile traces them."""
+    refuse_transforms()
+    if v0 is not None or not _opaque(A, forward, adjoint, tol, maxiter, missed):
+        return triplets._differentiable_rows(A, k, forward, adjoint, tol, maxiter, v0, missed, core)
+    X, how, _ = prepare_many(A, k, forward, adjoint, tol, maxiter, v0, missed, core)
+    found = triplet(X.leaves[0], None, 0, *_named(how))[:3]
+    H, U, V = found if how.k is not None else as_rows(*found)
+    return H.to(A.dtype), U.to(A.dtype), V.to(A.dtype)
+
+
+def _opaque(A: Any, forward: Any, adjoint: Any, *options: float | None) -> bool:
+    """Whether a call can stand in the graph as one opaque operation."""
+    dense = isinstance(A, Tensor) and A.layout == torch.strided
+    names = isinstance(forward, str) and forward != "lanczos" and isinstance(adjoint, str)
+    return dense and names and options == (None, None, 1e-3)
+
+
+def _named(how: How) -> tuple[str, str, int | None, bool, float]:
+    """What a ``How`` is made of, as an operation can take it."""
+    return how.forward.name, name_of(how.adjoint), how.k, how.core, how.eps
+
+
 @torch.library.custom_op("svdgrad::triplet", mutates_args=())
-def triplet(A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str) -> list[Tensor]:
-    """[σ, u, v, *known]."""
-    found = find_triplet(Dense(A), v0, How(index, FORWARDS[forward](), SOLVERS[adjoint]))
-    return [x.clone(memory_format=torch.contiguous_format) for x in found]
+def triplet(
+    A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str, k: int | None, core: bool, eps: float
+) -> list[Tensor]:
+    """[σ, u, v, *known], or [diag σ, U, V, *known] with vectors as rows."""
+    how = How(index, FORWARDS[forward](), SOLVERS[adjoint], k, core, eps)
+    with lazy_conjugates():
+        found = find_triplet(_operator(A, k), v0, how)
+        return [x.clone(memory_format=torch.contiguous_format) for x in found]
+
+
+def _operator(A: Tensor, k: int | None) -> Dense:
+    return Dense(A, rows=k is not None)
 
 
 @triplet.register_fake
-def _(A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str) -> list[Tensor]:
+def _(
+    A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str, k: int | None, core: bool, eps: float
+) -> list[Tensor]:
     *batch, m, n = A.shape
-    k = torch.sym_min(m, n)
-    S = A.real.new_empty((*batch, k))
+    least, rows = torch.sym_min(m, n), [] if k is None else [k]
+    S = A.real.new_empty((*batch, least))
     known = (
-        [S, A.new_empty((*batch, k, k))]
+        [S, A.new_empty((*batch, least, least))]
         if forward == "gram"
-        else [A.new_empty((*batch, m, k)), S, A.new_empty((*batch, k, n))]
+        else [A.new_empty((*batch, m, least)), S, A.new_empty((*batch, least, n))]
     )
-    return [S.new_empty(batch), A.new_empty((*batch, m)), A.new_empty((*batch, n)), *known]
+    values = S.new_empty(batch) if k is None else A.new_empty((*batch, k, k))
+    return [values, A.new_empty((*batch, *rows, m)), A.new_empty((*batch, *rows, n)), *known]
 
 
 @torch.library.custom_op("svdgrad::solve", mutates_args=())
 def solve(
     A: Tensor,
-    sigma: Tensor,
-    u: Tensor,
-    v: Tensor,
-    phi: Tensor,
-    psi: Tensor,
+    found: list[Tensor],
+    bars: list[Tensor],
     v0: Tensor | None,
-    adjoint: str,
     forward: str,
-    known: list[Tensor],
+    adjoint: str,
+    k: int | None,
+    core: bool,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """(p, q)."""
-    how = How(0, FORWARDS[forward](), SOLVERS[adjoint])
-    if A.is_complex() and check_phase(u, v, phi, psi):
-        psi = keep_phase(u, v, phi, psi, v0)
-    p, q = solve_adjoint(Dense(A), Triplet(sigma, u, v), phi, psi, how, "loss", known)
-    return p.contiguous(), q.contiguous()
+    """x and q of the gradient x vᴴ + u qᴴ, from what ``triplet`` found and the cotangents of its first three."""
+    sigma, u, v, *known = found
+    how = How(0, FORWARDS[forward](), SOLVERS[adjoint], k, core, eps)
+    xi, phi, psi = bars
+    step = rule._Solve.forward
+    with lazy_conjugates():
+        x, q = rule.left_and_right(_operator(A, k), Triplet(sigma, u, v), known, xi, phi, psi, v0, how, step)
+        return x.contiguous(), q.contiguous()
 
 
 @solve.register_fake
 def _(
     A: Tensor,
-    sigma: Tensor,
-    u: Tensor,
-    v: Tensor,
-    phi: Tensor,
-    psi: Tensor,
+    found: list[Tensor],
+    bars: list[Tensor],
     v0: Tensor | None,
-    adjoint: str,
     forward: str,
-    known: list[Tensor],
+    adjoint: str,
+    k: int | None,
+    core: bool,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(u), torch.empty_like(v)
+    return torch.empty_like(found[1]), torch.empty_like(found[2])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    A, v0, *_, ctx.forward, ctx.adjoint = inputs
+    A, v0, _, *ctx.named = inputs
     # of v0 only the anchor of a complex phase is needed again: a clone, since the caller may overwrite v0 by then
     ctx.save_for_backward(A, v0.clone() if v0 is not None and A.is_complex() else None, *output)
 
 
 def _backward(ctx: Any, bars: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    A, v0, sigma, u, v, *known = ctx.saved_tensors
-    xi, phi, psi = (torch.zeros_like(x) if bar is None else bar for x, bar in zip((sigma, u, v), bars))
-    p, q = solve(A, sigma, u, v, phi, psi, v0, ctx.adjoint, ctx.forward, known)
-    return outer_sum((along_u(sigma, u, xi, phi, p), u), (v, q)), None, None, None, None
+    A, v0, *found = ctx.saved_tensors
+    given = [torch.zeros_like(x) if bar is None else bar for x, bar in zip(found[:3], bars)]
+    x, q = solve(A, found, given, v0, *ctx.named)
+    _, u, v, *_ = found
+    return *_operator(A, ctx.named[2]).pull((x, u), (v, q)), *(None,) * 7
 
 
 triplet.register_autograd(_backward, setup_context=_setup_context)

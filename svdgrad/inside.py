@@ -184,11 +184,12 @@ def check_values(sigma: Tensor, shape: tuple[int, int], xi: Tensor) -> None:
         )
 
 
-def check_again(sigma: Tensor, m: int, n: int, reversed: bool) -> None:
+def check_again(sigma: Tensor, m: int, n: int, twice: bool) -> None:
     """Raise a TieError for a second derivative at a tie of kept values; warn where it loses digits close to one.
 
-    That is where reverse mode goes over forward mode, which divides by σⱼ − σᵢ before the loss is known: an error of
-    about ε/gap². Forward over reverse, and reverse over reverse, do not.
+    ``twice`` says whether it divides by σⱼ − σᵢ twice: so do reverse mode over forward mode and forward mode inside
+    forward mode, which divide before the loss is known, with an error of about ε/gap². Forward over reverse, and
+    reverse over reverse, do not.
     """
     gap, eps = closest(sigma), torch.finfo(sigma.dtype).eps
     if gap <= tie(m, n, sigma.dtype):
@@ -197,11 +198,11 @@ def check_again(sigma: Tensor, m: int, n: int, reversed: bool) -> None:
             "which is a tie up to rounding. The first derivative is given there; otherwise choose another k, or "
             "perturb A"
         )
-    if reversed and eps > 1e-2 * gap**2:
+    if twice and eps > 1e-2 * gap**2:
         warn(
-            f"reverse mode over forward mode divides by the distance of two kept singular values, relative gap "
-            f"{gap:.1e}, twice: a relative error of about {eps / gap**2:.0e} is to be expected. Forward over reverse, "
-            "as in torch.func.hessian, does not"
+            "reverse mode over forward mode, and forward mode inside forward mode, divide by the distance of two kept "
+            f"singular values, relative gap {gap:.1e}, twice: a relative error of about {eps / gap**2:.0e} is to be "
+            "expected. Forward over reverse, as in torch.func.hessian, does not"
         )
 
 

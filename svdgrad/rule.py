@@ -6,7 +6,7 @@ Two functions: the triplet of an operator, and the solution of its adjoint syste
 the same system and products with A, so that second derivatives need nothing new.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Any
@@ -42,15 +42,20 @@ def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
     if not transformed():
         return Triplet(*_PlainTriplet.apply(A, v0, how, *A.leaves)[:3])
     steps = newton_steps_wanted()
-    if steps and how.k is not None:
-        raise NotImplementedError(
-            "forward modes of torch.func inside one another do not reach k triplets: use one of them, or one over a "
-            "reverse mode, as torch.func.hessian does"
-        )
     if steps and not isinstance(A, Dense):  # a Newton step solves with the matrix
-        A, how = Dense(dense(A)), How(0, SVD(), SOLVERS["spectral"])
-    triplet = Triplet(*_Triplet.apply(A, v0, how, *A.leaves)[:3])
-    return newton(A.leaves[0], triplet, v0, steps) if steps else triplet
+        A = Dense(dense(A), rows=how.k is not None)
+        how = replace(how, forward=SVD(), adjoint=SOLVERS["spectral"])
+    sigma, u, v, *known = _Triplet.apply(A, v0, how, *A.leaves)
+    if not steps:
+        return Triplet(sigma, u, v)
+    if how.k is None:
+        return newton(A.leaves[0], Triplet(sigma, u, v), v0, steps)
+    # the k as a batch, each with its own Newton steps, which need σᵢ to be simple; the core is diagonal then
+    sigma = sigma.diagonal(dim1=-2, dim2=-1).real
+    _Solve.apply(A, how, "distinct", *A.leaves, sigma, u, v, torch.zeros_like(u), torch.zeros_like(v), *known)
+    matrices = A.leaves[0].unsqueeze(-3).expand(*sigma.shape, *A.shape)
+    sigma, u, v = newton(matrices, Triplet(sigma, u, v), None, steps)
+    return Triplet(torch.diag_embed(sigma).to(u.dtype), u, v)
 
 
 def _precisely(method: Any) -> Any:
@@ -106,33 +111,7 @@ class _Triplet(torch.autograd.Function):
         psi = torch.zeros_like(v) if psi is None else psi
         # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
         step = _Solve.apply if torch.is_grad_enabled() or in_forward_mode() else _Solve.forward
-        h = None
-        if many:  # what σ was is the core, and ξ its cotangent
-            h = hermitian(torch.zeros_like(sigma) if xi is None else xi)
-            sigma = sigma.diagonal(dim1=-2, dim2=-1).real
-            if not transformed():  # where numbers can be read
-                sees_vectors, (m, n) = bool(phi.any() or psi.any()), A.shape
-                if sees_vectors and not ctx.how.core:
-                    check_values(sigma, (m, n), h.diagonal(dim1=-2, dim2=-1).real)
-                if not sees_vectors:
-                    turns = (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1)) != 0).any(-1)
-                    check_cut(m, n, sigma, following(m, n, sigma.shape[-1], ctx.how.left(known).S), turns)
-            if ctx.how.core:  # else h is diagonal
-                phi = turned(u, sigma, h, phi)
-        if u.is_complex():
-            if step is _Solve.forward:
-                seen = check_phase(u, v, phi, psi)
-            else:
-                seen = True  # as far as can be known here, and kept as it is where it is not
-                step(A, ctx.how, "phase", *leaves, sigma, u, v, phi, psi, *known)
-            psi = keep_phase(u, v, phi, psi, ctx.v0) if seen else psi
-        try:
-            p, q = step(A, ctx.how, "loss", *leaves, sigma, u, v, phi, psi, *known)
-        except ArithmeticError:  # a tie, or a larger value: where A has changed since, it is that
-            if isinstance(A, Function):
-                A.check_seen(A.mv(v))
-            raise
-        x = along_u(sigma, u, xi, phi, p) if h is None else rotation(sigma, u, v, h, phi, psi, ctx.how.eps).mT @ u + p
+        x, q = left_and_right(A, Triplet(sigma, u, v), known, xi, phi, psi, ctx.v0, ctx.how, step)
         return None, None, None, *A.pull((x, u), (v, q), wanted)
 
     @staticmethod
@@ -283,6 +262,49 @@ class _Solve(torch.autograd.Function):
             calls = one_by_one(info.batch_size, tensors, dims)
             outputs = _stacked([_Solve.apply(A, how, role, *call) for call in calls])
         return outputs, (0, 0)
+
+
+def left_and_right(
+    A: Operator,
+    triplet: Triplet,
+    known: Sequence[Tensor],
+    xi: Tensor | None,
+    phi: Tensor,
+    psi: Tensor,
+    v0: Tensor | None,
+    how: How,
+    step: Callable[..., tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """x and q of the gradient x vᴴ + u qᴴ, rows for k triplets; ``step`` solves for (p, q)."""
+    sigma, u, v = triplet
+    h = None
+    if how.k is not None:  # what σ was is the core, and ξ its cotangent
+        h = hermitian(torch.zeros_like(sigma) if xi is None else xi)
+        sigma = sigma.diagonal(dim1=-2, dim2=-1).real
+        if not transformed():  # where numbers can be read
+            sees_vectors, (m, n) = bool(phi.any() or psi.any()), A.shape
+            if sees_vectors and not how.core:
+                check_values(sigma, (m, n), h.diagonal(dim1=-2, dim2=-1).real)
+            if not sees_vectors:
+                turns = (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1)) != 0).any(-1)
+                check_cut(m, n, sigma, following(m, n, sigma.shape[-1], how.left(known).S), turns)
+        if how.core:  # else h is diagonal
+            phi = turned(u, sigma, h, phi)
+    if u.is_complex():
+        if step is _Solve.forward:
+            seen = check_phase(u, v, phi, psi)
+        else:
+            seen = True  # as far as can be known here, and kept as it is where it is not
+            step(A, how, "phase", *A.leaves, sigma, u, v, phi, psi, *known)
+        psi = keep_phase(u, v, phi, psi, v0) if seen else psi
+    try:
+        p, q = step(A, how, "loss", *A.leaves, sigma, u, v, phi, psi, *known)
+    except ArithmeticError:  # a tie, or a larger value: where A has changed since, it is that
+        if isinstance(A, Function):
+            A.check_seen(A.mv(v))
+        raise
+    x = along_u(sigma, u, xi, phi, p) if h is None else rotation(sigma, u, v, h, phi, psi, how.eps).mT @ u + p
+    return x, q
 
 
 def _against(x: Tensor, y: Tensor, many: bool) -> Tensor:

@@ -67,13 +67,15 @@ def solve_adjoint(
     A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, how: How, role: str, known: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not
-    use, and so does autograd to matrices of a batch. With the role "phase" nothing is solved, but the phase checked:
-    here numbers can be read, under vmap too.
+    use, and so does autograd to matrices of a batch. With the roles "phase" and "distinct" nothing is solved, but the
+    phase or the distances of k values checked: here numbers can be read, under vmap too.
     """
     sigma, u, v = triplet
     many = how.k is not None
     if role == "phase":
         check_phase(u, v, phi, psi)
+    if role == "distinct":
+        check_again(sigma, *A.shape, twice=True)
     readable = not mapped_by_autograd(phi, psi)
     if role == "phase" or readable and not (phi.any() or psi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)

@@ -35,6 +35,18 @@ def on_host(x: Tensor) -> bool:
     return not (mapped or x.requires_grad and torch.is_grad_enabled())
 
 
+def lazy_conjugates() -> AbstractContextManager[Any]:
+    """Inside an operation of its own, x.conj() and its like mean what they say.
+
+    The first call of a compiled function runs such operations without what applies the conjugate bit of a tensor, and a
+    complex A.mH passes for A.mT in most of them.
+    """
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in (torch._C.DispatchKey.Conjugate, torch._C.DispatchKey.Negative):
+        excluded = excluded - torch._C.DispatchKeySet(key)
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
+
+
 def in_forward_mode() -> bool:
     """Whether a level of forward mode is open, plain or of torch.func."""
     return forward_ad._current_level >= 0

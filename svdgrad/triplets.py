@@ -108,7 +108,7 @@ def singular_triplets(
     ConvergenceError
         "lanczos" ran out of steps.
     NotImplementedError
-        Forward modes of torch.func inside one another; is_grads_batched=True.
+        A map of torch.autograd's own, as is_grads_batched=True.
 
     Warns
     -----
@@ -186,9 +186,9 @@ def _rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(core, U, V) with vectors as rows, in the precision of A."""
     if torch.compiler.is_compiling():
-        from .compiled import refuse_transforms
+        from .compiled import compiled_rows
 
-        refuse_transforms()
+        return compiled_rows(A, k, forward, adjoint, tol, maxiter, v0, missed, core)
     return _differentiable_rows(A, k, forward, adjoint, tol, maxiter, v0, missed, core)
 
 
@@ -214,9 +214,11 @@ def _differentiable_rows(
 def rows_of(X: Operator, how: How, v0: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(core, U, V); one triplet is found as ``singular_triplet`` finds it."""
     found = differentiable_triplet(X, v0, how)
-    if how.k is not None:
-        return found
-    sigma, u, v = found
+    return found if how.k is not None else as_rows(*found)
+
+
+def as_rows(sigma: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One triplet as (core, U, V)."""
     return sigma[..., None, None].to(u.dtype), u.unsqueeze(-2), v.unsqueeze(-2)
 
 

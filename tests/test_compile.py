@@ -41,14 +41,17 @@ def test_compiled_in_one_graph_as_eager(shape, backend):
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_complex_matrix_compiled_as_eager(backend):
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)], ids=str)
+def test_a_complex_matrix_compiled_as_eager(shape, backend):
+    """In its first call a compiled function runs an operation without what applies the conjugate bit of a tensor."""
+
     def g(A):
         sigma, outer, squares = invariants(A)
         return sigma + outer[0, 1].abs() + squares[2]
 
     gradients = []
     for h in (torch.compile(g, backend=backend, fullgraph=True), g):
-        X = complex_matrix().requires_grad_()
+        X = complex_matrix(*shape).requires_grad_()
         h(X).backward()
         gradients.append(X.grad)
     assert relative_error(*gradients) <= ROUNDING
@@ -61,11 +64,42 @@ def test_the_compiled_operations_are_what_they_announce(shape, dtype, forward):
     """Shapes, dtypes and strides, on which a compiler relies; u, v and their cotangents may come in any layout."""
     A = matrices.gaussian(*shape[-2:]).expand(shape).to(dtype)
     checks = {"test_utils": ("test_faketensor",)}
-    torch.library.opcheck(compiled.triplet, (A, None, 0, forward, "spectral"), **checks)
-    sigma, u, v, *known = compiled.triplet(A, None, 0, forward, "spectral")
-    zeros = [x.new_zeros(x.shape[::-1]).permute(*reversed(range(x.ndim))) for x in (u, v)]
-    for phi, psi in (zeros, (u**3, v**2)):
-        torch.library.opcheck(compiled.solve, (A, sigma, u, v, phi, psi, None, "spectral", forward, known), **checks)
+    for k, core in ((None, False), (2, False), (3, True)):
+        named = (forward, "spectral", k, core, 2.0**-52)
+        torch.library.opcheck(compiled.triplet, (A, None, 0, *named), **checks)
+        found = compiled.triplet(A, None, 0, *named)
+        values, u, v = found[:3]
+        zeros = [x.new_zeros(x.shape[::-1]).permute(*reversed(range(x.ndim))) for x in (u, v)]
+        for phi, psi in (zeros, (u**3, v**2)):
+            torch.library.opcheck(compiled.solve, (A, found, [values, phi, psi], None, *named), **checks)
+
+
+def several(A, k):
+    """Of the triplets and of their matrix, what no sign and no phase changes."""
+    sigma, U, V = svdgrad.singular_triplets(A, k)
+    L = svdgrad.low_rank(A, k)
+    square = L.U @ L.core @ L.core @ L.U.mH
+    weights = torch.arange(1, k + 1).to(A)
+    return (
+        sigma.sum()
+        + ((U * weights) @ V.mH)[..., 0, 1].abs().sum()
+        + L.dense()[..., 1, 1].abs().sum()
+        + square.abs()[..., 0, 1].sum()
+    )
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (2, 4, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_several_triplets_in_one_graph_as_eager(dtype, shape, k):
+    A = torch.stack([matrix(*shape[-2:], seed=seed) for seed in (0, 1)])
+    A = A if dtype.is_floating_point else torch.complex(A, A.flip(0))
+    gradients = []
+    for g in (torch.compile(several, backend="aot_eager", fullgraph=True), several):
+        X = (A if len(shape) == 3 else A[0]).clone().requires_grad_()
+        g(2 * X, k).backward()
+        gradients.append(X.grad)
+    assert relative_error(*gradients) <= ROUNDING
 
 
 @pytest.mark.parametrize("dynamic", [None, True], ids=["as it comes", "dynamic"])
@@ -76,6 +110,21 @@ def test_a_second_shape_in_one_graph(dynamic):
         compiled_f(X).backward()
         f(Y).sum().backward()
         assert relative_error(X.grad, Y.grad) <= ROUNDING, shape
+
+
+def test_several_triplets_of_a_second_shape_and_of_a_tie_in_one_graph():
+    compiled_f = torch.compile(several, backend="aot_eager", fullgraph=True, dynamic=True)
+    for A in (
+        matrices.gaussian(5, 3),
+        matrices.gaussian(4, 7),
+        torch.diag(torch.tensor([3.0, 3.0, 1.0, 0.5])).double(),
+    ):
+        X, Y = (A.clone().requires_grad_() for _ in range(2))
+        g = several if A.shape != (4, 4) else lambda A, k: svdgrad.low_rank(A, k).dense()[0, 1]
+        h = compiled_f if g is several else torch.compile(g, backend="aot_eager", fullgraph=True)
+        h(X, 2).backward()
+        g(Y, 2).backward()
+        assert relative_error(X.grad, Y.grad) <= ROUNDING, A.shape
 
 
 # --- transforms -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from test_transforms import along, differences_in_sixty_digits, in_sixty_digits
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import svdgrad
@@ -404,11 +405,60 @@ def test_the_core_in_every_mode():
     assert relative_error(grad(lambda A: (grad(f)(A) * E).sum())(A), curved) < 1e-7
 
 
-def test_forward_modes_inside_one_another_are_refused():
-    A = numbers(6, 5)
-    inner = lambda A: jvp(lambda A: svdgrad.singular_triplets(A, 2).U.sum(), (A,), (A,))[1]
-    with pytest.raises(NotImplementedError, match="forward modes of torch.func inside one another"):
-        jvp(inner, (A,), (A,))
+def as_sparse(A):
+    return svdgrad.operator.Sparse(*torch.ones_like(A).nonzero().mT.contiguous(), tuple(A.shape), A.flatten())
+
+
+NESTED = {
+    "svd": lambda A: svdgrad.singular_triplets(A, 3, forward="svd"),
+    "gram": lambda A: svdgrad.singular_triplets(A, 3, forward="gram"),
+    "lanczos": lambda A: svdgrad.singular_triplets(A, 3, forward="lanczos"),
+    "low_rank": lambda A: svdgrad.low_rank(A, 3),
+    "sparse": lambda A: svdgrad.singular_triplets(as_sparse(A), 3),
+    "operator": lambda A: svdgrad.operator_triplets(lambda A, x: A @ x, A, A[0].detach().real.clone().to(A), 3),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", [(6, 5), (4, 7)], ids=str)
+@pytest.mark.parametrize("name", NESTED)
+def test_forward_modes_inside_one_another(name, shape, dtype):
+    """All of σ, U and V beside differences of sixty digits, triplet by triplet; one by one and under vmap."""
+    A, *E = (numbers(*shape, seed=seed, dtype=dtype) for seed in range(3))
+
+    def f(A):
+        L, values, R = NESTED[name](A)  # (U, core, V), or (σ, U, V)
+        sigma, U, V = (values.diagonal().real, L, R) if name == "low_rank" else (L, values, R)
+        return torch.cat([sigma.unsqueeze(0), U, R])
+
+    found = along(f, E)(A)
+    mapped = torch.vmap(lambda A: along(f, E)(A))(torch.stack([A, 2 * A]))[0] if name != "sparse" else found
+    truth = np.stack(
+        [differences_in_sixty_digits(lambda A: in_sixty_digits(A, None, i), A, E) for i in range(3)], axis=1
+    )
+    assert relative_error(found, truth) < 1e-9 and relative_error(mapped, truth) < 1e-9
+
+
+def test_forward_modes_inside_one_another_at_a_tie_and_close_to_one():
+    def second(A):
+        return along(lambda A: svdgrad.low_rank(A, 2).dense(), [torch.ones_like(A)] * 2)(A)
+
+    tied = torch.diag(torch.tensor([3.0, 3.0, 1.0, 0.5])).double()
+    with pytest.raises(svdgrad.TieError, match="distinct"), pytest.warns(svdgrad.NearTieWarning, match="tied"):
+        second(tied)
+    with pytest.warns(svdgrad.NearTieWarning, match="forward mode inside forward mode"):
+        second(tied + torch.diag(torch.tensor([1e-8, 0, 0, 0])))
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("batch", [(0,), (2, 0)], ids=str)
+@pytest.mark.parametrize("k", [1, 2])
+def test_an_empty_batch(k, batch, forward):
+    A = torch.empty(*batch, 5, 4, dtype=torch.float64, requires_grad=True)
+    sigma, U, V = svdgrad.singular_triplets(A, k, forward=forward)
+    assert (sigma.shape, U.shape, V.shape) == ((*batch, k), (*batch, 5, k), (*batch, 4, k))
+    (sigma.sum() + U.sum() + V.sum() + svdgrad.low_rank(A, k, forward=forward).dense().sum()).backward()
+    assert A.grad.shape == A.shape
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")

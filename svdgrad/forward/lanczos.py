@@ -64,12 +64,19 @@ class Lanczos:
         if isinstance(A, Dense):
             check_entries(A.A)
             if A.A.ndim > 2:  # one by one; of what else is known as much is kept as all have
-                batch, matrices = A.A.shape[:-2], A.A.reshape(-1, *A.shape)
-                starts = [None] * len(matrices) if v0 is None else [*v0.expand(*batch, -1, -1).flatten(0, -3)]
+                batch, matrices = A.A.shape[:-2], one_at_least(A.A)
+                starts = (
+                    [None] * len(matrices) if v0 is None or 0 in batch else [*v0.expand(*batch, -1, -1).flatten(0, -3)]
+                )
                 found = [self.find_many(Dense(X, rows=True), k, x) for X, x in zip(matrices, starts)]
                 return tuple(stacked(xs, batch) for xs in zip(*found))
         sigma, U, V, known = block_lanczos(*A.products(), A.shape, A.vector, k, v0, self.tol, self.maxiter, self.missed)
         return Rows(sigma, U, V), known
+
+
+def one_at_least(A: Tensor) -> Tensor:
+    """The matrices of a batch in one row; of an empty batch another matrix, to learn the shapes of what is found."""
+    return torch.eye(*A.shape[-2:]).to(A)[None] if 0 in A.shape[:-2] else A.reshape(-1, *A.shape[-2:])
 
 
 def stacked(found: Sequence[Any], batch: Sequence[int]) -> Any:
@@ -77,7 +84,8 @@ def stacked(found: Sequence[Any], batch: Sequence[int]) -> Any:
     tensors = []
     for xs in zip(*found):
         shape = [min(sizes) for sizes in zip(*(x.shape for x in xs))]
-        tensors.append(torch.stack([x[tuple(map(slice, shape))] for x in xs]).reshape(*batch, *shape))
+        together = torch.stack([x[tuple(map(slice, shape))] for x in xs])
+        tensors.append(together[: math.prod(batch)].reshape(*batch, *shape))
     return type(found[0])(*tensors)
 
 
@@ -160,11 +168,7 @@ def _one_by_one(
 ) -> tuple[Triplet, Ritz]:
     """``lanczos`` for each matrix of a batch; of the Ritz pairs as many are kept as all of them have."""
     *batch, m, n = A.shape
-    if 0 in batch:
-        real = A.real.new_empty
-        known = Ritz(real((*batch, 1)), A.new_empty((*batch, min(m, n), 1)), *(real(batch) for _ in range(5)))
-        return Triplet(real(batch), A.new_empty((*batch, m)), A.new_empty((*batch, n))), known
-    matrices = A.reshape(-1, m, n)
-    starts = [None] * len(matrices) if v0 is None else list(v0.expand(*batch, n).reshape(-1, n))
+    matrices = one_at_least(A)
+    starts = [None] * len(matrices) if v0 is None or 0 in batch else list(v0.expand(*batch, n).reshape(-1, n))
     triplets, left = zip(*(lanczos(X, x, tol, maxiter, missed, resolution, best) for X, x in zip(matrices, starts)))
     return stacked(triplets, batch), stacked(left, batch)
