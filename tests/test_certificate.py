@@ -239,6 +239,75 @@ def test_no_vector_of_a_larger_value_has_more_of_the_start(dtype):
     assert hidden([0.0, 0.0], [1.0, 1.0], 2.0) == pytest.approx(14**-0.5)
 
 
+@pytest.mark.parametrize("excess", [1e-3, 1e-2, 0.3])
+def test_nothing_better_can_be_said_from_the_same_numbers(excess):
+    """Every T goes on to a matrix that has the value, and of whose vector the start has just that share."""
+    _, _, diagonal, off = bases(torch.float64)
+    T = np.diag(diagonal) + np.diag(off[:-1], 1) + np.diag(off[:-1], -1)
+    value = (1 + excess) * np.linalg.eigvalsh(T)[-1]
+    # one more row, whose last entry makes the value an eigenvalue
+    row = np.zeros(len(T))
+    row[-1] = off[-1]
+    last = value - row @ np.linalg.solve(value * np.eye(len(T)) - T, row)
+    values, W = np.linalg.eigh(np.block([[T, row[:, None]], [row, last]]))
+    i = np.argmin(abs(values - value))
+    assert values[i] == pytest.approx(value, rel=1e-12)
+    assert abs(W[0, i]) == pytest.approx(hidden(diagonal, off, value), rel=1e-8)
+
+
+def without_what_was_found(A, v0, noise, tol):
+    """σ when the residual is small, and when Lanczos from the noise off the Ritz vector says that nothing is left.
+
+    What it says of a share of the start it says of the rest of the start, which has less of w: ⟨w, v₁⟩ and ⟨w, rest⟩
+    differ by ⟨w, y⟩⟨y, v₁⟩, and the residual of y bounds that by tol over the distance of the two values.
+    """
+    n = len(A)
+    x = v0 + noise
+    amount = np.linalg.norm(noise) / np.linalg.norm(x)
+    V = [unit(x)]
+    for step in range(1, n):
+        w = A @ V[-1]
+        for _ in range(2):
+            w = w - np.array(V).T @ (np.array(V) @ w)
+        Q = np.array(V)
+        values, Y = np.linalg.eigh(Q @ A @ Q.T)
+        if step > 2 and np.linalg.norm(w) * abs(Y[-1, -1]) <= tol * values[-1]:
+            rest = -Y[:, -1] * Y[0, -1] + np.eye(step)[0]
+            length = np.linalg.norm(rest)
+            # Lanczos's iteration for the diagonal matrix of the other Ritz values
+            weights, diagonal, off, P = Y[:, :-1].T @ rest / length, [], [], []
+            for _ in range(step - 2):
+                P.append(unit(weights))
+                z = values[:-1] * P[-1]
+                diagonal.append(P[-1] @ z)
+                for _ in range(2):
+                    z = z - np.array(P).T @ (np.array(P) @ z)
+                off.append(np.linalg.norm(z))
+                weights = z
+            share = hidden(diagonal, off, values[-1]) * length if diagonal else 1.0
+            if probability(share, n, amount, False) <= 1e-3:
+                return values[-1], step
+        V.append(unit(w))
+    return values[-1], n
+
+
+def test_one_that_leaves_out_what_was_found_promises_too_much():
+    """It takes fewer steps, and is wrong 10 times as often as the one in 1,000 that it promises, and more."""
+    n, lead, wrong, ours, cheap, sound = 60, 1.002, 0, 0, [], []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        s = np.r_[lead, 1, 0.3 * rng.random(n - 2)]
+        A, v0 = np.diag(s), np.eye(n)[1]
+        square, steps = without_what_was_found(A @ A, v0, 0.05 * rng.standard_normal(n) / n**0.5, 1e-2)
+        wrong += square < (lead**2 + 1) / 2
+        cheap.append(steps)
+        order = rng.permutation(n)  # the package's noise is always the same
+        t, known = lanczos(torch.from_numpy(A[order][:, order]), v0=torch.from_numpy(v0[order]), tol=1e-2)
+        ours += t.sigma.item() < (lead + 1) / 2
+        sound.append(known.steps.item())
+    assert wrong >= 3 and ours == 0 and np.mean(cheap) < np.mean(sound)
+
+
 @pytest.mark.parametrize(("size", "many"), [(5, 400), (3, 1000)])
 def test_it_neither_overflows_nor_underflows(size, many):
     assert hidden([0.0] * many, [10.0**-size] * many, 1.0) >= 0.0
