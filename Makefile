@@ -8,6 +8,9 @@ BIN := .venv/bin
 
 # two workers, a file to each, and one thread of arithmetic to a worker: more threads than cores only wait for each other
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# XLA compiles anew for every shape, which is most of what a test of JAX takes; without its fused loops and LLVM's
+# optimisations a fifth of it. `make slow` runs these tests as they are compiled for users.
+QUICK_XLA = XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -46,7 +49,7 @@ check: lint ## a first answer within a minute, for people at work; ARGS="-k name
 test: lint ## unit tests, doctests, notebooks against their stored outputs, the pages in a browser; ARGS="-k name"
 	@tools/browser.sh
 	@echo "test: pytest --nbval, without what is marked slow (make slow) $(ARGS)"
-	@$(PYTEST) --nbval -m "not slow" $(ARGS)
+	@$(QUICK_XLA) $(PYTEST) --nbval -m "not slow" $(ARGS)
 
 slow: setup ## the tests marked slow, which make test leaves out; ARGS="-k name"
 	@tools/browser.sh

@@ -42,7 +42,9 @@ def check(A, k, t, bound=1e-13):
     assert max(np.abs(X.conj().T @ X - np.eye(k)).max() for X in (U, V)) <= bound
 
 
-@pytest.mark.parametrize(("shape", "complex_"), [("tall", False), ("wide", True), ("square", False)])
+@pytest.mark.parametrize(
+    ("shape", "complex_"), [pytest.param("tall", False, marks=pytest.mark.slow), ("wide", True), ("square", False)]
+)
 def test_values_and_gradients_are_those_of_torch(shape, complex_):
     """At an exact tie inside the set: of U Vᴴ, and of A_k with the core."""
     A = with_values([2, 2, 1.5], *SHAPES[shape], complex_)
