@@ -82,6 +82,7 @@ def copy(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_unharmed_copy_passes(copy):
     result = run_tests(copy)
     assert result.returncode == 0, result.stdout
