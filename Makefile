@@ -8,6 +8,9 @@ BIN := .venv/bin
 
 # two workers, a file to each, and one thread of arithmetic to a worker: more threads than cores only wait for each other
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# XLA compiles anew for every shape, which is most of what a test of JAX takes, and four times as fast without its fused
+# loops and LLVM's optimisations. `make slow` runs the tests of JAX once more as they are compiled for users.
+QUICK_XLA = XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -46,14 +49,18 @@ check: lint ## a first answer within a minute, for people at work; ARGS="-k name
 test: lint ## unit tests, doctests, notebooks against their stored outputs, the pages in a browser; ARGS="-k name"
 	@tools/browser.sh
 	@echo "test: pytest --nbval, without what is marked slow (make slow) $(ARGS)"
-	@$(PYTEST) --nbval -m "not slow" $(ARGS)
+	@$(QUICK_XLA) $(PYTEST) --nbval -m "not slow" $(ARGS)
 
-slow: setup ## the tests marked slow, which make test leaves out; ARGS="-k name"
+slow: setup ## the tests marked slow, which make test leaves out, and all of JAX compiled as for users; ARGS="-k name"
 	@tools/browser.sh
 	@$(call need,check_jsonschema,check-jsonschema==0.39.0) || echo "slow: no check-jsonschema, so nobody looks at the workflow"
 	@$(call need,pypdf,$(PYPDF)) || echo "slow: no pypdf, so nobody looks at the PDF"
-	@echo "slow: pytest -m slow $(ARGS)"
-	@$(PYTEST) -m slow $(ARGS)
+	@echo "slow: pytest --nbval -m slow $(ARGS)"
+	@$(QUICK_XLA) $(PYTEST) --nbval -m slow $(ARGS)
+ifeq ($(ARGS),)
+	@echo "slow: the tests of JAX that make test runs, with all optimisations of XLA"
+	@$(PYTEST) -m "not slow" tests/test_jax*.py
+endif
 
 mutants: setup ## plant small faults in the package, list those that no test notices; ARGS="adjoint/schur.py --sample 30"
 	@$(call need,cosmic_ray,cosmic-ray==8.7.0)

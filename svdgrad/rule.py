@@ -8,7 +8,7 @@ the same system and products with A, so that second derivatives need nothing new
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -155,8 +155,8 @@ class _Triplet(torch.autograd.Function):
                 v0 = v0.reshape(v0.shape[0], *(1,) * own, *v0.shape[1:])
             outputs = _Triplet.apply(A, v0, how, matrix)
         else:
-            calls = one_by_one(info.batch_size, (v0, *leaves), dims)
-            outputs = _stacked([_Triplet.apply(A, *call[:1], how, *call[1:]) for call in calls])
+            call = lambda v0, *leaves: _Triplet.apply(A, v0, how, *leaves)
+            outputs = one_by_one(call, info.batch_size, (v0, *leaves), dims)
         return outputs, (0,) * len(outputs)
 
 
@@ -259,8 +259,7 @@ class _Solve(torch.autograd.Function):
                 others = tuple(x.reshape(x.shape[0], *(1,) * extra, *x.shape[1:]) for x in others)
             outputs = _Solve.apply(A, how, role, *others[:4], phi, psi, *others[4:])
         else:
-            calls = one_by_one(info.batch_size, tensors, dims)
-            outputs = _stacked([_Solve.apply(A, how, role, *call) for call in calls])
+            outputs = one_by_one(partial(_Solve.apply, A, how, role), info.batch_size, tensors, dims)
         return outputs, (0, 0)
 
 
@@ -320,12 +319,3 @@ def _split(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """The leaves among the saved tensors, and what follows them."""
     saved = ctx.saved_tensors  # once: a checkpoint unpacks each tensor one time
     return saved[: ctx.count], saved[ctx.count :]
-
-
-def _stacked(outputs: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Each output of all calls as one tensor; of Ritz pairs as many are kept as all calls have."""
-    together = []
-    for xs in zip(*outputs):
-        shape = [min(sizes) for sizes in zip(*(x.shape for x in xs))]
-        together.append(torch.stack([x[tuple(slice(size) for size in shape)] for x in xs]))
-    return tuple(together)

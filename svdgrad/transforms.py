@@ -3,7 +3,7 @@
 Every private name of torch.func and of autograd is used here, and nowhere else.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -113,10 +113,19 @@ def to_front(size: int, tensors: Sequence[Any], dims: Sequence[int | None]) -> t
     )
 
 
-def one_by_one(size: int, inputs: Sequence[Any], dims: Sequence[Any]) -> Iterator[list[Any]]:
-    """The inputs of each call that a vmap over ``dims`` stands for."""
-    for k in range(size):
-        yield [x if dim is None else x.select(dim, k) for x, dim in zip(inputs, dims)]
+def one_by_one(
+    call: Callable[..., tuple[Tensor, ...]], size: int, inputs: Sequence[Any], dims: Sequence[Any]
+) -> tuple[Tensor, ...]:
+    """Each output of the calls that a vmap over ``dims`` stands for, as one tensor, along a first dimension.
+
+    Of Ritz pairs, whose number differs from call to call, as many are kept as all calls have.
+    """
+    calls = [call(*(x if dim is None else x.select(dim, k) for x, dim in zip(inputs, dims))) for k in range(size)]
+    together = []
+    for xs in zip(*calls):
+        shape = [min(sizes) for sizes in zip(*(x.shape for x in xs))]
+        together.append(torch.stack([x[tuple(slice(size) for size in shape)] for x in xs]))
+    return tuple(together)
 
 
 def tangent(f: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:

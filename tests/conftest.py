@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import pages  # noqa: E402
@@ -12,8 +13,16 @@ import pages  # noqa: E402
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory) -> Path:
-    """The folder of the book's HTML."""
-    return pages.build_site(tmp_path_factory.mktemp("site"))
+    """The folder of the book's HTML, built by the first worker that asks for it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # the folder of this run, which holds one for each worker
+    folder, built = shared / "site", shared / "site-is-built"
+    with FileLock(shared / "site.lock"):
+        if not built.exists():
+            pages.build_site(folder)
+            built.touch()
+    return folder / "_build" / "html"
 
 
 @pytest.fixture(scope="session")

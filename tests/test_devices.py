@@ -207,6 +207,21 @@ def test_the_whole_map_and_its_gradient_stay_on_the_card(method, shape, monkeypa
     assert isinstance(found, OnCard) and relative_error(found.numbers, gradient(A)) <= bound
 
 
+def test_a_layer_is_held_on_the_card(monkeypatch):
+    """The card claims the device of tensors without numbers, whose weights nobody can divide; it has numbers."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+
+    def weight(device):
+        torch.manual_seed(0)
+        layer = svdgrad.nn.spectral_norm(torch.nn.Conv2d(3, 4, 3), input_shape=(3, 8, 8)).to(device)
+        layer.parametrizations.weight.original.data.mul_(7)
+        return layer.weight.detach()
+
+    with Card():
+        found = weight(DEVICE)
+    assert isinstance(found, OnCard) and relative_error(found.numbers, weight("cpu")) < 1e-5
+
+
 @pytest.mark.parametrize("name", matrices.MATRICES)
 def test_on_the_card_singular_values_in_closed_form_stay_there(name):
     S = torch.tensor([3.0, 2.0, 1.0])

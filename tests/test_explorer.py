@@ -596,7 +596,11 @@ def without_network(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("without", "reason"), [(without_npm, "npm was not found"), (without_network, "npm failed: code E")]
+    ("without", "reason"),
+    [
+        (without_npm, "npm was not found"),
+        pytest.param(without_network, "npm failed: code E", marks=pytest.mark.slow),  # npm tries for ten seconds
+    ],
 )
 def test_where_npm_cannot_be_had_the_build_says_so(monkeypatch, tmp_path, caplog, bundle, without, reason):
     """In one line, which is no warning: warnings are errors."""

@@ -75,7 +75,10 @@ def true_gain(layer, params, shape):
 # --- the norm ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LAYERS)
+SINGLE = "conv2d, stride", "transposed 1d"  # of the others make test sees the gain in double precision, just below
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[] if x in SINGLE else pytest.mark.slow) for x in LAYERS])
 def test_the_gain_is_that_of_the_formed_matrix_and_of_the_other_side(name):
     layer, weight, shape, theirs = made(name)
     sigma = jax.jit(lambda W: operator_norm(layer, W, shape))(weight)
@@ -181,7 +184,7 @@ def test_the_gradient_is_that_of_the_divided_weight():
 
 def test_layers_side_by_side_are_layers_one_by_one():
     K = kernels(3) * jnp.array([1.0, 10.0, 0.1])[:, None, None, None, None]
-    step = partial(gain_step, convolution)
+    step = jax.jit(partial(gain_step, convolution))
     states = jax.vmap(lambda _: init_state(SHAPE))(K)
     for _ in range(2):
         sigmas, following = jax.jit(jax.vmap(step))(K, states)

@@ -119,8 +119,8 @@ FAULTS = {
 
 
 def run_tests(folder: Path, *tests: str) -> subprocess.CompletedProcess:
-    """The tests named, on the copy of the package in ``folder``."""
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={folder}"]
+    """The tests named, which are to be among those of make test, on the copy of the package in ``folder``."""
+    options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={folder}"]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)],
         cwd=folder,

@@ -48,6 +48,8 @@ FAULTS = {
     "a term of the second derivative lost": ("rule.py", "A.pull((y, p), (q, z), ctx", "A.pull((y,), (q,), ctx"),
 }
 
+QUICK = "a term of the second derivative lost"  # the others are planted by make slow
+
 
 def run_tests(folder: Path) -> subprocess.CompletedProcess:
     """The tests of the differentiable map, on the copy of the package in ``folder``, up to the first failure."""
@@ -57,6 +59,8 @@ def run_tests(folder: Path) -> subprocess.CompletedProcess:
         "pytest",
         "-x",
         "-q",
+        "-m",
+        "not slow",  # make test is to notice
         "-p",
         "no:cacheprovider",
         "-c",
@@ -78,12 +82,13 @@ def copy(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_unharmed_copy_passes(copy):
     result = run_tests(copy)
     assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [QUICK, *(pytest.param(x, marks=pytest.mark.slow) for x in FAULTS if x != QUICK)])
 def test_a_planted_fault_is_caught(copy, fault):
     file, right, wrong = FAULTS[fault]
     source = (copy / "svdgrad" / file).read_text()

@@ -8,6 +8,7 @@ import doctest
 import inspect
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -39,6 +40,12 @@ def chapters(site: Path) -> list[Path]:
     return sorted((site / "book").glob("*.html")) + [site / "search.html"]
 
 
+@cache
+def parsed(page: Path) -> BeautifulSoup:
+    """The page, once for all tests, none of which changes it; half a second for a chapter."""
+    return BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+
+
 # --- the files
 # ---------------------------------------------------------------------------------------------------------
 
@@ -59,7 +66,7 @@ def remote_assets(site: Path) -> list[str]:
     """What pages and style sheets would fetch from the network. A link that a reader may click is not fetched."""
     found = []
     for page in html_files(site):
-        soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        soup = parsed(page)
         urls = [tag.get(key, "") for name, key in LOADED.items() for tag in soup.find_all(name)]
         urls += [
             tag.get("href", "") for tag in soup.find_all("link") if set(tag.get("rel", [])) - {"canonical", "license"}
@@ -85,7 +92,7 @@ def css_urls(css: str) -> list[str]:
 
 def broken_links(site: Path) -> list[str]:
     """Links to a page, or to a place on a page, that is not there."""
-    soups = {page: BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser") for page in html_files(site)}
+    soups = {page: parsed(page) for page in html_files(site)}
     places = {page: {t.get("id") for t in soup.find_all(id=True)} for page, soup in soups.items()}
     found = []
     for page, soup in soups.items():
@@ -106,7 +113,7 @@ def undescribed_images(site: Path) -> list[str]:
     """Images in a chapter whose alt text is missing, or is only the name of their file (Sphinx's default)."""
     found = []
     for page in html_files(site):
-        soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        soup = parsed(page)
         for image in soup.find_all("img"):
             alt = image.get("alt", "")
             if not alt.strip() or re.search(r"\.(png|jpe?g|svg|gif)$", alt):
@@ -118,7 +125,7 @@ def solutions_with_other_folds(site: Path) -> list[str]:
     """Solutions that take more than one click: one that holds a fold, and a hidden cell that is outside of its box."""
     found = []
     for page in html_files(site):
-        soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        soup = parsed(page)
         for box in soup.select("div.solution"):
             if "dropdown" not in box["class"] or box.find("details"):
                 found.append(f"{page.relative_to(site)}: {box.get_text()[:60]!r} should be the only fold of a solution")
@@ -186,7 +193,7 @@ def test_planted_links_and_images_are_found(tmp_path):
 
 
 def test_the_front_page_lists_every_page_of_the_book(site):
-    soup = BeautifulSoup((site / "book" / "intro.html").read_text(encoding="utf-8"), "html.parser")
+    soup = parsed(site / "book" / "intro.html")
     entries = {term.a["href"]: term for term in soup.select(".book-chapters dt")}
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     names = [Path(page["file"]).name for part in toc["parts"] for page in part["chapters"]]
@@ -244,7 +251,7 @@ def test_a_chapter_is_read_for_the_front_page_or_says_what_it_lacks(tmp_path):
 
 def test_the_citation_is_that_of_citation_cff(site):
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    soup = BeautifulSoup((site / "book" / "intro.html").read_text(encoding="utf-8"), "html.parser")
+    soup = parsed(site / "book" / "intro.html")
     shown = " ".join(soup.select_one(".book-citation").get_text().split())
     assert all(value in shown for value in (citation["title"], citation["authors"][0]["name"], citation["version"]))
     assert "url" not in shown
@@ -256,7 +263,7 @@ def test_the_citation_is_that_of_citation_cff(site):
 
 
 def test_every_numbered_equation_links_to_a_cell_that_names_it(site):
-    soups = {p: BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser") for p in (site / "book").glob("*.html")}
+    soups = {page: parsed(page) for page in (site / "book").glob("*.html")}
     count = 0
     for page, soup in soups.items():
         for equation in soup.select("div.math[id^=equation-]"):
@@ -271,10 +278,10 @@ def test_every_numbered_equation_links_to_a_cell_that_names_it(site):
 
 
 def test_the_index_names_every_term_theorem_and_equation(site):
-    soup = BeautifulSoup((site / "book" / "ideas.html").read_text(encoding="utf-8"), "html.parser")
+    soup = parsed(site / "book" / "ideas.html")
     linked = {urlsplit(link["href"]).fragment for link in soup.select(".book-ideas a")}
     for page in (site / "book").glob("*.html"):
-        place = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        place = parsed(page)
         wanted = place.select(
             "div.math[id^=equation-], .glossary dt, .theorem, .lemma, .corollary, .proposition, .definition"
         )
@@ -287,7 +294,7 @@ def test_the_index_names_every_term_theorem_and_equation(site):
 
 @pytest.fixture(scope="session")
 def api(site) -> BeautifulSoup:
-    return BeautifulSoup((site / "book" / "api.html").read_text(encoding="utf-8"), "html.parser")
+    return parsed(site / "book" / "api.html")
 
 
 def functions_then_classes_then_errors(module) -> list[list[str]]:
