@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 import svdgrad
 from svdgrad.nn import operator_norm, spectral_norm, upper_bound
+from svdgrad.nn.layer import linear_map
 
 LAYERS = {
     "linear": (lambda: nn.Linear(30, 40), None),
@@ -176,6 +177,31 @@ def test_a_weight_that_is_not_finite_is_named(bad):
     for call in (lambda: operator_norm(layer, (9, 9, 9)), lambda: upper_bound(layer, (9, 9, 9)), lambda: kept.weight):
         with pytest.raises(ValueError, match="weight of a layer must be finite"):
             call()
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # that it costs a copy
+@pytest.mark.parametrize(
+    "make, size",
+    [
+        *LAYERS.values(),
+        (lambda: nn.Conv2d(2, 3, (3, 4), stride=(3, 2), padding=(2, 1), dilation=(2, 1)), (2, 12, 11)),
+        (lambda: nn.Conv1d(2, 4, 4, padding="same"), (2, 9)),
+        (lambda: nn.Conv1d(2, 4, 2, stride=5), (2, 14)),
+        (lambda: nn.Conv1d(2, 4, 3, padding=1, dtype=torch.complex128), (2, 9)),
+        (lambda: nn.ConvTranspose1d(2, 4, 3, stride=2, dilation=4, padding=3, output_padding=3), (2, 9)),
+        (lambda: nn.ConvTranspose2d(2, 4, 3, (1, 3), padding=(0, 2), output_padding=(0, 2)), (2, 5, 4)),
+    ],
+)
+def test_both_products_are_those_of_the_formed_matrix(make, size):
+    layer = make()
+    layer = layer if layer.weight.is_complex() else layer.double()
+    A = linear_map(layer, size).operator(layer.weight.detach())
+    matrix = formed(layer, size).detach()
+    assert A.shape == matrix.shape
+    x, y = torch.randn(A.shape[1], dtype=matrix.dtype), torch.randn(A.shape[0], dtype=matrix.dtype)
+    matvec, rmatvec = A.products()
+    for found, truth in ((matvec(x), matrix @ x), (rmatvec(y), matrix.mH @ y), (A.mv(x), matrix @ x)):
+        assert (found - truth).norm() < 1e-12 * truth.norm()
 
 
 # --- the bound from above ---------------------------------------------------------------------------------------------
