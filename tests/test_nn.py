@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 import svdgrad
 from svdgrad.nn import operator_norm, spectral_norm, upper_bound
 from svdgrad.nn.layer import linear_map
+from svdgrad.nn.spectral import fingerprint
 
 LAYERS = {
     "linear": (lambda: nn.Linear(30, 40), None),
@@ -340,7 +341,10 @@ def test_a_weight_of_zeros_stays_one():
     layer = nn.Conv2d(2, 2, 3)
     nn.init.zeros_(layer.weight)
     spectral_norm(layer, input_shape=(2, 12, 12))
-    assert not layer.weight.any()
+    for _ in range(2):  # the second time from what was seen
+        layer.zero_grad()
+        layer.weight.sum().backward()
+        assert not layer.weight.any() and layer.parametrizations.weight.original.grad.isfinite().all()
 
 
 def count_products(model, x):
@@ -371,6 +375,25 @@ def test_a_weight_that_did_not_change_costs_a_few_products():
     assert first > 15 and again <= 6
     model[2].parametrizations.weight.original.data.add_(0.01)  # a change that counts no version
     assert count_products(model[2], torch.randn(5, 8, 8, 8)) > 15
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+def test_every_change_of_a_weight_shows_in_its_fingerprint(dtype):
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    one = x.clone()
+    one[-1] *= 1 + 2 * torch.finfo(dtype).eps
+    changed = {"scaled": 2 * x, "negative": -x, "backwards": x.flip(0), "moved": x.roll(1), "one digit": one}
+    prints = {name: fingerprint(y).item() for name, y in changed.items()} | {"as it was": fingerprint(x).item()}
+    for k in range(2000):  # where only exponents change, the digits of most products are zeros
+        one = x.clone()
+        one[2 * k] *= 2
+        one[2 * k + 1] *= 4
+        prints[k] = fingerprint(one).item()
+    assert len(set(prints.values())) == len(prints)
+    assert fingerprint(x.reshape(40, 100).T.clone(memory_format=torch.contiguous_format).T.reshape(-1)) == fingerprint(
+        x
+    )
+    assert fingerprint(x, 1) != fingerprint(x)
 
 
 def test_two_forwards_before_one_backward():

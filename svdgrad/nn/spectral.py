@@ -17,7 +17,7 @@ from ..steps import full_precision
 from ..transforms import in_forward_mode, plain_mode, transformed
 from ..triplet import spectral_norm as norm_of_matrix
 from .layer import LinearMap, linear_map
-from .norm import check_finite, found, small_matrix
+from .norm import check_finite, found, recalled, small_matrix
 
 #: how far below the bound a gain may end: a value that exceeds σ by less than this part may be missed, and so the
 #: weight is divided by as much more
@@ -209,7 +209,8 @@ def fingerprint(x: Tensor, seed: int = 0) -> Tensor:
     """
     x = torch.view_as_real(x.detach()) if x.is_complex() else x.detach()
     bits = x.contiguous().view(_BITS[x.element_size()]).reshape(-1).to(torch.int64)
-    bits = bits ^ (bits >> 31)  # a factor of two changes only the first of 64 bits, which would be lost in the product
+    # a factor of two changes only the first of 64 bits, of which the product would keep a few
+    bits = bits ^ (bits >> 31 & 2**33 - 1)
     weights = torch.arange(1, len(bits) + 1, device=x.device) * _GOLDEN
     weights = weights ^ (weights >> 29)
     return (bits * (weights * _GOLDEN | 1)).sum() + seed
@@ -228,20 +229,18 @@ def _gain(norm: SpectralNorm, weight: Tensor) -> Tensor:
         if small is not None:
             return norm_of_matrix(small)
         A, v0 = norm.A.operator(W), norm.v.to(W)
-        if not transformed() and not (v0.isfinite().all() and v0.any()):  # a state that was lost
-            v0 = noise(norm.A.size, W)
         if transformed() or in_forward_mode():  # where no state can be kept
             triplet, excess = found(A, v0, norm.method)
             return triplet.sigma * norm.margin(excess.to(norm.excess))
         ours = fingerprint(weight, norm.options)
         same = torch.equal(torch.stack([ours, norm.state()]), norm.seen)
-        (sigma, _, v), excess = found(A, v0, _TRUSTING if same else norm.method)
-        if not same:
-            with torch.no_grad():
-                norm.v.copy_(v)
-                norm.excess.copy_(excess)
-                norm.seen.copy_(torch.stack([ours, norm.state()]))
+        if same:
+            return recalled(A, v0).sigma * norm.margin(norm.excess.clone())
+        if not (v0.isfinite().all() and v0.any()):  # a state that was lost
+            v0 = noise(norm.A.size, W)
+        (sigma, _, v), excess = found(A, v0, norm.method)
+        with torch.no_grad():
+            norm.v.copy_(v)
+            norm.excess.copy_(excess)
+            norm.seen.copy_(torch.stack([ours, norm.state()]))
         return sigma * norm.margin(norm.excess.clone())
-
-
-_TRUSTING = Lanczos(1.0, 1, None, best=True)
