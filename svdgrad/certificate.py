@@ -41,17 +41,17 @@ def hidden(diagonal: list[float], off: list[float], value: float) -> float:
     ``diagonal (k,)`` and ``off (k,)`` are those of T, the last of ``off`` the length of what the next vector was before
     it was normalised. Where ``value`` does not exceed the eigenvalues of T, nothing is known, and the answer is 1.
     """
-    d, log_pi, logs = 1.0, 0.0, [0.0]
-    for i, (alpha, beta) in enumerate(zip(diagonal, off)):
-        d = value - alpha - (off[i - 1] ** 2 / d if i else 0.0)  # βᵢ πᵢ(λ)/πᵢ₋₁(λ), by the three-term recurrence
+    d, pi, total, before = 1.0, 1.0, 1.0, 0.0
+    for alpha, beta in zip(diagonal, off):
+        d = value - alpha - before * before / d  # βᵢ πᵢ(λ)/πᵢ₋₁(λ), by the three-term recurrence
         if d <= 0:
             return 1.0
         if beta == 0:  # the space is exhausted: w would have to lie in it, and does not
             return 0.0
-        log_pi += math.log(d) - math.log(beta)
-        logs.append(log_pi)
-    top = max(logs)
-    return math.exp(-top) / math.sqrt(sum(math.exp(2 * (x - top)) for x in logs))
+        pi *= d / beta  # it grows, but for the first steps: 1/∞ is 0, far below all that is asked for
+        total += pi * pi
+        before = beta
+    return 1 / math.sqrt(total)
 
 
 def probability(share: float, size: int, noise: float, is_complex: bool) -> float:

@@ -100,7 +100,8 @@ def solve_adjoint(
         if role in ("loss", "tangent"):
             check_normal(sigma)
             residual = left.residual.max().item() if isinstance(left, Ritz) and left.residual.numel() else 0.0
-            check_gap(*A.shape, sigma, values_near(A, sigma, left, pair), residual)
+            S, left = values_near(A, sigma, left, pair)
+            check_gap(*A.shape, sigma, S, residual)
         if pair is None:
             return how.adjoint(A.leaves[0], triplet, phi, psi, left)
         assert isinstance(left, Ritz)

@@ -27,7 +27,8 @@ def cg(
     (eq-schur).
 
     Where Ritz vectors are ``known`` from the forward method, they precondition it (eq-preconditioner).
-    Cost: two products with A a step, about √(σ₁/2(σ₁ − σ₂)) · log(2/ε) steps or fewer without them.
+    Cost: two products with A a step, about √(σ₁/2(σ₁ − σ₂)) · log(2/ε) steps or fewer without them, and with a loose
+    u and v, whose residual is r, log(20/r) in place of log(2/ε).
     """
     m, n = A.shape[-2:]
     ritz = known if isinstance(known, Ritz) else None
@@ -71,7 +72,7 @@ def schur_cg(
         root = root_of_scale(s.unsqueeze(-1)).unsqueeze(-1)
         pair, unit = times_both(pair, root), s * root * root
     try:
-        q, Aq = _cg(*pair, _preconditioner(s, ritz), unit, v, phi, psi)
+        q, Aq = _cg(*pair, _preconditioner(s, ritz), unit, v, phi, psi, _accuracy(s, ritz))
     except _NotDefinite as found:
         if ritz is None:
             raise not_dominant("cg", str(found)) from None
@@ -82,6 +83,19 @@ def schur_cg(
 
 class _NotDefinite(Exception):
     """σ²I − AᴴA is not positive definite off v: σ is not the largest singular value, or not simple."""
+
+
+def _accuracy(s: Tensor, ritz: Ritz | None) -> float | Tensor:
+    """The relative residual to stop at: a tenth of that of u and v, whose errors the solution has anyway; 4ε or more.
+
+    That of a start that is trusted may be large; the few Ritz vectors that it has found make each step count for less.
+    """
+    least: float = 4 * torch.finfo(s.dtype).eps
+    if ritz is None:
+        return least
+    if ritz.residual.ndim == 0:  # counts are on the CPU
+        return max(least, 0.1 * ritz.residual.item())
+    return (0.1 * ritz.residual).clamp_min(least).unsqueeze(-1).to(s)
 
 
 def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
@@ -100,12 +114,20 @@ def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
 
 
 def _cg(
-    matvec: Map, rmatvec: Map, precondition: Map, s: Tensor, v: Tensor, phi: Tensor, psi: Tensor
+    matvec: Map,
+    rmatvec: Map,
+    precondition: Map,
+    s: Tensor,
+    v: Tensor,
+    phi: Tensor,
+    psi: Tensor,
+    accuracy: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """x and Ax/σ of (I − AᴴA/σ²)x = Aᴴφ/σ + ψ off v, by Hestenes and Stiefel's iteration.
 
-    Stops where the residual, in the norm of the preconditioner, has fallen to 4ε. The iteration's own residual strays
-    from the true one, so that is looked at in the end, and if need be what is left is solved for once more.
+    Stops where the residual, in the norm of the preconditioner, has fallen to ``accuracy``. The iteration's own
+    residual strays from the true one, so that is looked at in the end, and if need be what is left is solved for once
+    more.
     """
     r = b = project(v, rmatvec(phi) / s + psi)
     x, Ax = torch.zeros_like(b), b.new_zeros(*b.shape[:-1], phi.shape[-1])
@@ -114,7 +136,7 @@ def _cg(
     for _ in range(3):
         z = precondition(r)
         rz = _dot(r, z)
-        stop = (4 * torch.finfo(b.dtype).eps) ** 2 * rz if stop is None else stop
+        stop = accuracy**2 * rz if stop is None else stop
         if not (rz > 16 * stop).any():
             break
         if not iterate(matvec, rmatvec, precondition, s, v, stop, x, Ax, r, z, rz):

@@ -4,16 +4,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..operator import Dense, Operator, function
+from ..operator import Dense, Operator, function_of_layer
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+KINDS = nn.Linear, *get_args(Convolution), *get_args(ConvTranspose)
+Product = Callable[[Tensor, Tensor], Tensor]
 
 #: up to so many channels the norms of all frequencies cost less than an iteration (measured on a CPU: at 8 channels of
 #: 16×16 a sixth of it, at 64 of 32×32 as much)
@@ -27,11 +29,13 @@ _BACK: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_tran
 class LinearMap:
     """The matrix A(weight) of a layer, of which only the options are kept: it can be copied, and refers to no layer."""
 
-    name: str
     input_shape: tuple[int, ...]
     """of one input, without the batch"""
-    product: Callable[[Tensor, Tensor], Tensor] | None = None
+    output_shape: tuple[int, ...]
+    product: Product | None = None
     """(weight, inputs with a batch) ↦ outputs; None for a Linear layer, whose matrix is its weight"""
+    adjoint: Product | None = None
+    """(weight, outputs) ↦ inputs, the product with Aᴴ, where that is a convolution too; else None"""
     circle: "Circle | None" = None
     """what a Fourier transform needs, where it takes the matrix apart"""
 
@@ -44,11 +48,16 @@ class LinearMap:
         if self.product is None:
             return Dense(weight)
         zero = torch.zeros(self.input_shape, dtype=weight.dtype, device=weight.device)
-        return function(self.one, weight, zero)
+        back = None if self.adjoint is None else self.back
+        return function_of_layer(self.one, back, weight, zero, self.output_shape)
 
     def one(self, weight: Tensor, x: Tensor) -> Tensor:
         assert self.product is not None
         return self.product(weight, x.unsqueeze(0)).squeeze(0)
+
+    def back(self, weight: Tensor, y: Tensor) -> Tensor:
+        assert self.adjoint is not None
+        return self.adjoint(weight.conj(), y.unsqueeze(0)).squeeze(0)
 
 
 @dataclass(frozen=True)
@@ -85,26 +94,26 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
         raise ValueError(f"a {type(layer).__name__} has no weight yet: call it once on an input")
     shape = as_shape(input_shape)
-    for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED):
+    for kind in KINDS:
         if isinstance(layer, kind) and type(layer).forward is kind.forward and not _is_its_own(layer, kind):
             break
     else:
         return None
-    name = kind.__name__
     if isinstance(layer, nn.Linear):
         shape = (layer.in_features,) if shape is None else shape
         if shape[-1:] != (layer.in_features,):
             raise ValueError(f"input_shape of {layer} must end with {layer.in_features}, found {shape}")
-        return LinearMap(name, (layer.in_features,))
+        return LinearMap((layer.in_features,), (layer.out_features,))
     assert isinstance(layer, Convolution | ConvTranspose)
     dims, channels = len(layer.kernel_size), layer.in_channels
     wanted = f"({channels}, {('length', 'height, width', 'depth, height, width')[dims - 1]})"
     if shape is None:
         raise ValueError(
-            f"the gain of a {name} depends on the size of its input: give input_shape={wanted}, without the batch"
+            f"the gain of a {kind.__name__} depends on the size of its input: give input_shape={wanted}, without the "
+            "batch"
         )
     if len(shape) != dims + 1 or shape[0] != channels or min(shape) < 1:
-        raise ValueError(f"input_shape of a {name} must be {wanted}, without the batch, found {shape}")
+        raise ValueError(f"input_shape of a {kind.__name__} must be {wanted}, without the batch, found {shape}")
     product = _product(layer)
     try:
         with torch.no_grad():
@@ -115,7 +124,8 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
         raise ValueError(f"an input of shape {shape} does not fit {layer}: {error}") from None
     if not fits:
         raise ValueError(f"an input of shape {shape} does not fit {layer}: the output would be empty")
-    return LinearMap(name, shape, product, _circle(layer, shape, tuple(out.shape[2:])))
+    size = tuple(out.shape[1:])
+    return LinearMap(shape, size, product, _adjoint(layer, shape[1:], size[1:]), _circle(layer, shape, size[1:]))
 
 
 def _is_its_own(layer: nn.Module, kind: type) -> bool:
@@ -124,9 +134,6 @@ def _is_its_own(layer: nn.Module, kind: type) -> bool:
     return bool("forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks) or (
         getattr(type(layer), inner, None) is not getattr(kind, inner, None)
     )
-
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def as_shape(input_shape: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -186,6 +193,25 @@ def _product(layer: Any) -> Callable[[Tensor, Tensor], Tensor]:
     for before, after in reversed(_padding(layer)):
         ends += [before, after]
     return _Forth(layer.padding, layer.padding_mode, tuple(ends), layer.stride, layer.dilation, layer.groups)
+
+
+def _adjoint(layer: Any, size: tuple[int, ...], out: tuple[int, ...]) -> Product | None:
+    """The convolution, or transposed one, with which autograd would pull back; None where the padding repeats numbers,
+    is not the same at both ends, or does not tell the size.
+    """
+    ends = _padding(layer)
+    if layer.padding_mode != "zeros" or any(before != after for before, after in ends):
+        return None
+    padding, stride, dilation = tuple(before for before, _ in ends), layer.stride, layer.dilation
+    if isinstance(layer, ConvTranspose):
+        if any(extra >= step for extra, step in zip(layer.output_padding, stride)):
+            return None
+        return _Forth(padding, "zeros", (), stride, dilation, layer.groups)
+    reached = [
+        (n - 1) * s - 2 * p + d * (k - 1) + 1
+        for n, s, p, d, k in zip(out, stride, padding, dilation, layer.kernel_size)
+    ]
+    return _Back(padding, tuple(n - r for n, r in zip(size, reached)), stride, dilation, layer.groups)
 
 
 def _padding(layer: Any) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from ..auto import GRAM_UP_TO, How
 from ..certificate import check_missed
 from ..forward import Lanczos, Ritz, RitzBlock, Rows, Triplet
 from ..forward.basis import noise
+from ..forward.found import counts
 from ..forward.lanczos import check_stopping
 from ..inputs import check_range
 from ..operator import Operator
@@ -59,11 +60,30 @@ def found(A: Operator, v0: Tensor | None, method: Lanczos) -> tuple[Triplet, Ten
     with torch.no_grad():
         sigma, u, v, *known = find_triplet(plain, v0, How(0, method, SOLVERS["cg"]))
     left = Ritz(*known)
+    return differentiable_from(A, Triplet(sigma, u, v), left), left.excess
+
+
+def differentiable_from(A: Operator, triplet: Triplet, left: Ritz) -> Triplet:
+    """The triplet, differentiable in the leaves of A."""
     # of the other Ritz vectors none is kept: they would help second derivatives only, and a checkpoint that calculates
     # again, from a state that has moved on, must meet tensors of the same shapes
     first = left._replace(S=left.S[:1], W=left.W[:, :1])
-    how = How(0, Found(Triplet(sigma, u, v), first), SOLVERS["cg"])
-    return differentiable_triplet(A, None, how), left.excess
+    return differentiable_triplet(A, None, How(0, Found(triplet, first), SOLVERS["cg"]))
+
+
+def recalled(A: Operator, v: Tensor) -> Triplet:
+    """The triplet that v belongs to, found before for the same A: two products, and nothing to search."""
+    with torch.no_grad():
+        matvec, rmatvec = A.at([x.detach() for x in A.leaves]).products()
+        v = v / vector_norm(v)
+        image = matvec(v)
+        sigma = vector_norm(image)
+        size = sigma.clamp_min(torch.finfo(sigma.dtype).tiny)  # of a zero matrix
+        u = image / size
+        residual = vector_norm(rmatvec(u) - sigma * v) / size
+        W = (v if len(u) >= len(v) else u).unsqueeze(1)
+        left = Ritz(sigma.reshape(1), W, *counts(0, 2, residual.item(), 0.0, 0.0))
+    return differentiable_from(A, Triplet(sigma, u, v), left)
 
 
 def operator_norm(

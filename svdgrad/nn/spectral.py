@@ -17,7 +17,7 @@ from ..steps import full_precision
 from ..transforms import in_forward_mode, plain_mode, transformed
 from ..triplet import spectral_norm as norm_of_matrix
 from .layer import LinearMap, linear_map
-from .norm import check_finite, found, small_matrix
+from .norm import check_finite, found, recalled, small_matrix
 
 #: how far below the bound a gain may end: a value that exceeds σ by less than this part may be missed, and so the
 #: weight is divided by as much more
@@ -140,7 +140,7 @@ class SpectralNorm(nn.Module):
     excess: Tensor
     """δ for which the gain may exceed ‖A v‖(1 + δ) with the probability ``missed``"""
     seen: Tensor
-    """the fingerprint of both, and of the weight and the options that they belong to"""
+    """the fingerprints of the weight and options that both belong to, and of both"""
 
     def __init__(
         self, A: LinearMap, weight: Tensor, bound: float, tol: float, missed: float, soft: bool, maxiter: int | None
@@ -152,7 +152,8 @@ class SpectralNorm(nn.Module):
         start = noise(A.size, like)
         self.register_buffer("v", start / vector_norm(start))
         self.register_buffer("excess", torch.full((), math.inf, dtype=like.real.dtype, device=like.device))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=like.device))
+        self.register_buffer("seen", torch.zeros(2, dtype=torch.int64, device=like.device))
+        self.options = zlib.crc32(repr((A, self.method)).encode())
 
     def forward(self, weight: Tensor) -> Tensor:
         if weight.is_meta:  # no numbers, and nothing to divide by
@@ -192,21 +193,31 @@ class SpectralNorm(nn.Module):
         over: Tensor = (1 + excess) / (1 + self.tol)
         return over.clamp(min=1.0)
 
-    def fingerprint(self, weight: Tensor) -> Tensor:
-        """The bits of a weighted sum of all numbers of the weight and the state, the weights told by the options.
-
-        What differs has the same with a probability of 1e-16. A copy of the weight would tell as well, but takes
-        memory, and a state that is loaded could not be told to belong to it.
-        """
-        seed = zlib.crc32(repr((self.A, self.method)).encode())
-        with torch.no_grad():
-            parts = [weight.detach(), self.v, self.excess]
-            wide = torch.cat([x.to(torch.promote_types(x.dtype, torch.float64)).reshape(-1) for x in parts])
-            total = wide @ noise(wide.numel(), wide, seed)
-            return (torch.view_as_real(total).sum() if total.is_complex() else total).view(torch.int64)
+    def state(self) -> Tensor:
+        """The fingerprint of v and excess."""
+        return fingerprint(self.v) + fingerprint(self.excess, 1)
 
     def extra_repr(self) -> str:
         return f"bound={self.bound:g}, input_shape={self.A.input_shape}" + ", soft=True" * self.soft
+
+
+def fingerprint(x: Tensor, seed: int = 0) -> Tensor:
+    """A weighted sum of the bits of all numbers, in integers: the same on every device, and found without a wait.
+
+    What differs has the same with a probability of 1e-9 or less. A copy would tell as well, but takes memory, and a
+    state that is loaded could not be told to belong to it.
+    """
+    x = torch.view_as_real(x.detach()) if x.is_complex() else x.detach()
+    bits = x.contiguous().view(_BITS[x.element_size()]).reshape(-1).to(torch.int64)
+    # a factor of two changes only the first of 64 bits, of which the product would keep a few
+    bits = bits ^ (bits >> 31 & 2**33 - 1)
+    weights = torch.arange(1, len(bits) + 1, device=x.device) * _GOLDEN
+    weights = weights ^ (weights >> 29)
+    return (bits * (weights * _GOLDEN | 1)).sum() + seed
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_GOLDEN = -7046029254386353131  # 2⁶⁴ over the golden ratio, odd, whose multiples spread evenly
 
 
 def _gain(norm: SpectralNorm, weight: Tensor) -> Tensor:
@@ -218,19 +229,18 @@ def _gain(norm: SpectralNorm, weight: Tensor) -> Tensor:
         if small is not None:
             return norm_of_matrix(small)
         A, v0 = norm.A.operator(W), norm.v.to(W)
-        if not transformed() and not (v0.isfinite().all() and v0.any()):  # a state that was lost
-            v0 = noise(norm.A.size, W)
         if transformed() or in_forward_mode():  # where no state can be kept
             triplet, excess = found(A, v0, norm.method)
             return triplet.sigma * norm.margin(excess.to(norm.excess))
-        same = torch.equal(norm.fingerprint(weight), norm.seen)
-        (sigma, _, v), excess = found(A, v0, _TRUSTING if same else norm.method)
-        if not same:
-            with torch.no_grad():
-                norm.v.copy_(v)
-                norm.excess.copy_(excess)
-                norm.seen.copy_(norm.fingerprint(weight))
+        ours = fingerprint(weight, norm.options)
+        same = torch.equal(torch.stack([ours, norm.state()]), norm.seen)
+        if same:
+            return recalled(A, v0).sigma * norm.margin(norm.excess.clone())
+        if not (v0.isfinite().all() and v0.any()):  # a state that was lost
+            v0 = noise(norm.A.size, W)
+        (sigma, _, v), excess = found(A, v0, norm.method)
+        with torch.no_grad():
+            norm.v.copy_(v)
+            norm.excess.copy_(excess)
+            norm.seen.copy_(torch.stack([ours, norm.state()]))
         return sigma * norm.margin(norm.excess.clone())
-
-
-_TRUSTING = Lanczos(1.0, 1, None, best=True)

@@ -14,8 +14,19 @@ All products are with flat vectors, or with k of them as the rows of one tensor.
 
 from .dense import Dense, dense
 from .function import Function, Tangent
-from .make import function
+from .make import function, function_of_layer
 from .protocol import Operator, Products
 from .sparse import Sparse, of_sparse_tensor
 
-__all__ = ["Dense", "Function", "Operator", "Products", "Sparse", "Tangent", "dense", "function", "of_sparse_tensor"]
+__all__ = [
+    "Dense",
+    "Function",
+    "Operator",
+    "Products",
+    "Sparse",
+    "Tangent",
+    "dense",
+    "function",
+    "function_of_layer",
+    "of_sparse_tensor",
+]

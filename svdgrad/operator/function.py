@@ -76,13 +76,21 @@ class Function:
     def products(self) -> tuple[Map, Map]:
         plain = self.at([x.detach() for x in self.leaves])
         x, y = self.graph or plain.with_graph()
+        params = plain.params()  # once: to put a tree together costs as much as a small product
+
+        def forth(w: Tensor) -> Tensor:
+            if w.ndim > 1:
+                return torch.stack([forth(row) for row in w])
+            with torch.no_grad():
+                return self.matvec(params, w.reshape(self.zero.shape)).reshape(-1)
+
         if (rmatvec := self.rmatvec) is not None:
 
             def adjoint(w: Tensor) -> Tensor:
                 if w.ndim > 1:
                     return torch.stack([adjoint(row) for row in w])
                 with torch.no_grad():
-                    found = rmatvec(plain.params(), w.reshape(self.out))
+                    found = rmatvec(params, w.reshape(self.out))
                 if not isinstance(found, Tensor) or found.shape != self.zero.shape or found.dtype != w.dtype:
                     what = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else found
                     raise TypeError(
@@ -91,7 +99,7 @@ class Function:
                     )
                 return found.reshape(-1)
 
-            return torch.no_grad()(plain.mv), adjoint
+            return forth, adjoint
 
         def back(w: Tensor) -> Tensor:
             if w.ndim > 1:
@@ -101,7 +109,7 @@ class Function:
             along: Tensor = torch.autograd.grad(y, x, w.reshape(self.out), retain_graph=True)[0]
             return along.reshape(-1)
 
-        return torch.no_grad()(plain.mv), back
+        return forth, back
 
     def first(self, x: Tensor) -> Tensor:
         """matvec(params, x), or an error that says more than that of the operation that failed."""

@@ -58,6 +58,19 @@ def function(
     return _checked(Function(matvec, rmatvec, marked, spec, zero, torch.Size(), tuple(leaves)))
 
 
+def function_of_layer(
+    product: Callable[[Tensor, Tensor], Tensor],
+    adjoint: Callable[[Tensor, Tensor], Tensor] | None,
+    weight: Tensor,
+    zero: Tensor,
+    out: Sequence[int],
+) -> Function:
+    """The same for x ↦ product(weight, x), of which all that is checked above is known."""
+    _, spec = tree_flatten(weight)
+    known = None if adjoint is None else (zero, zero)  # there is no graph to be walked
+    return Function(product, adjoint, (LEAF,), spec, zero, torch.Size(out), (weight,), known)
+
+
 def _plain(x: Tensor) -> Tensor:
     """x in single precision or better, and a copy of what was made in inference mode, of which nothing can be saved."""
     x = x.float() if x.is_floating_point() and torch.finfo(x.dtype).bits < 32 else x
