@@ -51,6 +51,7 @@ test: lint ## unit tests, doctests, notebooks against their stored outputs, the 
 slow: setup ## the tests marked slow, which make test leaves out; ARGS="-k name"
 	@tools/browser.sh
 	@$(call need,check_jsonschema,check-jsonschema==0.39.0) || echo "slow: no check-jsonschema, so nobody looks at the workflow"
+	@$(call need,importlib.metadata as m; m.version('zizmor'),zizmor==1.32.0) || echo "slow: no zizmor, so nobody looks for holes in the workflow"
 	@$(call need,pypdf,$(PYPDF)) || echo "slow: no pypdf, so nobody looks at the PDF"
 	@echo "slow: pytest -m slow $(ARGS)"
 	@$(PYTEST) -m slow $(ARGS)
