@@ -54,6 +54,7 @@ test: lint ## unit tests, doctests, notebooks against their stored outputs, the 
 slow: setup ## the tests marked slow, which make test leaves out, and all of JAX compiled as for users; ARGS="-k name"
 	@tools/browser.sh
 	@$(call need,check_jsonschema,check-jsonschema==0.39.0) || echo "slow: no check-jsonschema, so nobody looks at the workflow"
+	@$(call need,importlib.metadata as m; m.version('zizmor'),zizmor==1.32.0) || echo "slow: no zizmor, so nobody looks for holes in the workflow"
 	@$(call need,pypdf,$(PYPDF)) || echo "slow: no pypdf, so nobody looks at the PDF"
 	@echo "slow: pytest --nbval -m slow $(ARGS)"
 	@$(QUICK_XLA) $(PYTEST) --nbval -m slow $(ARGS)

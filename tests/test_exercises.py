@@ -70,8 +70,11 @@ def faults(path) -> list[str]:
                 wrong.append(f"{label}: the visible cell holds the answer")
         wrong += [f"{label}: a solution to nothing" for label in SOLUTION.findall(cell.source) if label not in seen]
     for cell in filter(folded, cells):
-        if not cell.metadata.get("jupyter", {}).get("source_hidden"):
-            wrong.append(f"jupyter.source_hidden is missing, so that JupyterLab shows the cell\n{cell.source}")
+        for key in ("source_hidden", "outputs_hidden"):
+            if not cell.metadata.get("jupyter", {}).get(key):
+                wrong.append(f"jupyter.{key} is missing, so that JupyterLab shows the cell\n{cell.source}")
+        if not cell.source.startswith(("def ", "class ", "#")):
+            wrong.append(f"JupyterLab shows the first line of a folded cell, and here it is the answer\n{cell.source}")
     return wrong
 
 
@@ -88,12 +91,12 @@ def test_every_entry_is_an_exercise_of_the_book():
 def planted(tmp_path, change):
     new = nbformat.v4
     out = [new.new_output("stream", text=f"{NOTHING}\n")], [new.new_output("stream", text="right\n")]
-    hidden = {"tags": ["hide-cell"], "jupyter": {"source_hidden": True}}
+    hidden = {"tags": ["hide-cell"], "jupyter": {"source_hidden": True, "outputs_hidden": True}}
     cells = [
         new.new_markdown_cell(":::{exercise} ✍ A kink\n:label: ex-kink\nText.\n:::"),
         new.new_code_cell('grade("ex-kink", None)', outputs=out[0]),
         new.new_markdown_cell(":::{solution} ex-kink\n:class: dropdown\nText.\n:::"),
-        new.new_code_cell('grade("ex-kink", (-1, 1))', outputs=out[1], metadata=hidden),
+        new.new_code_cell('# the answer\ngrade("ex-kink", (-1, 1))', outputs=out[1], metadata=hidden),
     ]
     change(cells)
     path = tmp_path / "planted.ipynb"
@@ -115,6 +118,8 @@ def planted(tmp_path, change):
         ("print that it is right", lambda cells: cells.pop()),
         ("to nothing", lambda cells: cells[0].update(source="")),
         ("source_hidden", lambda cells: cells[3].metadata.pop("jupyter")),
+        ("outputs_hidden", lambda cells: cells[3].metadata["jupyter"].pop("outputs_hidden")),
+        ("the first line", lambda cells: cells[3].update(source='grade("ex-kink", (-1, 1))')),
     ],
 )
 def test_a_planted_fault_is_found(tmp_path, expected, change):

@@ -139,6 +139,72 @@ def figure_faults(path) -> list[str]:
     return faults
 
 
+#: what is no running prose: code, formulas, headings, the lines of a directive, roles, addresses, the glossary itself
+NOT_PROSE = re.compile(
+    r"""^(`{3,}).*?^\1\s*$ | ^:::\{(?:glossary|route)\}.*?^:::\s*$ | \$\$.*?\$\$ | \$[^$]*\$ | ^\#[^\n]* |
+    ^:{3,}[^\n]* | ^[ ]*:[a-z-]+:[^\n]* | ^\([\w-]+\)=$ | (?:\{[a-z:]+\})?`[^`]*` | \]\([^)]*\)""",
+    re.M | re.S | re.X,
+)
+TERM = re.compile(r"\{term\}`(?:[^`<]*<)?([^`<>]+)>?`")
+#: how a term may be inflected, if it is not by an s at its end
+FORMS = {
+    "witness": "witness(?:es)?",
+    "deflation": "deflat(?:ions?|es?|ed|ing)",
+    "saddle-point matrix": "saddle-point matri(?:x|ces)",
+}
+
+
+def glossary() -> list[str]:
+    text = (ROOT / "book" / "notation.md").read_text(encoding="utf-8")
+    return re.findall(r"^(\w.*)$", re.search(r"^:::\{glossary\}\n(.*?)^:::$", text, re.M | re.S)[1], re.M)
+
+
+def blank(match: re.Match) -> str:
+    return re.sub(r"[^\n]", "\N{NULL}", match[0])
+
+
+def blank_but_terms(match: re.Match) -> str:
+    return match[0] if TERM.match(match[0]) else blank(match)
+
+
+def first_terms(text: str, terms: list[str]) -> dict[str, tuple[re.Match, bool]]:
+    """Each term of the glossary that the text uses -> its first place, and whether that is a link to the glossary."""
+    text = NOT_PROSE.sub(blank_but_terms, text)
+    first = {}
+    for link in TERM.finditer(text):
+        first.setdefault(link[1], (link, True))
+    text = TERM.sub(blank, text)
+    for term in sorted(terms, key=len, reverse=True):  # "adjoint system" before "adjoint"
+        form = re.compile(rf"(?<![\w-]){FORMS.get(term, f'{term}s?')}(?![\w-])".replace(" ", r"\s+"), re.I)
+        if (word := form.search(text)) and (term not in first or word.start() < first[term][0].start()):
+            first[term] = word, False
+        text = form.sub(blank, text)
+    return first
+
+
+def unlinked_terms(path) -> list[str]:
+    """Terms of the glossary that are no link at their first place on the page."""
+    text = prose(path)
+    return [
+        f"{place[0]!r} should be {{term}}`{term}` at its first place: …{text[max(0, place.start() - 60) : place.end()]}"
+        for term, (place, linked) in first_terms(text, glossary()).items()
+        if not linked
+    ]
+
+
+def pointer_faults(path) -> list[str]:
+    """Figures and tables that have a number, and that the prose of their page does not name by it; vague pointers."""
+    text = prose(path)
+    named = re.findall(r"^\s*:name:[ \t]*((?:fig|tab)-\S+)", text, re.M)
+    figures = [figure_metadata(c).get("name") for c in code_cells(path)]
+    pointed = re.findall(r"\{numref\}`(?:[^`<]*<)?([^`<>]+)>?`", text)
+    faults = [f"no sentence names {{numref}}`{name}`" for name in [*figures, *named] if name and name not in pointed]
+    vague = (
+        r"\b(?:next|last|previous|first) (?:figure|table|section)\b|\b(?:figure|table|section) (?:above|below|after)\b"
+    )
+    return faults + [f"{found[0]!r} should be a {{numref}}" for found in re.finditer(vague, text)]
+
+
 # --- the book
 # ----------------------------------------------------------------------------------------------------------
 
@@ -150,10 +216,27 @@ def test_every_notebook_is_a_chapter():
     assert NOTEBOOKS and {f"book/{path.stem}" for path in NOTEBOOKS} - listed == set()
 
 
-@pytest.mark.parametrize("rule", [execution_faults, style_faults, figure_faults])
+@pytest.mark.parametrize("rule", [execution_faults, style_faults, figure_faults, pointer_faults])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path, rule):
     assert rule(path) == []
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if p.stem != "notation"], ids=lambda path: path.stem)
+def test_terms_are_links_at_their_first_place(path):
+    assert unlinked_terms(path) == []
+
+
+def test_every_term_of_the_glossary_is_used():
+    linked = {name for path in NOTEBOOKS for name in TERM.findall(prose(path))}
+    assert set(glossary()) == linked
+
+
+def test_chapters_that_the_explorer_plays_with_link_to_it():
+    chapters = {label: path for path in NOTEBOOKS for label in re.findall(r"^\((ch-[\w-]+)\)=", prose(path))}
+    named = set(re.findall(r"\{ref\}`(ch-[\w-]+)`", prose(ROOT / "book" / "explorer.md")))
+    silent = {name for name in named if "<explorer-" not in prose(chapters[name])}
+    assert named and silent == set()
 
 
 def test_every_numbered_equation_is_verified():
@@ -179,13 +262,23 @@ FIGURE = {
 PNG = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"})
 
 
+PROSE = """
+
+## The gap
+
+:::{note} A gap
+`gap` and $gap$ are no prose, and {numref}`fig-gap` is a figure of the relative {term}`gap`, the gap.
+The {term}`adjoint systems <adjoint system>` and an {term}`adjoint`.
+:::"""
+
+
 def sound_notebook():
     """A small notebook that keeps every rule; each test below breaks one of them."""
     v4 = nbformat.v4
     return v4.new_notebook(
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
         cells=[
-            v4.new_markdown_cell("# Title\n\n$$\nA v = \\sigma u\n$$ (eq-a)\n\n$$ u^\\top u = 1 $$ (eq-b)"),
+            v4.new_markdown_cell("# Title\n\n$$\nA v = \\sigma u\n$$ (eq-a)\n\n$$ u^\\top u = 1 $$ (eq-b)" + PROSE),
             v4.new_code_cell("%matplotlib inline\ncheck('both', 0.0, below=1, eq=('eq-a', 'eq-b'))", execution_count=1),
             v4.new_code_cell("plt.plot(x)", execution_count=2, outputs=[PNG], metadata={"mystnb": FIGURE}),
         ],
@@ -201,12 +294,16 @@ def planted(tmp_path, change=lambda cells: None) -> Path:
 
 
 def faults(path) -> list[str]:
-    rules = (execution_faults, style_faults, figure_faults)
+    rules = (execution_faults, style_faults, figure_faults, unlinked_terms, pointer_faults)
     return [f for rule in rules for f in rule(path)] + unverified_equations([path]) + repeated_labels([path])
 
 
 def test_a_sound_notebook_has_no_faults(tmp_path):
     assert faults(planted(tmp_path)) == []
+
+
+def in_prose(old, new):
+    return lambda cells: cells[0].update(source=cells[0].source.replace(old, new, 1))
 
 
 def set_metadata(n, **mystnb):
@@ -239,6 +336,14 @@ def set_metadata(n, **mystnb):
         ),
         "no figure name": ("figure.name", set_metadata(2, figure={"caption": "The gap."})),
         "no caption": ("figure.caption", set_metadata(2, figure={"name": "fig-gap"})),
+        "figure that no prose names": ("{numref}`fig-gap`", in_prose("{numref}`fig-gap` is", "Here is")),
+        "vague pointer": ("'next figure'", in_prose("an {term}", "the next figure, an {term}")),
+        "term without a link": ("'gap' should be", in_prose("{term}`gap`", "gap")),
+        "link after the first place": ("'Gaps' should be", in_prose("`gap` and", "Gaps and")),
+        "term in two words": (
+            "{term}`adjoint system` at its first place",
+            in_prose("The {term}`adjoint systems <adjoint system>`", "The adjoint\nsystem"),
+        ),
         "label used twice": ("fig-gap", lambda cells: cells[0].update(source=cells[0].source + "\n\n(fig-gap)=")),
     }.values(),
 )

@@ -126,6 +126,16 @@ def test_the_linter_finds_nothing(schema, path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
+def test_the_auditor_finds_no_hole_in_the_workflow():
+    """Credentials left behind, actions that are not pinned, names of others put into a shell."""
+    zizmor = Path(sys.executable).with_name("zizmor")
+    if not zizmor.exists():
+        pytest.skip("zizmor is not installed: `make slow` installs it")
+    done = subprocess.run([zizmor, "--offline", "--no-progress", WORKFLOW], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_workflow_tests_builds_and_publishes_by_the_targets_of_the_makefile():
     jobs = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"]
     commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]

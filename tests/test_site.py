@@ -203,6 +203,8 @@ def test_the_front_page_lists_every_page_of_the_book(site):
             assert re.search(r"\d\s(min|h)$", term.get_text())
             assert re.fullmatch(r"(?s).{40,}\n+Needs: .{10,}", term.find_next_sibling("dd").get_text().strip())
         assert len(term.find_next_sibling("dd").get_text()) > 40
+        assert not term.find_next_sibling("dd").select("a[href*='#term-']")
+    assert "A letter of the first table" in soup.select_one(".book-chapters").get_text()
 
 
 def test_the_examples_of_the_extensions_are_right():
@@ -216,7 +218,7 @@ NOTEBOOK = """(ch-example)=
 
 **What you will do.**
 Count
-words.
+{term}`words <word>`.
 
 **What you need.**
 Fingers."""
@@ -449,7 +451,15 @@ def test_a_planted_fault_is_seen(site, browser, tmp_path, html, expected):
 
 
 @pytest.mark.parametrize(
-    "kind", {"equation": "#equation-eq-adjoint-system", "theorem": "#thm-", "term": "#term-"}.items()
+    "kind",
+    {
+        "equation": "#equation-eq-adjoint-system",
+        "theorem": "#thm-",
+        "term": "#term-",
+        "figure": "#fig-",
+        "table": "#tab-",
+        "section": "#sec-",
+    }.items(),
 )
 def test_hovering_over_a_link_shows_what_it_leads_to(site, browser, kind):
     if not list((site / "_static").glob("tippy-bundle*.js")):

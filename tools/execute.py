@@ -41,6 +41,8 @@ def tidy(notebook) -> None:
             cell.metadata.pop(key, None)
         if {"hide-cell", "hide-input"} & set(cell.metadata.get("tags", ())):
             cell.metadata["jupyter"] = {"source_hidden": True}  # what the pages fold, JupyterLab folds too
+        if "hide-cell" in cell.metadata.get("tags", ()):
+            cell.metadata["jupyter"]["outputs_hidden"] = True
 
 
 def main(names: list[str]) -> None:

@@ -80,7 +80,8 @@ def _paragraph(path: Path, text: str, heading: str) -> str:
     found = re.search(rf"^\*\*{re.escape(heading)}\*\*\n(.+?)(?:\n\s*\n|\Z)", text, flags=re.M | re.S)
     if found is None:
         raise ValueError(f"the first cell of {path.name} must have a paragraph **{heading}**, the front page shows it")
-    return " ".join(found[1].split())
+    text = re.sub(r"\{term\}`([^`<]+?)(?: <[^`]*>)?`", r"\1", found[1])  # the page itself links to the glossary
+    return " ".join(text.split())
 
 
 class Listing(SphinxDirective):
@@ -112,7 +113,7 @@ class Listing(SphinxDirective):
         path = ROOT / f"{docname}.md"
         self.env.note_dependency(str(path))
         text = path.read_text(encoding="utf-8").split("\n# ", 1)[-1]
-        prose = next((p for p in text.split("\n\n")[1:] if re.match(r"[A-Za-z`]\w", p)), "")
+        prose = next((p for p in text.split("\n\n")[1:] if re.match(r"[A-Za-z`]", p)), "")
         return re.split(r"(?<=[.?])\s+(?=[A-Z])", " ".join(prose.split()))[0]
 
 

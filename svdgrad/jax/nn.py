@@ -93,7 +93,7 @@ def operator_norm(
 
     Notes
     -----
-    NaN where a parameter is NaN or Inf, as JAX cannot raise under jit. Cost: about 20 to 80 products with A and as many
+    NaN where a parameter is NaN or Inf, as JAX cannot raise under jit. Cost: some tens of products with A and as many
     with its transpose, for an input each. Source: the book (eq-operator-gradient).
 
     Examples
@@ -120,8 +120,8 @@ def gain_step(
 
         gain of the layer ≤ σ · (1 + tol)   with probability 1 − missed,
 
-    whatever ``maxiter`` is: where so few steps cannot exclude a larger value, σ is larger. Where they suffice, about 20
-    for a few channels and more for more, σ is at most 1.003 times the gain.
+    whatever ``maxiter`` is: where so few steps cannot exclude a larger value, σ is larger. Where they suffice, some
+    tens of them and more for more channels, σ is at most 1.003 times the gain.
 
     Parameters
     ----------
