@@ -18,6 +18,7 @@ from .forward import FORWARDS, Method, Triplet
 from .inputs import prepare, prepare_many
 from .nn import spectral
 from .operator import Dense
+from .solve import Solve
 from .steps import find_triplet
 from .transforms import in_forward_mode, lazy_conjugates, transformed
 from .triplets import as_rows
@@ -37,7 +38,7 @@ _hide(triplets, "_differentiable_rows")
 _hide(spectral, "_gain")
 _hide(rule._Triplet, "forward", "backward", "jvp", "vmap")
 _hide(rule._PlainTriplet, "forward", "backward", "jvp")
-_hide(rule._Solve, "forward", "backward", "jvp", "vmap")
+_hide(Solve, "forward", "backward", "jvp", "vmap")
 
 
 def refuse_transforms() -> None:
@@ -152,7 +153,7 @@ def solve(
     sigma, u, v, *known = found
     how = How(0, FORWARDS[forward](), SOLVERS[adjoint], k, core, eps)
     xi, phi, psi = bars
-    step = rule._Solve.forward
+    step = Solve.forward
     with lazy_conjugates():
         x, q = rule.left_and_right(_operator(A, k), Triplet(sigma, u, v), known, xi, phi, psi, v0, how, step)
         return x.contiguous(), q.contiguous()

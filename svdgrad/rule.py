@@ -2,13 +2,12 @@
 
     A ──find──▶ (σ, u, v, what else is known) ──loss──▶ (ξ, φ, ψ) ──solve──▶ (p, q) ──▶ pulled back to the leaves of A
 
-Two functions: the triplet of an operator, and the solution of its adjoint system. The derivative of each is a solve of
-the same system and products with A, so that second derivatives need nothing new.
+Two functions: the triplet of an operator, here, and the solution of its adjoint system, in solve.py. The derivative of
+each is a solve of the same system and products with A, so that second derivatives need nothing new.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -23,7 +22,8 @@ from .inside import check_values, hermitian, rotation, turned, turning
 from .newton import anchor, newton
 from .operator import Dense, Function, Operator, dense
 from .phase import check_phase, keep_phase
-from .steps import along_u, find_triplet, full_precision, solve_adjoint
+from .solve import Solve, precisely, split
+from .steps import along_u, find_triplet
 from .transforms import (
     in_forward_mode,
     mapped_by_autograd,
@@ -52,21 +52,10 @@ def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
         return newton(A.leaves[0], Triplet(sigma, u, v), v0, steps)
     # the k as a batch, each with its own Newton steps, which need σᵢ to be simple; the core is diagonal then
     sigma = sigma.diagonal(dim1=-2, dim2=-1).real
-    _Solve.apply(A, how, "distinct", *A.leaves, sigma, u, v, torch.zeros_like(u), torch.zeros_like(v), *known)
+    Solve.apply(A, how, "distinct", *A.leaves, sigma, u, v, torch.zeros_like(u), torch.zeros_like(v), *known)
     matrices = A.leaves[0].unsqueeze(-3).expand(*sigma.shape, *A.shape)
     sigma, u, v = newton(matrices, Triplet(sigma, u, v), None, steps)
     return Triplet(torch.diag_embed(sigma).to(u.dtype), u, v)
-
-
-def _precisely(method: Any) -> Any:
-    """The method with autocast switched off, where it is on: a backward pass may run inside it."""
-
-    @wraps(method)
-    def inner(ctx: Any, *cotangents: Any) -> Any:
-        with full_precision(ctx.A.leaves):
-            return method(ctx, *cotangents)
-
-    return inner
 
 
 class _Triplet(torch.autograd.Function):
@@ -89,9 +78,9 @@ class _Triplet(torch.autograd.Function):
         ctx.save_for_forward(*leaves, *output)
 
     @staticmethod
-    @_precisely
+    @precisely
     def backward(ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None, *_: None) -> Any:
-        leaves, (sigma, u, v, *known) = _split(ctx)
+        leaves, (sigma, u, v, *known) = split(ctx)
         wanted, many = ctx.needs_input_grad[3:], ctx.how.k is not None
         A = ctx.A.at(leaves)
         if isinstance(A, Function) and not transformed():
@@ -110,20 +99,20 @@ class _Triplet(torch.autograd.Function):
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
         # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
-        step = _Solve.apply if torch.is_grad_enabled() or in_forward_mode() else _Solve.forward
+        step = Solve.apply if torch.is_grad_enabled() or in_forward_mode() else Solve.forward
         x, q = left_and_right(A, Triplet(sigma, u, v), known, xi, phi, psi, ctx.v0, ctx.how, step)
         return None, None, None, *A.pull((x, u), (v, q), wanted)
 
     @staticmethod
-    @_precisely
+    @precisely
     def jvp(ctx: Any, _A: None, _v0: None, _how: None, *dleaves: Tensor | None) -> tuple[Tensor | None, ...]:
-        leaves, (sigma, u, v, *known) = _split(ctx)
+        leaves, (sigma, u, v, *known) = split(ctx)
         A = ctx.A.at(leaves)
         dA = A.push(dleaves)
         dA_v, dA_u = dA.mv(v), dA.rmv(u)
         if ctx.how.k is not None:
             sigma = sigma.diagonal(dim1=-2, dim2=-1).real
-            du, dv = _Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
+            du, dv = Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
             dcore, left, right = turning(sigma, u, v, dA_v)
             lost = du.isnan().any(-1)  # of those tied with what is left out
             dcore = dcore.masked_fill(lost.unsqueeze(-1) | lost.unsqueeze(-2), torch.nan)
@@ -133,7 +122,7 @@ class _Triplet(torch.autograd.Function):
                 du, dv = du + turn * u, dv + turn * v
             return (dcore, du, dv) + (None,) * len(known)
         dsigma = vecdot(u, dA_v)
-        du, dv = _Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
+        du, dv = Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
         if u.is_complex():
             # turn the common phase so that the anchor of the sign rule stays real, then u relative to v
             # (eq-relative-phase)
@@ -177,92 +166,6 @@ class _PlainTriplet(torch.autograd.Function):
     jvp = _Triplet.jvp
 
 
-class _Solve(torch.autograd.Function):
-    """(leaves, σ, u, v, φ, ψ) → (p, q), differentiable by the same solve.
-
-    The pair (p, q) belongs to the square bordered system J [p; q; λ; μ] = [φ; ψ; 0; 0], J = [K, W; Wᴴ, 0], with λ = uᴴφ
-    and μ = vᴴψ. A cotangent (p̄, q̄) is pulled back by J [y; z; α; γ] = [p̄; q̄; 0; 0], the same system; then φ̄ = y,
-    ψ̄ = z, and what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ. A tangent is pushed forward by J dx = dc − dJ x.
-    ``role`` says what (φ, ψ) is: "loss", "tangent", or "again" for the derivative of a solve ("reversed" in reverse
-    mode over a tangent); it decides what is checked. With "phase" that is the phase of the loss, and nothing is solved.
-    """
-
-    @staticmethod
-    def forward(A: Operator, how: How, role: str, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        count = len(A.leaves)
-        sigma, u, v, phi, psi, *known = tensors[count:]
-        return solve_adjoint(A.at(tensors[:count]), Triplet(sigma, u, v), phi, psi, how, role, known)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.A, ctx.how, ctx.role, *tensors = inputs
-        ctx.count = len(ctx.A.leaves)
-        ctx.save_for_backward(*tensors, *output)
-        ctx.save_for_forward(*tensors, *output)
-
-    @staticmethod
-    @_precisely
-    def backward(ctx: Any, p_bar: Tensor, q_bar: Tensor) -> tuple[Any, ...]:
-        leaves, (sigma, u, v, phi, psi, *known, p, q) = _split(ctx)
-        A = ctx.A.at(leaves)
-        role = "reversed" if ctx.role == "tangent" else "again"
-        y, z = _Solve.apply(A, ctx.how, role, *leaves, sigma, u, v, p_bar, q_bar, *known)
-        many = ctx.how.k is not None
-        lam, mu, alpha, gamma = (_against(x, y, many) for x, y in ((u, phi), (v, psi), (u, p_bar), (v, q_bar)))
-        A_bar = A.pull((y, p), (q, z), ctx.needs_input_grad[3 : 3 + ctx.count])
-        sigma_bar = -(vecdot(y, p) + vecdot(z, q)).real
-        u_bar = -(_times(lam, y, many) + _times(alpha, p, many))
-        v_bar = -(_times(mu, z, many) + _times(gamma, q, many))
-        # where one matrix has met a batch of right-hand sides, autograd sums over them
-        return None, None, None, *A_bar, sigma_bar, u_bar, v_bar, y, z, *(None,) * len(known)
-
-    @staticmethod
-    @_precisely
-    def jvp(ctx: Any, _A: None, _how: None, _role: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        leaves, (sigma, u, v, phi, psi, *known, p, q) = _split(ctx)
-        dleaves, (dsigma, du, dv, dphi, dpsi) = tangents[: ctx.count], tangents[ctx.count : ctx.count + 5]
-        A, many = ctx.A.at(leaves), ctx.how.k is not None
-        top, bottom = torch.zeros_like(p), torch.zeros_like(q)
-        if dphi is not None:
-            top = top + dphi
-        if dpsi is not None:
-            bottom = bottom + dpsi
-        if any(d is not None for d in dleaves):
-            dA = A.push(dleaves)
-            top, bottom = top + dA.mv(q), bottom + dA.rmv(p)
-        if dsigma is not None:
-            top, bottom = top - dsigma.unsqueeze(-1) * p, bottom - dsigma.unsqueeze(-1) * q
-        if du is not None:
-            top = top - _times(_against(phi, u, many), du, many)
-        if dv is not None:
-            bottom = bottom - _times(_against(psi, v, many), dv, many)
-        dp, dq = _Solve.apply(A, ctx.how, "again", *leaves, sigma, u, v, top, bottom, *known)
-        if du is not None:
-            dp = dp - _times(_against(p, du, many), u, many)
-        if dv is not None:
-            dq = dq - _times(_against(q, dv, many), v, many)
-        return dp, dq
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], A: Operator, how: How, role: str, *tensors: Tensor
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        dims = in_dims[3:]
-        if isinstance(A, Dense):
-            # one matrix with a batch of right-hand sides stays one matrix: the solvers broadcast
-            matrix, sigma, u, v, phi, psi, *known = tensors
-            phi, psi = to_front(info.batch_size, (phi, psi), dims[4:6])
-            others, other_dims = (matrix, sigma, u, v, *known), (*dims[:4], *dims[6:])
-            if any(dim is not None for dim in other_dims):
-                others = to_front(info.batch_size, others, other_dims)
-                extra = (phi.ndim - 1) - others[1].ndim
-                others = tuple(x.reshape(x.shape[0], *(1,) * extra, *x.shape[1:]) for x in others)
-            outputs = _Solve.apply(A, how, role, *others[:4], phi, psi, *others[4:])
-        else:
-            outputs = one_by_one(partial(_Solve.apply, A, how, role), info.batch_size, tensors, dims)
-        return outputs, (0, 0)
-
-
 def left_and_right(
     A: Operator,
     triplet: Triplet,
@@ -290,7 +193,7 @@ def left_and_right(
         if how.core:  # else h is diagonal
             phi = turned(u, sigma, h, phi)
     if u.is_complex():
-        if step is _Solve.forward:
+        if step is Solve.forward:
             seen = check_phase(u, v, phi, psi)
         else:
             seen = True  # as far as can be known here, and kept as it is where it is not
@@ -304,18 +207,3 @@ def left_and_right(
         raise
     x = along_u(sigma, u, xi, phi, p) if h is None else rotation(sigma, u, v, h, phi, psi, how.eps).mT @ u + p
     return x, q
-
-
-def _against(x: Tensor, y: Tensor, many: bool) -> Tensor:
-    """yᴴx as what multiplies vectors, a number for one triplet; of rows yⱼᴴxᵢ at i, j."""
-    return x @ y.mH if many else vecdot(y, x).unsqueeze(-1)
-
-
-def _times(c: Tensor, x: Tensor, many: bool) -> Tensor:
-    return c @ x if many else c * x
-
-
-def _split(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """The leaves among the saved tensors, and what follows them."""
-    saved = ctx.saved_tensors  # once: a checkpoint unpacks each tensor one time
-    return saved[: ctx.count], saved[ctx.count :]

@@ -45,7 +45,7 @@ FAULTS = {
         "    if v0 is None:\n        anchor",
         "    if True:\n        anchor",
     ),
-    "a term of the second derivative lost": ("rule.py", "A.pull((y, p), (q, z), ctx", "A.pull((y,), (q,), ctx"),
+    "a term of the second derivative lost": ("solve.py", "A.pull((y, p), (q, z), ctx", "A.pull((y,), (q,), ctx"),
 }
 
 QUICK = "a term of the second derivative lost"  # the others are planted by make slow

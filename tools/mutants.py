@@ -57,6 +57,7 @@ TESTS = {
     "products.py": ["test_matrices", "test_adjoint", "test_triplet", "test_topk"],
     "operator/": ["test_operators", "test_parity", "test_parity_inputs"],
     "rule.py": ["test_triplet", "test_topk", "test_parity", "test_transforms"],
+    "solve.py": ["test_topk", "test_parity", "test_transforms"],
     "inside.py": ["test_topk"],
     "triplets.py": ["test_topk", "doctest"],
     "phase.py": ["test_phase"],
