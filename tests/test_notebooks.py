@@ -18,6 +18,8 @@ NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 PAGES = NOTEBOOKS + sorted((ROOT / "book").glob("*.md"))
 LONGEST_CELL = 20  # lines that are not blank
 LONGEST_FOLDED_CELL = 30  # the code of a figure, folded away
+LONGEST_LINE = 94  # what a page shows of one beside both sidebars, see book/_static/custom.css
+LONGEST_ON_A_PHONE = 46
 SHORTEST_ALT = 30
 # a cell with timings may be tagged nbval-ignore-output: it still has to run without an error
 UNCHECKED = {"nbval-skip", "skip", "skip-execution", "raises-exception", "nbval-raises-exception"}
@@ -109,9 +111,16 @@ def execution_faults(path) -> list[str]:
 
 
 def style_faults(path) -> list[str]:
-    """Cells too long to read at a glance."""
+    """Cells too long to read at a glance, lines that a page would cut, and tables of blanks that a phone would."""
     faults = []
     for n, cell in enumerate(code_cells(path), 1):
+        printed = "".join(output.get("text", "") for output in cell.outputs).splitlines()
+        for line in cell.source.splitlines() + printed:
+            if len(line) > LONGEST_LINE:
+                faults.append(f"cell {n}: {len(line)} characters in a line, at most {LONGEST_LINE} fit: {line!r}")
+        wide = [line for line in printed if len(line) > LONGEST_ON_A_PHONE and re.search(r"\S {2,}\S", line)]
+        if len(wide) > 1:
+            faults.append(f"cell {n} prints a table, which a phone cuts: show svdgrad.lab.Table(columns, rows)")
         length = sum(bool(line.strip()) for line in cell.source.splitlines())
         most = LONGEST_FOLDED_CELL if "hide-input" in cell.metadata.get("tags", []) else LONGEST_CELL
         if length > most:
@@ -306,6 +315,10 @@ def in_prose(old, new):
     return lambda cells: cells[0].update(source=cells[0].source.replace(old, new, 1))
 
 
+def printed(text):
+    return nbformat.v4.new_output("stream", text=text)
+
+
 def set_metadata(n, **mystnb):
     return lambda cells: cells[n].metadata.update(mystnb={**FIGURE, **mystnb})
 
@@ -329,6 +342,12 @@ def set_metadata(n, **mystnb):
         "unchecked tag": ("nbval-skip", lambda cells: cells[1].metadata.update(tags=["nbval-skip"])),
         "unchecked comment": ("comment", lambda cells: cells[2].update(source="# NBVAL_IGNORE_OUTPUT\nx")),
         "long cell": ("21 lines", lambda cells: cells[2].update(source="x\n" * 20 + "x")),
+        "long line": ("95 characters", lambda cells: cells[2].update(source="x" * 95)),
+        "long line printed": ("95 characters", lambda cells: cells[1].outputs.append(printed("x" * 95))),
+        "printed table": (
+            "prints a table",
+            lambda cells: cells[1].outputs.append(printed(f"{'name':<50}value\n{'size':<50}12.25\n")),
+        ),
         "no alt": ("image.alt", set_metadata(2, image={})),
         "file name as alt": (
             "image.alt",

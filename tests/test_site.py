@@ -21,12 +21,13 @@ import svdgrad
 import svdgrad.jax
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
+sys.path[:0] = [str(ROOT / "book" / "_ext"), str(ROOT / "explorer")]
 import equation_checks  # noqa: E402
+import explorer_build  # noqa: E402
 import front_page  # noqa: E402
 
 LOOKS = ROOT / "_build" / "looks"
-WIDTHS = {"wide": 1280, "phone": 390}
+WIDTHS = {"wide": 1280 - 15, "phone": 390}  # a screen of 1280 pixels, less what a scroll bar takes
 THEMES = ("light", "dark")
 LEAST_CONTRAST = 4.5  # WCAG 2.1, level AA, for text of normal size
 
@@ -354,7 +355,7 @@ LOOK = r"""
   const name = e => (e.tagName.toLowerCase() + ' "' + e.textContent.trim().replace(/\s+/g, ' ').slice(0, 40) + '"');
   const shown = e => e.checkVisibility() && e.getClientRects().length > 0;
 
-  // width: neither the document nor a formula sticks out; a formula may scroll inside its own box
+  // width: neither the document nor what it holds sticks out; a table, and on a phone code, may scroll inside its box
   if (document.documentElement.scrollWidth > width)
     faults.push('the page is ' + document.documentElement.scrollWidth + ' px wide, the screen ' + width);
   const fits = e => e.getBoundingClientRect().right <= width + 1;
@@ -362,6 +363,30 @@ LOOK = r"""
   const scrolls = e => ['auto', 'scroll'].includes(getComputedStyle(e).overflowX);
   for (const e of article.querySelectorAll('mjx-container, img, svg, table, pre'))
     if (shown(e) && !fits(e) && !inBox(e)) faults.push('sticks out to the right: ' + name(e));
+
+  const phone = width < 576;
+  for (const e of article.querySelectorAll(phone ? '.cell_output pre' : 'pre'))
+    if (shown(e) && e.scrollWidth > e.clientWidth) faults.push('a line is cut: ' + name(e));
+
+  // formulas: each fits in letters that can be read, nothing above or below it is cut, and no fraction touches another
+  const extent = e => {
+    const boxes = [...e.querySelectorAll('mjx-c, mjx-line')].map(c => c.getBoundingClientRect()).filter(b => b.height);
+    return [Math.min(...boxes.map(b => b.top)), Math.max(...boxes.map(b => b.bottom))];
+  };
+  for (const e of article.querySelectorAll('div.math mjx-container')) {
+    if (!shown(e)) continue;
+    const size = parseFloat(getComputedStyle(e).fontSize), box = e.getBoundingClientRect(), [top, bottom] = extent(e);
+    if (e.scrollWidth > e.clientWidth) faults.push('a formula is too wide: ' + name(e.parentElement));
+    if (size < 11) faults.push('a formula of ' + size.toFixed(1) + ' px: ' + name(e.parentElement));
+    if (top < box.top || bottom > box.bottom) faults.push('a formula is cut above or below: ' + name(e.parentElement));
+    for (const table of e.querySelectorAll('mjx-itable')) {
+      const rows = [...table.children].filter(row => row.querySelector('mjx-mfrac'));
+      rows.slice(1).forEach((row, i) => {
+        if (rows[i].nextElementSibling === row && extent(row)[0] - extent(rows[i])[1] < 0.4 * size)
+          faults.push('fractions touch: ' + name(e.parentElement));
+      });
+    }
+  }
 
   // mathematics: all of it typeset, none of it an error
   for (const e of document.querySelectorAll('mjx-merror'))
@@ -397,6 +422,17 @@ LOOK = r"""
 """
 
 
+# Opens what is folded: code, and the solutions of exercises.
+UNFOLD = r"""
+() => {
+  for (const fold of document.querySelectorAll('article details')) fold.open = true;
+  for (const fold of document.querySelectorAll('.toggle-hidden')) fold.classList.remove('toggle-hidden');
+  // page.js fits the formulas in a frame of its own
+  return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+}
+"""
+
+
 def console_faults(message) -> list[str]:
     text = f"{message.text} ({message.location['url']})"
     return [f"console: {text}"] if message.type == "error" and not ALLOWED_CONSOLE.search(text) else []
@@ -414,6 +450,7 @@ def look(browser, path: Path, size: str, pictures: Path | None = None) -> list[s
     page.on("console", lambda m: faults.extend(console_faults(m)))
     page.goto(path.as_uri(), wait_until="load")
     page.evaluate("async () => { await window.MathJax?.startup?.promise; await document.fonts.ready; }")
+    page.evaluate(UNFOLD)
     for theme in THEMES:
         page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
         faults += [f"{theme}: {fault}" for fault in page.evaluate(LOOK, [WIDTHS[size], LEAST_CONTRAST])]
@@ -431,23 +468,104 @@ def test_pages_look_right(site, browser, size):
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize(
-    ("html", "expected"),
-    {
-        "remote script": ('<script src="https://example.org/a.js"></script>', "asks for https://example.org/a.js"),
-        "TeX error": (r'<p><span class="math">\(\frac{1}\)</span></p>', "TeX error"),
-        "undefined macro": (r'<p><span class="math">\(\nosuchmacro\)</span></p>', "TeX error"),
-        "script error": ("<script>nosuchname()</script>", "script error"),
-        "too wide": ('<div style="width: 3000px">wide</div>', "px wide"),
-        "pale text": ('<p style="color: #999; background: #fff">pale</p>', "contrast"),
-    }.values(),
-)
-def test_a_planted_fault_is_seen(site, browser, tmp_path, html, expected):
+LONG = "a = " + "b + " * 25 + "c"
+FRACTION = r"\\frac{a}{b}"
+SEEN = {
+    "remote script": ("phone", '<script src="https://example.org/a.js"></script>', "asks for https://example.org/a.js"),
+    "TeX error": ("phone", r'<p><span class="math">\(\frac{1}\)</span></p>', "TeX error"),
+    "undefined macro": ("phone", r'<p><span class="math">\(\nosuchmacro\)</span></p>', "TeX error"),
+    "script error": ("phone", "<script>nosuchname()</script>", "script error"),
+    "too wide": ("phone", '<div style="width: 3000px">wide</div>', "px wide"),
+    "pale text": ("phone", '<p style="color: #999; background: #fff">pale</p>', "contrast"),
+    "cut code": (
+        "wide",
+        f'<div class="cell_input"><div class="highlight"><pre>{LONG}</pre></div></div>',
+        "line is cut",
+    ),
+    "cut code in a fold": ("wide", f"<details><summary>more</summary><pre>{LONG}</pre></details>", "line is cut"),
+    "cut output": (
+        "phone",
+        f'<div class="cell_output"><pre style="white-space: pre">{LONG}</pre></div>',
+        "line is cut",
+    ),
+    "wide formula": ("phone", rf'<div class="math">\[{LONG + LONG + LONG}\]</div>', "formula is too wide"),
+    "tiny formula": ("phone", r'<div class="math" style="font-size: 8px">\[a\]</div>', "formula of"),
+    "cut formula": (
+        "phone",
+        r"<style>mjx-container { padding: 0 !important }</style>"
+        r'<div class="math">\[\begin{bmatrix} a \\ b \end{bmatrix}^\top\]</div>',
+        "cut above or below",
+    ),
+    "fractions": (
+        "wide",
+        rf'<div class="math">\[\begin{{aligned}} a &= {FRACTION} \\ b &= {FRACTION} \end{{aligned}}\]</div>',
+        "fractions touch",
+    ),
+}
+
+
+@pytest.mark.parametrize(("size", "html", "expected"), SEEN.values(), ids=SEEN)
+def test_a_planted_fault_is_seen(site, browser, tmp_path, size, html, expected):
     """A page of the book with one thing wrong. Its own scripts and styles are found through <base>."""
     page = chapters(site)[0]
     text = page.read_text(encoding="utf-8").replace("<head>", f'<head><base href="{page.as_uri()}">', 1)
     (tmp_path / "planted.html").write_text(text.replace("</article>", html + "</article>", 1), encoding="utf-8")
-    assert expected in str(look(browser, tmp_path / "planted.html", "phone"))
+    assert expected in str(look(browser, tmp_path / "planted.html", size))
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_first_visit_follows_the_theme_of_the_system(site, browser, theme):
+    page = browser.new_page(color_scheme=theme)
+    page.goto(chapters(site)[0].as_uri())
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+    page.close()
+
+
+# --- for everybody
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def axe() -> Path:
+    try:
+        return explorer_build.packages() / "axe-core" / "axe.min.js"
+    except explorer_build.Unavailable as reason:
+        pytest.skip(f"no axe: {reason}")
+
+
+def serious(browser, axe: Path, path: Path, size: str, theme: str) -> list[str]:
+    """What axe calls serious or critical on a page."""
+    page = browser.new_page(viewport={"width": WIDTHS[size], "height": 844}, color_scheme=theme)
+    page.goto(path.as_uri(), wait_until="load")
+    page.evaluate("async () => { await window.MathJax?.startup?.promise; await document.fonts.ready; }")
+    page.evaluate(UNFOLD)
+    page.add_script_tag(path=axe)
+    found = page.evaluate(
+        "async () => (await axe.run(document, {preload: false, resultTypes: ['violations']})).violations"
+    )
+    page.close()
+    return [
+        f"{path.name}, {size}, {theme}: {violation['id']}: {node['html'][:120]}"
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "theme"), [("wide", "light"), ("phone", "dark")])
+def test_axe_finds_nothing_serious(site, browser, axe, size, theme):
+    faults = [fault for path in chapters(site) for fault in serious(browser, axe, path, size, theme)]
+    assert not faults, "\n".join(faults)
+
+
+def test_axe_finds_what_is_planted(site, browser, axe, tmp_path):
+    page = chapters(site)[0]
+    html = '<button aria-label="Search">Find</button><dl><dd>no term</dd></dl>'
+    text = page.read_text(encoding="utf-8").replace("<head>", f'<head><base href="{page.as_uri()}">', 1)
+    (tmp_path / "planted.html").write_text(text.replace("</article>", html + "</article>", 1), encoding="utf-8")
+    found = str(serious(browser, axe, tmp_path / "planted.html", "wide", "light"))
+    assert "label-content-name-mismatch" in found and "definition-list" in found
 
 
 @pytest.mark.parametrize(

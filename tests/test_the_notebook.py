@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 import scipy.linalg
+from bs4 import BeautifulSoup
 
 from svdgrad.adjoint import ATTEMPTS
 
@@ -29,18 +30,21 @@ KNOWN = 0.0
 # --- reading the page ------------------------------------------------------------------------------------------------
 
 
-def printed_rows(path=PAGE) -> dict[str, tuple[str, str]]:
-    """Every line ``name  number  number`` that the page prints, by name; indented ones after their section's name."""
-    rows, section = {}, ""
-    for cell in nbformat.read(path, as_version=4).cells:
-        for line in "".join(o.get("text", "") for o in cell.get("outputs", [])).splitlines():
-            if line.endswith(":") and not line.startswith(" "):
-                section = line[:-1].removesuffix(", decided by rounding")
-            elif found := re.fullmatch(r"( *)(\S.*?) {2,}(\S+) +(\S+)", line):
-                indent, name, *numbers = found.groups()
-                name = f"{section}: {name}" if indent else name
-                if all(re.fullmatch(r"[-+.\de]+%?", number) for number in numbers):
-                    rows[name] = tuple(numbers)
+def tables(chapter="the-notebook") -> list[list[list[str]]]:
+    """Every table that a chapter shows, as rows of words; the first row is the columns' names."""
+    cells = nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4).cells
+    shown = [output["data"].get("text/html", "") for c in cells for output in c.get("outputs", []) if "data" in output]
+    found = [table for html in shown for table in BeautifulSoup(html, "html.parser").find_all("table")]
+    return [[[word.text for word in row.find_all(["th", "td"])] for row in table.find_all("tr")] for table in found]
+
+
+def printed_rows() -> dict[str, tuple[str, str]]:
+    """Every row ``name number number`` of the page's tables, by name; after the name of its table, if that has one."""
+    rows = {}
+    for (title, *precisions), *lines in tables():
+        assert precisions == ["float32", "float64"]
+        section = title.removesuffix(", decided by rounding")
+        rows |= {f"{section}: {name}" if section else name: tuple(numbers) for name, *numbers in lines}
     return rows
 
 
@@ -356,12 +360,12 @@ def told_in_chapters() -> dict[str, dict[str, str]]:
     """The residuals and condition numbers that three chapters print: name on the page -> precision -> text."""
     told = {}
     for chapter, section in (("block-inversion", "block inversion"), ("mixed", "mixed")):
+        for name, residual, share, *_ in (row for table in tables(chapter) for row in table[1:]):
+            precision, name = name.split()
+            told.setdefault(f"{section}: residual of {name}", {})[precision] = residual
+            told.setdefault(f"{section}: (share of its right-hand side, {name})", {})[precision] = share
         for line in outputs(chapter):
-            if found := re.match(r"(float\d\d) +(\w) +([-+.\de]+) +([-+.\de]+)", line):
-                precision, name, residual, share = found.groups()
-                told.setdefault(f"{section}: residual of {name}", {})[precision] = residual
-                told.setdefault(f"{section}: (share of its right-hand side, {name})", {})[precision] = share
-            elif found := re.fullmatch(r"κ of (the matrix that was named K|\[A.*\]): ([\d.]+)", line):
+            if found := re.fullmatch(r"κ of (the matrix that was named K|\[A.*\]): ([\d.]+)", line):
                 name = {"the": "cond of the matrix that is named K"}.get(found[1][:3], f"cond({found[1]})")
                 told[f"mixed: {name}"] = {"float64": found[2]}
     section = ""

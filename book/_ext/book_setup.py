@@ -1,5 +1,5 @@
-"""Sphinx extension of this book: MathJax from an installed package, no thebe, svdgrad importable, and links from its
-docstrings to the equations of the chapters.
+"""Sphinx extension of this book: MathJax from an installed package, no thebe, svdgrad importable, signatures and
+docstrings as a reader needs them.
 """
 
 import importlib.util
@@ -73,6 +73,17 @@ def is_hidden_cell(node) -> bool:
     return isinstance(node, nodes.container) and node.get("hide_mode") == "all"
 
 
+def unlist_parameters(app, pagename, templatename, context, doctree) -> None:
+    """Sphinx writes the parameters of a long signature as a list of definitions without a term, which a screen reader
+    announces as such; here they are lines.
+    """
+    parameters = re.compile(r"<dl>\n((?:<dd><em class=\"sig-param\">.*</dd>\n)+)</dl>")
+    lines = {"<dd>": '<span class="sig-line">', "</dd>": "</span>"}
+    context["body"] = parameters.sub(
+        lambda found: re.sub("</?dd>", lambda tag: lines[tag[0]], found[1]), context.get("body", "")
+    )
+
+
 def link_equations(app, what, name, obj, options, lines) -> None:
     """In docstrings, (eq-name) becomes a link to that equation, shown by its number as in the chapters."""
     text = "\n".join(lines)
@@ -93,5 +104,6 @@ def setup(app):
     app.add_post_transform(OneFoldPerSolution)
     app.connect("autodoc-process-docstring", link_equations)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", unlist_parameters)
     app.connect("build-finished", copy_mathjax)
     return {"version": "0.1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -28,7 +28,8 @@ class Lanczos:
     >>> Lanczos(tol=-1.0)
     Traceback (most recent call last):
     ...
-    ValueError: tol must be finite and not negative, found -1.0: it is the residual to stop at, over σ
+    ValueError: tol must be finite and not negative, found -1.0: it is the residual to stop
+    at, over σ
     """
 
     tol: float | None = None

@@ -4,10 +4,12 @@ from .checks import check, relative_error
 from .contest import device, loss_vectors
 from .figures import COLORS, MARKERS, figure, reference_slope
 from .grading import grade
+from .tables import Table
 
 __all__ = [
     "COLORS",
     "MARKERS",
+    "Table",
     "check",
     "device",
     "figure",

@@ -26,6 +26,7 @@ def use_style() -> None:
             "figure.facecolor": "white",
             "figure.constrained_layout.use": True,
             "axes.grid": True,
+            "axes.axisbelow": True,
             "grid.alpha": 0.35,
             "axes.spines.top": False,
             "axes.spines.right": False,

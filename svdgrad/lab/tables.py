@@ -1,10 +1,43 @@
-"""The rows of a contest as tables: text for a terminal, HTML for a page."""
+"""Tables of the book: text for a terminal, HTML for a page."""
 
 import html as markup
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from .records import Row, milliseconds, short
+
+
+class Table:
+    """Rows under the names of their columns, the first of which names the row: a table where a notebook shows it, and
+    lines of text anywhere else.
+
+    >>> Table(("", "residual", "over ‖b‖"), [("x", "27.9", "0.32"), ("y", "4.87", "1")])
+       residual  over ‖b‖
+    x      27.9      0.32
+    y      4.87         1
+    """
+
+    def __init__(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        self.columns = list(columns)
+        self.rows = [[str(x) for x in row] for row in rows]
+
+    def __repr__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+        lines = [
+            row[0].ljust(widths[0]) + "".join(f"  {x.rjust(w)}" for x, w in zip(row[1:], widths[1:], strict=True))
+            for row in (self.columns, *self.rows)
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{markup.escape(name)}</th>' for name in self.columns)
+        # a cell without a name above heads no column
+        head = head.replace('<th scope="col"></th>', "<td></td>")
+        lines = ['<table class="dataframe">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+        for name, *cells in self.rows:
+            row = f'<th scope="row">{markup.escape(name)}</th>'
+            lines.append(f"<tr>{row}{''.join(f'<td>{markup.escape(x)}</td>' for x in cells)}</tr>")
+        return "\n".join([*lines, "</tbody>", "</table>"])
 
 
 def table(rows: list[Row]) -> str:

@@ -21,7 +21,8 @@ class Sparse:
     ``rows``, ``columns`` (integers) and ``values`` (floating point) have shape (entries,). Entries at one place
     are added.
 
-    >>> A = Sparse(torch.tensor([0, 1]), torch.tensor([0, 1]), (3, 2), torch.tensor([3.0, 1.0]))
+    >>> diagonal = torch.tensor([0, 1])
+    >>> A = Sparse(diagonal, diagonal, (3, 2), torch.tensor([3.0, 1.0]))
     >>> A.rmv(torch.ones(3))
     tensor([3., 1.])
     """
