@@ -15,13 +15,6 @@ CHAPTERS = [ROOT / f"{page['file']}.ipynb" for part in PARTS for page in part["c
 MODULES = {"svdgrad.matrices", "svdgrad.oracles", "svdgrad.lab"}
 NAMES = {"svdgrad.singular_triplet", "svdgrad.adjoint.SOLVERS", "svdgrad.adjoint.ATTEMPTS"}
 
-#: what chapters use beyond that, and why; an entry that no chapter needs any more is an error
-EXCEPTIONS = {
-    "svdgrad.adjoint.assemble": "the formula of the gradient, (ξu + p)vᵀ + uqᵀ, in one line; derived in adjoint-system",
-    "svdgrad.Triplet": "the three values under one name, where a chapter has made them itself",
-    "svdgrad.adjoint.mixed.indefinite_least_squares": "the chapter before has derived it",
-}
-
 
 def used(cells: list[str]) -> set[str]:
     """Every name of svdgrad that the cells import, or reach through a module that they imported, written in full."""
@@ -65,12 +58,7 @@ def of_chapter(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_a_chapter_of_parts_one_and_two_keeps_to_the_learners_surface(path):
-    assert sorted(beyond(of_chapter(path), MODULES | NAMES | EXCEPTIONS.keys())) == []
-
-
-def test_every_exception_is_needed():
-    needed = set().union(*(beyond(of_chapter(path), MODULES | NAMES) for path in CHAPTERS))
-    assert sorted(name for name in EXCEPTIONS if beyond({name}, needed)) == []
+    assert sorted(beyond(of_chapter(path), MODULES | NAMES)) == []
 
 
 @pytest.mark.parametrize(

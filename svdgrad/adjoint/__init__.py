@@ -92,8 +92,9 @@ def _as_written(formula: Formula) -> Formula:
 
     @wraps(formula)
     def attempt(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-        p, q = formula(A, *triplet, phi, psi)
-        return project(triplet.u, p), project(triplet.v, q)
+        sigma, u, v = triplet
+        p, q = formula(A, sigma, u, v, phi, psi)
+        return project(u, p), project(v, q)
 
     return attempt
 
