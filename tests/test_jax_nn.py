@@ -149,8 +149,9 @@ def test_the_bound_is_never_below():
     with jax.enable_x64(True):
         taus = jax.jit(jax.vmap(lambda K: upper_bound(convolution, K, (3, 6, 6))))(kernels)
         sigmas = jax.vmap(lambda K: jnp.linalg.norm(formed(convolution, K.astype(float), (3, 6, 6)), 2))(kernels)
-        few = upper_bound(convolution, kernels[0], (3, 6, 6), maxiter=3)
-    assert (taus >= sigmas).all() and jnp.median(taus / sigmas) < 1.005 and few > 1.01 * sigmas[0]
+        few = float(upper_bound(convolution, kernels[0], (3, 6, 6), maxiter=3))
+    over = np.asarray(taus) / np.asarray(sigmas)
+    assert over.min() >= 1 and np.median(over) < 1.005 and few > 1.01 * float(sigmas[0])
     # in single precision, with a failure that it allows
     assert 1 <= upper_bound(convolution, kernels[0], (3, 6, 6), failure=1e-2) / float(sigmas[0]) < 1.01
 
