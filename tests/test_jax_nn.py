@@ -13,7 +13,7 @@ from torch import nn
 
 import svdgrad.nn
 from svdgrad.jax import lanczos
-from svdgrad.jax.nn import GainState, gain_step, init_state, operator_norm
+from svdgrad.jax.nn import GainState, gain_step, init_state, operator_norm, upper_bound
 
 
 def convolution(kernel, x, stride=1, padding="SAME", dilation=1, groups=1):
@@ -135,6 +135,30 @@ def kernels(count=1):
     return jax.random.normal(jax.random.key(1), (count, 8, 3, 3, 3)) / 5
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_bound_lies_above_and_close(name):
+    layer, weight, shape, theirs = made(name)
+    with jax.enable_x64(True):
+        sigma = true_gain(layer, jnp.asarray(weight, float), shape)
+        tau, G = jax.jit(jax.value_and_grad(lambda W: upper_bound(layer, W, shape)))(weight)
+        assert tau.dtype == jnp.float64 and sigma <= tau < 1.01 * sigma
+        assert sigma <= svdgrad.nn.upper_bound(theirs, shape).item() * (1 + 1e-6)
+        # Euler: σ is of degree one in the weight, and so is τ
+        assert G.dtype == weight.dtype and abs((G * weight).sum() / tau - 1) < 1e-5
+
+
+def test_the_bound_is_never_below():
+    kernels = jax.random.normal(jax.random.key(5), (200, 4, 3, 3, 3))
+    with jax.enable_x64(True):
+        taus = jax.jit(jax.vmap(lambda K: upper_bound(convolution, K, (3, 6, 6))))(kernels)
+        sigmas = jax.vmap(lambda K: jnp.linalg.norm(formed(convolution, K.astype(float), (3, 6, 6)), 2))(kernels)
+        few = float(upper_bound(convolution, kernels[0], (3, 6, 6), maxiter=3))
+    over = np.asarray(taus) / np.asarray(sigmas)
+    assert over.min() >= 1 and np.median(over) < 1.005 and few > 1.01 * float(sigmas[0])
+    # in single precision, with a failure that it allows
+    assert 1 <= upper_bound(convolution, kernels[0], (3, 6, 6), failure=1e-2) / float(sigmas[0]) < 1.01
+
+
 def train(rate, steps, maxiter=48):
     """Descent on a loss of the divided kernel, in one scan: the kernels that were used, and the excess of each step."""
     x, y = jax.random.normal(jax.random.key(2), SHAPE), jax.random.normal(jax.random.key(3), (8, 10, 10))
@@ -248,6 +272,10 @@ def step_with(**options):
         (lambda: gain_step(relu, kernels()[0], init_state(SHAPE)), ValueError, "linear"),
         (lambda: init_state(SHAPE, jnp.bfloat16), TypeError, "32 bits or more"),
         (lambda: init_state((3, 0)), ValueError, "at least one entry"),
+        (lambda: upper_bound(relu, kernels()[0], SHAPE, 0.1), ValueError, "linear"),
+        (lambda: upper_bound(convolution, kernels()[0], SHAPE), ValueError, "jax_enable_x64 allows less"),
+        (lambda: upper_bound(convolution, kernels()[0], SHAPE, 1.0), ValueError, "failure must be a probability"),
+        (lambda: upper_bound(convolution, kernels()[0], SHAPE, "few"), TypeError, "failure must be a number"),
         (lambda: step_with(tol=0), ValueError, "tol must be positive"),
         (lambda: step_with(missed=None), TypeError, "missed must be a number"),
         (lambda: step_with(missed=0), ValueError, "missed must be a probability"),
