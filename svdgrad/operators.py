@@ -53,7 +53,8 @@ def operator_triplet(
         to all derivatives. float16 and bfloat16, of v0 and params, are computed in float32.
     tol, maxiter : float, int, optional
         The iteration stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and gives up after maxiter
-        steps (default: 1000).
+        steps (default: 1000). The adjoint is solved to a tenth of the residual reached, since that decides the error of
+        the gradient.
     missed : float, optional
         It also goes on until the probability that it has missed a value above 1.001 σ is at most this; None trusts v0,
         as for ``singular_triplet``.

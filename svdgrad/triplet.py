@@ -56,7 +56,8 @@ def singular_triplet(
     tol, maxiter : float, int, optional
         For "lanczos": it stops where ‖Aᴴu − σv‖ ≤ tol σ (default: ten times the unit roundoff), and raises a
         ConvergenceError after maxiter steps (default: min(m, n), where it ends for certain). "auto" takes them for the
-        matrices for which it chooses "lanczos"; for others it needs neither. "svd" and "gram" refuse them.
+        matrices for which it chooses "lanczos"; for others it needs neither. "svd" and "gram" refuse them. The adjoint
+        of "cg" is solved to a tenth of the residual reached, since that decides the error of the gradient.
     v0 : Tensor, optional
         Shape (n,) or (..., n), fixes the sign, or phase: of all pairs c(u, v) with c of modulus one, that with v0ᴴv > 0
         is returned (eq-phase).

@@ -373,7 +373,7 @@ def test_a_weight_that_did_not_change_costs_a_few_products():
         model[2].parametrizations.weight.original.add_(0.01)
     first = count_products(model[2], torch.randn(5, 8, 8, 8))
     again = count_products(model[2], torch.randn(5, 8, 8, 8))
-    assert first > 15 and again <= 6
+    assert first > 15 and again <= 4
     model[2].parametrizations.weight.original.data.add_(0.01)  # a change that counts no version
     assert count_products(model[2], torch.randn(5, 8, 8, 8)) > 15
 

@@ -85,7 +85,7 @@ def spectral_norm(
     Notes
     -----
     State: the right singular vector of the last forward, in a buffer, from which the next starts. A weight that has not
-    changed since costs three to five products; a layer of few inputs is formed, and needs no state. The gradient is
+    changed since costs two products; a layer of few inputs is formed, and needs no state. The gradient is
     that of W/σ, σ included, from v as it is: its error, and that of a second derivative, is at most √tol over the gap,
     and a second derivative warns of it.
     The options of the layer are read now: after a change of its stride or padding, or of the shape of its input,
