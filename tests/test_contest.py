@@ -62,6 +62,21 @@ def test_there_is_a_table_for_every_shape_and_precision_and_the_first_is_unfolde
     assert [p.text for p in BeautifulSoup(html, "html.parser").find_all("p")] == ["the CPU here"] * 3
 
 
+def test_a_table_of_words_heads_its_rows_and_columns_and_escapes_them():
+    html = BeautifulSoup(tables.Table(("", "a < b"), [("x & y", 1), ("z", "2")])._repr_html_(), "html.parser")
+    assert [[word.text for word in row.find_all(["th", "td"])] for row in html.find_all("tr")] == [
+        ["", "a < b"],
+        ["x & y", "1"],
+        ["z", "2"],
+    ]
+    assert [head["scope"] for head in html.find_all("th")] == ["col", "row", "row"]
+
+
+def test_a_row_that_is_too_short_is_an_error():
+    with pytest.raises(ValueError):
+        repr(tables.Table(("", "a", "b"), [("x", 1)]))
+
+
 # --- the chapter that reads the records ------------------------------------------------------------------------------
 
 NOTEBOOK = nbformat.read(Path(__file__).parents[1] / "book" / "contest.ipynb", as_version=4)

@@ -135,6 +135,18 @@ def solutions_with_other_folds(site: Path) -> list[str]:
     return found
 
 
+def punctuation_apart_from_formulas(site: Path) -> list[str]:
+    """Formulas beside which a line could break before a comma, or after a parenthesis."""
+    found = []
+    for page in html_files(site):
+        for formula in BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").select("span.math"):
+            before, after = (str(text or "") for text in (formula.previous_sibling, formula.next_sibling))
+            apart = re.search(r"\($", before) or re.match(r"[.,;:)]", after)
+            if apart and "unbroken" not in formula.parent.get("class", ()):
+                found.append(f"{page.relative_to(site)}: {formula.get_text()}{after[:20]!r}")
+    return found
+
+
 def test_nothing_comes_from_the_network(site):
     assert remote_assets(site) == []
 
@@ -149,6 +161,10 @@ def test_images_are_described(site):
 
 def test_a_solution_is_one_fold(site):
     assert solutions_with_other_folds(site) == []
+
+
+def test_punctuation_stays_with_its_formula(site):
+    assert punctuation_apart_from_formulas(site) == []
 
 
 PLANTED = {
@@ -179,6 +195,19 @@ def test_a_planted_remote_asset_is_found(tmp_path, html):
 def test_planted_folds_are_found(tmp_path, faults, html):
     (tmp_path / "page.html").write_text(html, encoding="utf-8")
     assert len(solutions_with_other_folds(tmp_path)) == faults
+
+
+@pytest.mark.parametrize(
+    ("faults", "html"),
+    [
+        (0, '<p>for <span class="unbroken">(<span class="math">x</span>)</span> and <span class="math">y</span> in'),
+        (1, '<p>for <span class="math">x</span>, and'),
+        (1, '<p>for (<span class="math">x</span> and so on)'),
+    ],
+)
+def test_planted_punctuation_is_found(tmp_path, faults, html):
+    (tmp_path / "page.html").write_text(html, encoding="utf-8")
+    assert len(punctuation_apart_from_formulas(tmp_path)) == faults
 
 
 def test_planted_links_and_images_are_found(tmp_path):
@@ -378,7 +407,8 @@ LOOK = r"""
     const size = parseFloat(getComputedStyle(e).fontSize), box = e.getBoundingClientRect(), [top, bottom] = extent(e);
     if (e.scrollWidth > e.clientWidth) faults.push('a formula is too wide: ' + name(e.parentElement));
     if (size < 11) faults.push('a formula of ' + size.toFixed(1) + ' px: ' + name(e.parentElement));
-    if (top < box.top || bottom > box.bottom) faults.push('a formula is cut above or below: ' + name(e.parentElement));
+    if (top < box.top + 2 || bottom > box.bottom - 2)
+      faults.push('a formula is cut above or below: ' + name(e.parentElement));
     for (const table of e.querySelectorAll('mjx-itable')) {
       const rows = [...table.children].filter(row => row.querySelector('mjx-mfrac'));
       rows.slice(1).forEach((row, i) => {
@@ -469,7 +499,7 @@ def test_pages_look_right(site, browser, size):
 
 
 LONG = "a = " + "b + " * 25 + "c"
-FRACTION = r"\\frac{a}{b}"
+FRACTION = r"\frac{a}{b}"
 SEEN = {
     "remote script": ("phone", '<script src="https://example.org/a.js"></script>', "asks for https://example.org/a.js"),
     "TeX error": ("phone", r'<p><span class="math">\(\frac{1}\)</span></p>', "TeX error"),

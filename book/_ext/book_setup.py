@@ -69,6 +69,26 @@ class OneFoldPerSolution(SphinxPostTransform):
                 solution += cell
 
 
+class PunctuationStaysWithFormula(SphinxPostTransform):
+    """A browser would break the line between a formula and the comma after it, or the parenthesis before it."""
+
+    default_priority = 400
+
+    def run(self, **kwargs):
+        for formula in list(self.document.findall(nodes.math)):
+            parent, place = formula.parent, formula.parent.index(formula)
+            before, after = (parent[i] if 0 <= i < len(parent) else None for i in (place - 1, place + 1))
+            opening = re.search(r"[(\[“‘]*$", before)[0] if isinstance(before, nodes.Text) else ""
+            closing = re.match(r"[.,;:!?)\]”’]*", after)[0] if isinstance(after, nodes.Text) else ""
+            if opening:
+                parent[place - 1] = nodes.Text(before.removesuffix(opening))
+            if closing:
+                parent[place + 1] = nodes.Text(after.removeprefix(closing))
+            if opening or closing:
+                whole = [nodes.Text(opening), formula, nodes.Text(closing)]
+                parent[place] = nodes.inline("", "", *whole, classes=["unbroken"])
+
+
 def is_hidden_cell(node) -> bool:
     return isinstance(node, nodes.container) and node.get("hide_mode") == "all"
 
@@ -102,6 +122,7 @@ def setup(app):
 
     app.connect("config-inited", lambda app, config: setattr(config, "mathjax_path", "mathjax/tex-chtml.js"))
     app.add_post_transform(OneFoldPerSolution)
+    app.add_post_transform(PunctuationStaysWithFormula)
     app.connect("autodoc-process-docstring", link_equations)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("html-page-context", unlist_parameters)

@@ -15,6 +15,12 @@ const watch = new ResizeObserver((boxes) => {
 });
 document.querySelectorAll("article div.math").forEach((box) => watch.observe(box));
 
+// A table that scrolls sideways can be reached by the keyboard, as the theme sees to for code.
+const reach = new ResizeObserver((boxes) => {
+  for (const { target: box } of boxes) box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1;
+});
+document.querySelectorAll(".pst-scrollable-table-container").forEach((box) => reach.observe(box));
+
 // The search button and the folds of code bear a name for screen readers that is not what is written on them, so that who
 // says what is written reaches nothing (WCAG 2.5.3). What is written is a good name.
 for (const named of document.querySelectorAll(".search-button-field, details.hide > summary"))
