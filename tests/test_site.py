@@ -457,6 +457,7 @@ UNFOLD = r"""
 () => {
   for (const fold of document.querySelectorAll('article details')) fold.open = true;
   for (const fold of document.querySelectorAll('.toggle-hidden')) fold.classList.remove('toggle-hidden');
+  for (const fading of document.getAnimations()) fading.finish();
   // page.js fits the formulas in a frame of its own
   return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
 }

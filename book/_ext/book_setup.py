@@ -93,14 +93,22 @@ def is_hidden_cell(node) -> bool:
     return isinstance(node, nodes.container) and node.get("hide_mode") == "all"
 
 
-def unlist_parameters(app, pagename, templatename, context, doctree) -> None:
-    """Sphinx writes the parameters of a long signature as a list of definitions without a term, which a screen reader
-    announces as such; here they are lines.
+def mend_lists(app, pagename, templatename, context, doctree) -> None:
+    """Lists that a screen reader would announce wrongly: Sphinx writes the parameters of a long signature as
+    definitions without a term, and here they are lines; docutils fills the list of references with what is no item.
     """
     parameters = re.compile(r"<dl>\n((?:<dd><em class=\"sig-param\">.*</dd>\n)+)</dl>")
     lines = {"<dd>": '<span class="sig-line">', "</dd>": "</span>"}
-    context["body"] = parameters.sub(
-        lambda found: re.sub("</?dd>", lambda tag: lines[tag[0]], found[1]), context.get("body", "")
+    body = context.get("body", "").replace('role="doc-biblioentry"', 'role="listitem"')
+    context["body"] = parameters.sub(lambda found: re.sub("</?dd>", lambda tag: lines[tag[0]], found[1]), body)
+
+
+def keep_numbers_whole(app, pagename, templatename, context, doctree) -> None:
+    """A phone wraps what a cell prints, and would break 1e-13 after its hyphen."""
+    printed = re.compile(r'<div class="output stream.*?</pre>', re.S)
+    number = re.compile(r"\b\d[\d.]*e-\d+")
+    context["body"] = printed.sub(
+        lambda found: number.sub(r'<span class="unbroken">\g<0></span>', found[0]), context.get("body", "")
     )
 
 
@@ -125,6 +133,7 @@ def setup(app):
     app.add_post_transform(PunctuationStaysWithFormula)
     app.connect("autodoc-process-docstring", link_equations)
     app.connect("html-page-context", drop_thebe, priority=900)
-    app.connect("html-page-context", unlist_parameters)
+    app.connect("html-page-context", mend_lists)
+    app.connect("html-page-context", keep_numbers_whole)
     app.connect("build-finished", copy_mathjax)
     return {"version": "0.1", "parallel_read_safe": True, "parallel_write_safe": True}
