@@ -611,6 +611,11 @@ def test_an_unknown_label_is_an_error_with_the_nearest_one():
         grade("ex-kinks", 1)
 
 
+@pytest.mark.parametrize("answer", [["b"], {}, lambda: "b"], ids=type)
+def test_a_letter_is_asked_for_in_words_that_a_reader_knows(answer):
+    assert verdict("ex-luck", answer).endswith("answer with one of the letters 'a', 'b', 'c', in quotation marks")
+
+
 def test_half_an_answer_is_not_begun():
     assert verdict("ex-kink", (-1, None)) == NOTHING
 

@@ -62,8 +62,8 @@ class Chapter:
 
 
 def read_chapter(path: Path) -> Chapter:
-    """What the front page tells of the chapter in this notebook."""
-    notebook = nbformat.read(path, as_version=4)
+    """What the front page tells of the chapter in this notebook, or in this page of text alone."""
+    notebook = read_cells(path)
     opening = notebook.cells[0].source
     label = re.match(r"\((ch-[a-z0-9-]+)\)=", opening)
     if label is None:
@@ -74,6 +74,14 @@ def read_chapter(path: Path) -> Chapter:
         needs=_paragraph(path, opening, "What you need."),
         minutes=reading_minutes(notebook),
     )
+
+
+def read_cells(path: Path) -> nbformat.NotebookNode:
+    """The notebook at this path; a page of text alone as a notebook of one cell."""
+    if path.suffix == ".ipynb":
+        return nbformat.read(path, as_version=4)
+    new = nbformat.v4
+    return new.new_notebook(cells=[new.new_markdown_cell(path.read_text(encoding="utf-8"))])
 
 
 def _paragraph(path: Path, text: str, heading: str) -> str:
@@ -98,18 +106,18 @@ class Listing(SphinxDirective):
         raise NotImplementedError
 
     def chapter(self, docname: str) -> Chapter | None:
-        """The chapter of this name; None for a page that is no notebook. The front page is stale when it changes."""
-        path = ROOT / f"{docname}.ipynb"
-        if not path.exists():
-            return None
+        """The chapter of this name; None for a page of reference. The front page is stale when it changes."""
+        path = next(path for suffix in ("ipynb", "md") if (path := ROOT / f"{docname}.{suffix}").exists())
         self.env.note_dependency(str(path))
+        if path.suffix == ".md" and "**What you will do.**" not in path.read_text(encoding="utf-8"):
+            return None
         try:
             return read_chapter(path)
         except ValueError as reason:
             raise self.error(str(reason)) from reason
 
     def opening(self, docname: str) -> str:
-        """The first sentence of a page that is no notebook."""
+        """The first sentence of a page of reference."""
         path = ROOT / f"{docname}.md"
         self.env.note_dependency(str(path))
         text = path.read_text(encoding="utf-8").split("\n# ", 1)[-1]
@@ -129,7 +137,8 @@ class Ideas(Listing):
             chapter = self.chapter(docname)
             if chapter is None:
                 continue
-            cells = nbformat.read(ROOT / f"{docname}.ipynb", as_version=4).cells
+            notebook = ROOT / f"{docname}.ipynb"
+            cells = read_cells(notebook if notebook.exists() else notebook.with_suffix(".md")).cells
             text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
             ideas |= {title: f"{title}, {{prf:ref}}`{label}`" for title, label in THEOREM.findall(text)}
             named = [f"{label.removeprefix('eq-')} {{eq}}`{label}`" for label in EQUATION.findall(text)]

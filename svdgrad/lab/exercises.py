@@ -71,6 +71,8 @@ def choice(label: str, **why: str) -> None:
     """Enter a question with lettered answers: what is wrong with each, empty for the right one."""
 
     def judge(letter: Value) -> str:
+        if not isinstance(letter, str):
+            return f"answer with one of the letters {', '.join(map(repr, why))}, in quotation marks"
         if letter not in why:
             return f"answer with one of the letters {', '.join(map(repr, why))}, found {letter!r}"
         return why[letter]
