@@ -21,7 +21,7 @@ setup: ## the environment in .venv; redone only when requirements.txt or pyproje
 
 book: setup ## execute every notebook and render the book; any warning is an error
 	@echo "book: executing the notebooks and rendering the pages"
-	@$(BIN)/jupyter-book build -W --keep-going .
+	@$(BIN)/jupyter-book build -W --keep-going --all .
 	@echo "book: $(CURDIR)/_build/html/index.html"
 
 # a package that only one target needs, installed when it is first asked for: $(call need,module,requirement)
