@@ -485,6 +485,21 @@ def test_an_empty_batch(k, batch, forward):
     assert A.grad.shape == A.shape
 
 
+def test_autocast_costs_a_compiled_call_no_digit():
+    """PyTorch traces the backward pass in the autocast of the caller, where products of matrices have eight bits."""
+    A = numbers(7, 5, dtype=torch.float32)
+
+    def f(A):
+        return (svdgrad.singular_triplets(A, 2).U ** 3).sum()
+
+    compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
+    X = A.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = compiled(X)
+    y.backward()
+    assert relative_error(X.grad, gradient(f, A)) < 1e-5
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_a_compiled_call_and_small_precisions():
     A = numbers(8, 6, dtype=torch.float32)
