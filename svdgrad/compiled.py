@@ -19,7 +19,7 @@ from .inputs import prepare, prepare_many
 from .nn import spectral
 from .operator import Dense
 from .solve import Solve
-from .steps import find_triplet
+from .steps import find_triplet, full_precision
 from .transforms import in_forward_mode, lazy_conjugates, transformed
 from .triplets import as_rows
 
@@ -185,7 +185,8 @@ def _backward(ctx: Any, bars: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     given = [torch.zeros_like(x) if bar is None else bar for x, bar in zip(found[:3], bars)]
     x, q = solve(A, found, given, v0, *ctx.named)
     _, u, v, *_ = found
-    return *_operator(A, ctx.named[2]).pull((x, u), (v, q)), *(None,) * 7
+    with full_precision((A,)):  # this product is traced, in the autocast of the caller
+        return *_operator(A, ctx.named[2]).pull((x, u), (v, q)), *(None,) * 7
 
 
 triplet.register_autograd(_backward, setup_context=_setup_context)

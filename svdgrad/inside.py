@@ -184,12 +184,13 @@ def check_values(sigma: Tensor, shape: tuple[int, int], xi: Tensor) -> None:
         )
 
 
-def check_again(sigma: Tensor, m: int, n: int, twice: bool) -> None:
+def check_again(sigma: Tensor, m: int, n: int, power: int) -> None:
     """Raise a TieError for a second derivative at a tie of kept values; warn where it loses digits close to one.
 
-    ``twice`` says whether it divides by σⱼ − σᵢ twice: so do reverse mode over forward mode and forward mode inside
-    forward mode, which divide before the loss is known, with an error of about ε/gap². Forward over reverse, and
-    reverse over reverse, do not.
+    The error is about ε/gapᵖ, measured for losses that are blind to turns inside: of the second derivative with p = 2
+    in reverse mode over forward mode, which divides by σⱼ − σᵢ before the loss is known; with p = 3 of a third one;
+    with p = d + 1 of d derivatives in nested forward modes, since each triplet has its own there. For a second one,
+    forward over reverse or reverse over reverse, ``power`` is 0: nothing is lost.
     """
     gap, eps = closest(sigma), torch.finfo(sigma.dtype).eps
     if gap <= tie(m, n, sigma.dtype):
@@ -198,11 +199,12 @@ def check_again(sigma: Tensor, m: int, n: int, twice: bool) -> None:
             "which is a tie up to rounding. The first derivative is given there; otherwise choose another k, or "
             "perturb A"
         )
-    if twice and eps > 1e-2 * gap**2:
+    if power and eps > 1e-2 * gap**power:
         warn(
-            "reverse mode over forward mode, and forward mode inside forward mode, divide by the distance of two kept "
-            f"singular values, relative gap {gap:.1e}, twice: a relative error of about {eps / gap**2:.0e} is to be "
-            "expected. Forward over reverse, as in torch.func.hessian, does not"
+            "reverse mode over forward mode, forward mode inside forward mode, and third derivatives divide by the "
+            f"distance of two kept singular values, relative gap {gap:.1e}, more often than the result needs: a "
+            f"relative error of about {eps / gap**power:.0e} is to be expected. A second derivative by reverse mode "
+            "over reverse mode, or by forward over reverse, as in torch.func.hessian, does not"
         )
 
 

@@ -27,7 +27,7 @@ from .steps import along_u, find_triplet
 from .transforms import (
     in_forward_mode,
     mapped_by_autograd,
-    newton_steps_wanted,
+    nested_derivatives,
     one_by_one,
     refuse_mapping_by_autograd,
     to_front,
@@ -41,7 +41,8 @@ def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
         v0 = v0.detach()
     if not transformed():
         return Triplet(*_PlainTriplet.apply(A, v0, how, *A.leaves)[:3])
-    steps = newton_steps_wanted()
+    derivatives = nested_derivatives()
+    steps = derivatives.bit_length()  # k with 2ᵏ > d: right to the order 2ᵏ − 1 (chapter *One Newton step*)
     if steps and not isinstance(A, Dense):  # a Newton step solves with the matrix
         A = Dense(dense(A), rows=how.k is not None)
         how = replace(how, forward=SVD(), adjoint=SOLVERS["spectral"])
@@ -52,7 +53,9 @@ def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
         return newton(A.leaves[0], Triplet(sigma, u, v), v0, steps)
     # the k as a batch, each with its own Newton steps, which need σᵢ to be simple; the core is diagonal then
     sigma = sigma.diagonal(dim1=-2, dim2=-1).real
-    Solve.apply(A, how, "distinct", *A.leaves, sigma, u, v, torch.zeros_like(u), torch.zeros_like(v), *known)
+    Solve.apply(
+        A, how, f"nested {derivatives}", *A.leaves, sigma, u, v, torch.zeros_like(u), torch.zeros_like(v), *known
+    )
     matrices = A.leaves[0].unsqueeze(-3).expand(*sigma.shape, *A.shape)
     sigma, u, v = newton(matrices, Triplet(sigma, u, v), None, steps)
     return Triplet(torch.diag_embed(sigma).to(u.dtype), u, v)

@@ -32,8 +32,9 @@ class Solve(torch.autograd.Function):
     The pair (p, q) belongs to the square bordered system J [p; q; λ; μ] = [φ; ψ; 0; 0], J = [K, W; Wᴴ, 0], with λ = uᴴφ
     and μ = vᴴψ. A cotangent (p̄, q̄) is pulled back by J [y; z; α; γ] = [p̄; q̄; 0; 0], the same system; then φ̄ = y,
     ψ̄ = z, and what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ. A tangent is pushed forward by J dx = dc − dJ x.
-    ``role`` says what (φ, ψ) is: "loss", "tangent", or "again" for the derivative of a solve ("reversed" in reverse
-    mode over a tangent); it decides what is checked. With "phase" that is the phase of the loss, and nothing is solved.
+    ``role`` says what (φ, ψ) is, and decides what is checked: "loss", "tangent", "again" for the derivative of one of
+    those ("reversed" in reverse mode over a tangent), "third" for the derivative of that. With "phase" it is the phase
+    of the loss that is checked, with "nested d" the distances of k values, for d derivatives; nothing is solved.
     """
 
     @staticmethod
@@ -54,7 +55,7 @@ class Solve(torch.autograd.Function):
     def backward(ctx: Any, p_bar: Tensor, q_bar: Tensor) -> tuple[Any, ...]:
         leaves, (sigma, u, v, phi, psi, *known, p, q) = split(ctx)
         A = ctx.A.at(leaves)
-        role = "reversed" if ctx.role == "tangent" else "again"
+        role = {"loss": "again", "tangent": "reversed"}.get(ctx.role, "third")
         y, z = Solve.apply(A, ctx.how, role, *leaves, sigma, u, v, p_bar, q_bar, *known)
         many = ctx.how.k is not None
         lam, mu, alpha, gamma = (_against(x, y, many) for x, y in ((u, phi), (v, psi), (u, p_bar), (v, q_bar)))
@@ -85,7 +86,8 @@ class Solve(torch.autograd.Function):
             top = top - _times(_against(phi, u, many), du, many)
         if dv is not None:
             bottom = bottom - _times(_against(psi, v, many), dv, many)
-        dp, dq = Solve.apply(A, ctx.how, "again", *leaves, sigma, u, v, top, bottom, *known)
+        role = "again" if ctx.role in ("loss", "tangent") else "third"
+        dp, dq = Solve.apply(A, ctx.how, role, *leaves, sigma, u, v, top, bottom, *known)
         if du is not None:
             dp = dp - _times(_against(p, du, many), u, many)
         if dv is not None:

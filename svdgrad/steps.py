@@ -67,15 +67,15 @@ def solve_adjoint(
     A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, how: How, role: str, known: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not
-    use, and so does autograd to matrices of a batch. With the roles "phase" and "distinct" nothing is solved, but the
+    use, and so does autograd to matrices of a batch. With the roles "phase" and "nested d" nothing is solved, but the
     phase or the distances of k values checked: here numbers can be read, under vmap too.
     """
     sigma, u, v = triplet
     many = how.k is not None
     if role == "phase":
         check_phase(u, v, phi, psi)
-    if role == "distinct":
-        check_again(sigma, *A.shape, twice=True)
+    if role.startswith("nested"):
+        check_again(sigma, *A.shape, power=1 + int(role.split()[1]))
     readable = not mapped_by_autograd(phi, psi)
     if role == "phase" or readable and not (phi.any() or psi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)
@@ -133,7 +133,7 @@ def _solve_many(
     elif role == "tangent":
         check_forward(sigma, m, n)
     else:
-        check_again(sigma, m, n, role == "reversed")
+        check_again(sigma, m, n, {"again": 0, "reversed": 2, "third": 3}[role])
     P, Q = _outside(A, triplet, phi, psi, left)
     if wanted is not None:  # 0/0 elsewhere
         P, Q = (x.where(wanted.unsqueeze(-1), 0) for x in (P, Q))

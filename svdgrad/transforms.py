@@ -85,18 +85,18 @@ def refuse_tracing() -> None:
         )
 
 
-def newton_steps_wanted() -> int:
-    """0, unless torch.func's forward modes (jvp, jacfwd) are nested: then k with 2ᵏ > d, for d derivatives under way.
+def nested_derivatives() -> int:
+    """0, unless torch.func's forward modes (jvp, jacfwd) are nested: then how many derivatives are under way.
 
     PyTorch drops the outer tangent inside the jvp of an autograd.Function, in silence: of what comes out only the value
-    is sure to be right. k Newton steps from a right value are right to the order 2ᵏ − 1 (chapter *One Newton step*).
+    is sure to be right.
     """
     from torch._functorch.pyfunctorch import TransformType, retrieve_all_functorch_interpreters
 
     kinds = [level.key() for level in retrieve_all_functorch_interpreters()]
     if kinds.count(TransformType.Jvp) < 2:
         return 0
-    return (kinds.count(TransformType.Jvp) + kinds.count(TransformType.Grad)).bit_length()
+    return kinds.count(TransformType.Jvp) + kinds.count(TransformType.Grad)
 
 
 def pull_back(f: Callable[..., Tensor], *primals: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:

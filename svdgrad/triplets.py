@@ -117,7 +117,7 @@ def singular_triplets(
         depends on single vectors of kept values that are close; if a loss of U or V tells tied values apart, as that of
         U S Vᴴ does, whose gradient ``low_rank`` has. In forward mode at a tie of kept values, or where some of them
         equal σₖ₊₁ up to rounding: NaN is the tangent of these and their vectors, and the others have theirs. In reverse
-        mode over forward mode close to a tie of kept values.
+        mode over forward mode, in nested forward modes and in third derivatives close to a tie of kept values.
 
     Notes
     -----

@@ -450,6 +450,30 @@ def test_forward_modes_inside_one_another_at_a_tie_and_close_to_one():
         second(tied + torch.diag(torch.tensor([1e-8, 0, 0, 0])))
 
 
+@pytest.mark.parametrize(("modes", "power"), [("jj", 3), ("gj", 2), ("ggg", 3), ("ggj", 3), ("jjg", 4), ("jjj", 4)])
+def test_higher_derivatives_close_to_a_tie_inside_say_how_many_digits_they_lose(modes, power):
+    """For a loss that no turn of the tied values changes, so that its derivatives stay finite at the tie."""
+
+    def derivative(gap):
+        E = numbers(5, 5, seed=3)
+        U, V = (torch.linalg.qr(numbers(5, 5, seed=seed))[0] for seed in (1, 2))
+        f = lambda A: (svdgrad.low_rank(A, 2).dense() ** 2 * E).sum()
+        for mode in reversed(modes):
+            f = (
+                (lambda A, f=f: torch.func.jvp(f, (A,), (E,))[1])
+                if mode == "j"
+                else (lambda A, f=f: (torch.func.grad(f)(A) * E).sum())
+            )
+        return f(U @ torch.diag(torch.tensor([3, 3 - 3 * gap, 1.5, 1, 0.5], dtype=E.dtype)) @ V)
+
+    edge = (100 * torch.finfo(torch.float64).eps) ** (1 / power)  # where ε/gapᵖ is 1%
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", svdgrad.NearTieWarning)
+        derivative(1.1 * edge)
+    with pytest.warns(svdgrad.NearTieWarning, match="more often than the result needs"):
+        derivative(0.9 * edge)
+
+
 @pytest.mark.parametrize("forward", FORWARDS)
 @pytest.mark.parametrize("batch", [(0,), (2, 0)], ids=str)
 @pytest.mark.parametrize("k", [1, 2])
@@ -459,6 +483,21 @@ def test_an_empty_batch(k, batch, forward):
     assert (sigma.shape, U.shape, V.shape) == ((*batch, k), (*batch, 5, k), (*batch, 4, k))
     (sigma.sum() + U.sum() + V.sum() + svdgrad.low_rank(A, k, forward=forward).dense().sum()).backward()
     assert A.grad.shape == A.shape
+
+
+def test_autocast_costs_a_compiled_call_no_digit():
+    """PyTorch traces the backward pass in the autocast of the caller, where products of matrices have eight bits."""
+    A = numbers(7, 5, dtype=torch.float32)
+
+    def f(A):
+        return (svdgrad.singular_triplets(A, 2).U ** 3).sum()
+
+    compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
+    X = A.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = compiled(X)
+    y.backward()
+    assert relative_error(X.grad, gradient(f, A)) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
