@@ -1,5 +1,7 @@
 """What more than one file of tests needs: the pages of the book, and a browser."""
 
+import gc
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -31,3 +33,16 @@ def browser():
         pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
     with pages.chromium() as chromium:
         yield chromium
+
+
+#: how much of memory Linux lets a process map by default is 65,530 pieces, and it aborts one that wants more; each
+#: program that XLA has compiled takes some dozens
+MOST_PIECES = 20_000
+TESTS = itertools.count(1)
+
+
+def pytest_runtest_teardown(item):
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and next(TESTS) % 5 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MOST_PIECES:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
