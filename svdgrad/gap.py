@@ -77,7 +77,7 @@ def expected_error(gap: float, dtype: torch.dtype) -> float:
 
 def values_near(A: Operator, sigma: Tensor, known: Any, pair: tuple[Map, Map] | None = None) -> tuple[Tensor, Any]:
     """The singular values that are known, shape (..., k); after Lanczos with one more, from a search for copies of σ.
-    And what is ``known``, with the vectors that the search came upon.
+    And what is ``known``, with the vectors that the search came upon, but for a batch.
 
     Lanczos's iteration sees one vector of a multiple value, since its space holds one; see ``largest_unseen``. ``pair``
     is the products with A, if they are at hand.

@@ -88,7 +88,8 @@ class _NotDefinite(Exception):
 def _accuracy(s: Tensor, ritz: Ritz | None) -> float | Tensor:
     """The relative residual to stop at: a tenth of that of u and v, whose errors the solution has anyway; 4ε or more.
 
-    That of a start that is trusted may be large; the few Ritz vectors that it has found make each step count for less.
+    After few steps from a start that is trusted, that residual is large, and few Ritz vectors are there to precondition
+    with: digits beyond those of u and v would cost many steps.
     """
     least: float = 4 * torch.finfo(s.dtype).eps
     if ritz is None:

@@ -65,7 +65,7 @@ class Lanczos:
         if isinstance(A, Dense):
             check_entries(A.A)
             if A.A.ndim > 2:  # one by one; of what else is known as much is kept as all have
-                batch, matrices = A.A.shape[:-2], one_at_least(A.A)
+                batch, matrices = A.A.shape[:-2], matrices_of(A.A)
                 starts = (
                     [None] * len(matrices) if v0 is None or 0 in batch else [*v0.expand(*batch, -1, -1).flatten(0, -3)]
                 )
@@ -75,7 +75,7 @@ class Lanczos:
         return Rows(sigma, U, V), known
 
 
-def one_at_least(A: Tensor) -> Tensor:
+def matrices_of(A: Tensor) -> Tensor:
     """The matrices of a batch in one row; of an empty batch another matrix, to learn the shapes of what is found."""
     return torch.eye(*A.shape[-2:]).to(A)[None] if 0 in A.shape[:-2] else A.reshape(-1, *A.shape[-2:])
 
@@ -169,7 +169,7 @@ def _one_by_one(
 ) -> tuple[Triplet, Ritz]:
     """``lanczos`` for each matrix of a batch; of the Ritz pairs as many are kept as all of them have."""
     *batch, m, n = A.shape
-    matrices = one_at_least(A)
+    matrices = matrices_of(A)
     starts = [None] * len(matrices) if v0 is None or 0 in batch else list(v0.expand(*batch, n).reshape(-1, n))
     triplets, left = zip(*(lanczos(X, x, tol, maxiter, missed, resolution, best) for X, x in zip(matrices, starts)))
     return stacked(triplets, batch), stacked(left, batch)

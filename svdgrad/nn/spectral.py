@@ -204,16 +204,16 @@ class SpectralNorm(nn.Module):
 def fingerprint(x: Tensor, seed: int = 0) -> Tensor:
     """A weighted sum of the bits of all numbers, in integers: the same on every device, and found without a wait.
 
-    What differs has the same with a probability of 1e-9 or less. A copy would tell as well, but takes memory, and a
-    state that is loaded could not be told to belong to it.
+    What differs has the same by chance only, as with any hash of 64 bits. A copy would tell as well, but takes memory,
+    and a state that is loaded could not be told to belong to it.
     """
     x = torch.view_as_real(x.detach()) if x.is_complex() else x.detach()
     bits = x.contiguous().view(_BITS[x.element_size()]).reshape(-1).to(torch.int64)
-    # a factor of two changes only the first of 64 bits, of which the product would keep a few
-    bits = bits ^ (bits >> 31 & 2**33 - 1)
+    # a number times two differs in its exponent, in high bits of which a product modulo 2⁶⁴ keeps little: fold
+    bits = bits ^ ((bits >> 31) & (2**33 - 1))
     weights = torch.arange(1, len(bits) + 1, device=x.device) * _GOLDEN
     weights = weights ^ (weights >> 29)
-    return (bits * (weights * _GOLDEN | 1)).sum() + seed
+    return (bits * ((weights * _GOLDEN) | 1)).sum() + seed
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
