@@ -157,7 +157,7 @@ def upper_bound(
     >>> def layer(kernel, x):
     ...     return jax.lax.conv(x[None], kernel, (1, 1), "SAME")[0]
     >>> with jax.enable_x64(True):
-    ...     tau = upper_bound(layer, jnp.ones((1, 1, 3, 3)), (1, 8, 8))
+    ...     tau = float(upper_bound(layer, jnp.ones((1, 1, 3, 3)), (1, 8, 8)))
     >>> print(1 < tau / (1 + 2 * math.cos(math.pi / 9)) ** 2 < 1.006)
     True
     """
