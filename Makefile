@@ -8,8 +8,8 @@ BIN := .venv/bin
 
 # two workers, a file to each, and one thread of arithmetic to a worker: more threads than cores only wait for each other
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
-# XLA compiles anew for every shape, which is most of what a test of JAX takes, and four times as fast without its fused
-# loops and LLVM's optimisations. `make slow` runs the tests of JAX once more as they are compiled for users.
+# XLA compiles anew for every shape, which is most of what a test of JAX takes, and several times as fast without its
+# fused loops and LLVM's optimisations. `make slow` runs the tests of JAX once more as they are compiled for users.
 QUICK_XLA = XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 help: ## this list

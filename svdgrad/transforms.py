@@ -121,11 +121,13 @@ def one_by_one(
     Of Ritz pairs, whose number differs from call to call, as many are kept as all calls have.
     """
     calls = [call(*(x if dim is None else x.select(dim, k) for x, dim in zip(inputs, dims))) for k in range(size)]
-    together = []
-    for xs in zip(*calls):
-        shape = [min(sizes) for sizes in zip(*(x.shape for x in xs))]
-        together.append(torch.stack([x[tuple(slice(size) for size in shape)] for x in xs]))
-    return tuple(together)
+    return tuple(stack_what_all_have(xs) for xs in zip(*calls))
+
+
+def stack_what_all_have(xs: Sequence[Tensor]) -> Tensor:
+    """The tensors along a new first dimension, each cut to the shape that all have."""
+    shape = [min(sizes) for sizes in zip(*(x.shape for x in xs))]
+    return torch.stack([x[tuple(slice(size) for size in shape)] for x in xs])
 
 
 def tangent(f: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:

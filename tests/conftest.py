@@ -35,8 +35,8 @@ def browser():
         yield chromium
 
 
-#: how much of memory Linux lets a process map by default is 65,530 pieces, and it aborts one that wants more; each
-#: program that XLA has compiled takes some dozens
+#: Linux lets a process map 65,530 pieces of memory by default, and one that wants more is aborted; each program that
+#: XLA has compiled takes some
 MOST_PIECES = 20_000
 TESTS = itertools.count(1)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..certificate import RESOLUTION, check_missed
 from ..operator import Dense, Operator
 from ..products import Map, products, root_of_scale
+from ..transforms import stack_what_all_have
 from .basis import noise
 from .bidiagonal import golub_kahan
 from .block import RitzBlock, block_lanczos
@@ -84,9 +85,8 @@ def stacked(found: Sequence[Any], batch: Sequence[int]) -> Any:
     """One named tuple of tensors for a batch of them, each tensor cut to the shape that all have."""
     tensors = []
     for xs in zip(*found):
-        shape = [min(sizes) for sizes in zip(*(x.shape for x in xs))]
-        together = torch.stack([x[tuple(map(slice, shape))] for x in xs])
-        tensors.append(together[: math.prod(batch)].reshape(*batch, *shape))
+        together = stack_what_all_have(xs)
+        tensors.append(together[: math.prod(batch)].reshape(*batch, *together.shape[1:]))
     return type(found[0])(*tensors)
 
 
