@@ -125,6 +125,12 @@ def test_a_complex_layer():
         assert truth / 1.001 <= sigma <= 1.003 * truth and state.v.dtype == complex
 
 
+def test_out_of_steps_it_is_not_a_number():
+    kernel = kernels()[0]
+    few, enough = (operator_norm(convolution, kernel, SHAPE, maxiter=n) for n in (3, 200))
+    assert jnp.isnan(few) and enough == operator_norm(convolution, kernel, SHAPE)
+
+
 # --- the state --------------------------------------------------------------------------------------------------------
 
 SHAPE = (3, 10, 10)
@@ -242,7 +248,7 @@ def test_a_weight_that_did_not_change_may_trust_the_state():
     sigma, state = gain_step(convolution, kernel, init_state(SHAPE))
     again, same = gain_step(convolution, kernel, state, maxiter=0)
     np.testing.assert_allclose(again, sigma, rtol=1e-5)
-    assert same.v is state.v and same.excess is state.excess
+    assert (same.v == state.v).all() and same.excess == state.excess
     G, truth = (jax.grad(lambda K, m=m: gain_step(convolution, K, state, maxiter=m)[0])(kernel) for m in (0, 48))
     assert jnp.linalg.norm(G - truth) < 0.05 * jnp.linalg.norm(truth)  # as far apart as two v with a residual of √tol
 
@@ -256,12 +262,65 @@ def test_zeros_and_what_is_not_finite():
         assert jnp.isnan(sigma) and (after.v == state.v).all() and after.excess == state.excess
 
 
+def soft(kernel, state, bound, **options):
+    """As the docstring has it: only what exceeds the bound shrinks."""
+    sigma, state = gain_step(convolution, kernel, state, **options)
+    return kernel / jnp.maximum(sigma / bound, 1), state
+
+
+def test_soft_shrinks_only_what_exceeds_the_bound():
+    kernel = kernels()[0]
+    gain = true_gain(convolution, kernel, SHAPE)
+    step = jax.jit(soft)
+    divided, state = step(kernel, init_state(SHAPE), 0.5 * gain)
+    assert HELD[0] <= true_gain(convolution, divided, SHAPE) / (0.5 * gain) <= HELD[1]
+    # σ is at most 1.003 times the gain
+    assert (step(kernel, state, 1.004 * gain)[0] == kernel).all()
+    # and in a scan, where the kernel grows through the bound: smaller gains are left as they are
+    grown = lax.scan(lambda s, c: soft(c * kernel, s, gain)[::-1], init_state(SHAPE), jnp.array([0.5, 0.9, 1.1, 2.0]))
+    gains = [true_gain(convolution, K, SHAPE) / gain for K in grown[1]]
+    np.testing.assert_allclose(gains, [0.5, 0.9, 1, 1], rtol=4e-3)
+
+
+def test_soft_has_the_gradient_of_the_weight_or_of_the_divided_weight():
+    kernel, state = kernels()[0], init_state(SHAPE)
+    G = jax.jit(jax.grad(lambda K, bound: soft(K, state, bound)[0].sum()))
+    assert (G(kernel, 100.0) == 1).all()
+    held = jax.grad(lambda K: (K / gain_step(convolution, K, state)[0]).sum())(kernel)
+    np.testing.assert_allclose(G(kernel, 1.0), held, rtol=1e-4, atol=1e-5)
+    # a layer of zeros stays zero, and can leave it
+    zeros = 0 * kernel
+    assert not soft(zeros, state, 1.0)[0].any() and (G(zeros, 1.0) == 1).all()
+
+
+@pytest.mark.parametrize("lost", [0.0, jnp.nan])
+def test_a_state_that_was_lost_is_one_that_knows_nothing(lost):
+    """As zeros_like makes one for a checkpoint to be loaded into."""
+    kernel, fresh = kernels()[0], init_state(SHAPE)
+    state = jax.tree.map(lambda x: lost * jnp.ones_like(x), fresh)
+    again, begun = (gain_step(convolution, kernel, s) for s in (state, fresh))
+    assert again[0] == begun[0] and (again[1].v == begun[1].v).all()
+    assert jnp.isinf(gain_step(convolution, kernel, state, maxiter=0)[0])
+
+
 def relu(kernel, x):
     return jax.nn.relu(convolution(kernel, x))
 
 
+def half(kernel, x):
+    """A layer with a dtype of its own, as nnx.Conv(…, dtype=jnp.bfloat16)."""
+    return convolution(kernel.astype(jnp.bfloat16), x.astype(jnp.bfloat16))
+
+
+def norm_with(**options):
+    return operator_norm(convolution, kernels()[0], SHAPE, **options)
+
+
+step_of = partial(gain_step, convolution)
+
+
 def step_with(**options):
-    return gain_step(convolution, kernels()[0], init_state(SHAPE), **options)
+    return step_of(kernels()[0], init_state(SHAPE), **options)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +330,19 @@ def step_with(**options):
         (lambda: operator_norm(lambda _, x: 2 * x, (), SHAPE), TypeError, "weight of the layer is missing"),
         (lambda: gain_step(relu, kernels()[0], init_state(SHAPE)), ValueError, "linear"),
         (lambda: init_state(SHAPE, jnp.bfloat16), TypeError, "32 bits or more"),
-        (lambda: init_state((3, 0)), ValueError, "at least one entry"),
+        (lambda: init_state((3, 0)), ValueError, "input_shape must be 1 or more"),
+        (lambda: init_state((3, 8.0)), TypeError, "input_shape must be integers"),
+        (lambda: init_state(-3), ValueError, "input_shape must be 1 or more"),
+        (lambda: operator_norm(convolution, kernels()[0], (-3, -1, 10)), ValueError, "input_shape must be 1 or more"),
+        (lambda: operator_norm(half, kernels()[0], SHAPE), TypeError, "layer must return float32.*found bfloat16"),
+        (lambda: gain_step(half, kernels()[0], init_state(SHAPE)), TypeError, "leave dtype out"),
+        (lambda: norm_with(tol=-1), ValueError, "tol must be 0 or more, found -1"),
+        (lambda: norm_with(tol="small"), TypeError, "tol must be a number"),
+        (lambda: jax.jit(lambda t: norm_with(tol=t))(1e-3), TypeError, "tol must be a number.*under jit it is static"),
+        (lambda: norm_with(maxiter=0), ValueError, "maxiter must be at least 1"),
+        (lambda: step_of(1j * kernels()[0], init_state(SHAPE)), TypeError, "state must be complex for a complex layer"),
+        (lambda: step_of(kernels()[0], init_state(SHAPE, complex)), TypeError, "state must be real for a real layer"),
+        (lambda: step_of(kernels()[0], None), TypeError, "state must be a GainState, found NoneType"),
         (lambda: upper_bound(relu, kernels()[0], SHAPE, 0.1), ValueError, "linear"),
         (lambda: upper_bound(convolution, kernels()[0], SHAPE), ValueError, "jax_enable_x64 allows less"),
         (lambda: upper_bound(convolution, kernels()[0], SHAPE, 1.0), ValueError, "failure must be a probability"),

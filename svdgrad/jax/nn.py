@@ -1,23 +1,22 @@
 """The gain of a layer in JAX: σ of the linear map that it applies, and a state from which the next step finds it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .auto import as_integer, as_number, computed_in, iteration
-from .lanczos import NOISE, white_noise
-from .operators import operator_of
+from .auto import as_integer, as_number, iteration
+from .lanczos import NOISE
+from .layer import Layer, is_inexact, layer_operator, numbers, widened
 from .rule import find_triplet
-from .triplet import How, Products, norm, unit
+from .state import GainState, init_state, usable
+from .triplet import How, norm
 
 __all__ = ["GainState", "gain_step", "init_state", "operator_norm", "upper_bound"]
-
-Layer = Callable[[Any, Array], Array]
 
 #: how far below the bound a gain may stay: a larger value could be missed by that much, so the weight is divided by it
 SHORT = 3e-3
@@ -25,46 +24,13 @@ SHORT = 3e-3
 CLOSE = 5e-3
 
 
-class GainState(NamedTuple):
-    """What one step hands to the next: a pytree, to be carried, mapped over and donated."""
-
-    v: Array
-    """the right singular vector, of length one, in the shape of an input"""
-    excess: Array
-    """δ for which the gain may exceed ‖A v‖(1 + δ) with the probability ``missed``"""
-
-
-def init_state(input_shape: Sequence[int], dtype: Any = jnp.float32) -> GainState:
-    """A state that knows nothing yet: noise, always the same.
-
-    Parameters
-    ----------
-    input_shape : tuple of int
-        The shape of one input, without the batch, in the order of the layer.
-    dtype : dtype
-        float32 or better, also for a layer in half precision; complex for a complex one.
-
-    Raises
-    ------
-    TypeError
-        ``dtype`` has fewer than 32 bits or is not floating point.
-    ValueError
-        The shape has no entries.
-
-    >>> print(init_state((3, 16, 16)).v.shape)
-    (3, 16, 16)
-    """
-    if not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
-        raise TypeError(f"dtype must be floating point of 32 bits or more, found {jnp.dtype(dtype)}")
-    size = math.prod(input_shape)
-    if size < 1:
-        raise ValueError(f"input_shape must have at least one entry, found {tuple(input_shape)}")
-    v = unit(white_noise(2, size, dtype)).reshape(input_shape)
-    return GainState(v, jnp.full((), jnp.inf, v.real.dtype))
-
-
 def operator_norm(
-    layer: Layer, params: Any, input_shape: Sequence[int], tol: float | None = None, missed: float | None = 1e-3
+    layer: Layer,
+    params: Any,
+    input_shape: int | Sequence[int],
+    tol: float | None = None,
+    missed: float | None = 1e-3,
+    maxiter: int | None = None,
 ) -> Array:
     """The gain σ = max ‖A x‖/‖x‖ of a layer x ↦ A(params) x + b(params), differentiable in params: dσ = uᵀ dA v.
 
@@ -75,12 +41,12 @@ def operator_norm(
         ``jax.lax.conv_general_dilated``, or a layer of Equinox or Flax.
     params : pytree of arrays
         What the result is differentiated by.
-    input_shape : tuple of int
+    input_shape : int or tuple of int
         The shape of one input, without the batch, in the order of the layer.
     tol : float, optional
         The relative error of σ to stop at: at a residual of √tol, since the error of σ is about its square (default:
         ten times the unit roundoff). The gradient's error is of the size of √tol over the gap to σ₂.
-    missed : float or None, optional
+    missed, maxiter : float or None, int, optional
         As for ``svdgrad.jax.operator_triplet``.
 
     Returns
@@ -91,12 +57,14 @@ def operator_norm(
     Raises
     ------
     TypeError, ValueError
-        What ``operator_triplet`` raises: a layer that is not affine, as one with a ReLU, cannot be transposed.
+        What ``operator_triplet`` raises: a layer that is not affine, as one with a ReLU, cannot be transposed. The
+        layer computes in another precision than that of its parameters.
 
     Notes
     -----
-    NaN where a parameter is NaN or Inf, as JAX cannot raise under jit. Cost: some tens of products with A and as many
-    with its transpose, for an input each. Source: the book (eq-operator-gradient).
+    As JAX cannot raise under jit, σ is NaN where a parameter is NaN or Inf, and where the iteration ran out of steps,
+    as it may for a long signal, whose singular values lie close: loosen tol. Cost: some tens of products with A and as
+    many with its transpose, for an input each. Source: the book (eq-operator-gradient).
 
     Examples
     --------
@@ -106,17 +74,19 @@ def operator_norm(
     >>> print(abs(sigma - (1 + 2 * math.cos(math.pi / 9)) ** 2) < 1e-5)
     True
     """
-    wide, narrow = _widened(params)
-    v0 = init_state(input_shape, jnp.result_type(*_numbers(wide))).v
-    tol = 10 * float(jnp.finfo(v0.dtype).eps) if tol is None else tol
-    how = How("lanczos", "cg", 0, *iteration(math.sqrt(tol), None, missed))
-    products, everything, start = _operator(layer, wide, v0)
+    wide, dtype, narrow = widened(params)
+    v0 = init_state(input_shape, dtype).v
+    tol = 10 * float(jnp.finfo(v0.dtype).eps) if tol is None else as_number("tol", tol)
+    if not 0 <= tol < math.inf:
+        raise ValueError(f"tol must be 0 or more, found {tol}: it is the relative error of σ to stop at")
+    how = How("lanczos", "cg", 0, *iteration(math.sqrt(tol), maxiter, missed))
+    products, everything, start = layer_operator(layer, wide, v0)
     sigma: Array = find_triplet(products, how, everything, start)[0].sigma
     return sigma.astype(narrow)
 
 
 def upper_bound(
-    layer: Layer, params: Any, input_shape: Sequence[int], failure: float = 1e-9, maxiter: int = 128
+    layer: Layer, params: Any, input_shape: int | Sequence[int], failure: float = 1e-9, maxiter: int = 128
 ) -> Array:
     """A number that the gain of a layer exceeds with a probability of at most ``failure``, whatever its weights are.
 
@@ -163,9 +133,9 @@ def upper_bound(
     """
     failure = as_number("failure", failure)
     params = jax.tree.map(jnp.asarray, params)
-    dtype = jnp.promote_types(jnp.result_type(*_numbers(params)), jnp.result_type(float))
+    dtype = jnp.promote_types(jnp.result_type(*numbers(params)), jnp.result_type(float))
     real = jnp.finfo(dtype).dtype
-    wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, real)) if _is_inexact(x) else x, params)
+    wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, real)) if is_inexact(x) else x, params)
     v0 = init_state(input_shape, dtype).v
     eps = float(jnp.finfo(dtype).eps)
     floor = math.sqrt(2 * v0.size / math.pi) * eps / NOISE
@@ -174,7 +144,7 @@ def upper_bound(
             f"failure must be a probability below 1 and above {floor:.0e}, which is what rounding leaves for a layer "
             f"of this size in {real}, found {failure}: jax_enable_x64 allows less"
         )
-    products, everything, start = _operator(layer, wide, v0)
+    products, everything, start = layer_operator(layer, wide, v0)
     how = How("lanczos", "cg", 0, *iteration(1.0, maxiter, failure), CLOSE)
     (sigma, u, _), known = find_triplet(products, how, everything, start)
     assert known.excess is not None
@@ -203,20 +173,23 @@ def gain_step(
         By what part of it the gain may exceed σ, and with what probability; static under jit, as ``maxiter``.
     maxiter : int
         At most so many steps, each a product with A and one with its transpose. With 0 the weight is taken for the one
-        that the state belongs to, as in evaluation: one product.
+        that the state belongs to, as in evaluation: one product, or Inf where the state knows nothing yet.
 
     Returns
     -------
     sigma : Array
-        Of no dimensions, real, in the precision of params. A layer of zeros has 0.
+        Of no dimensions, real, in the precision of params. A layer of zeros has 0, by which nothing can be divided:
+        the soft form below can be used, or ``jnp.where(sigma > 0, sigma, 1)``.
     state : GainState
         With the shapes and dtypes of the one given: it can be the carry of ``lax.scan``, be mapped by ``vmap`` and be
-        donated. It stays what it was where params hold NaN or Inf, and σ is NaN.
+        donated. It stays what it was where params hold NaN or Inf, and σ is NaN. One that was lost, of zeros or with
+        NaN, is begun anew.
 
     Raises
     ------
     TypeError
-        ``maxiter`` is not an integer, ``tol`` or ``missed`` not a number; what ``operator_norm`` raises.
+        ``maxiter`` is not an integer, ``tol`` or ``missed`` not a number; the state is not a GainState, or not complex
+        where the layer is, or only there; what ``operator_norm`` raises.
     ValueError
         ``tol`` or ``missed`` is not positive, ``missed`` above 1, ``maxiter`` negative; the layer is not affine.
 
@@ -239,6 +212,12 @@ def gain_step(
     >>> print(jax.lax.scan(train, carry, length=3)[1].round(2))
     [8.29 1.   1.  ]
 
+    To keep the gain at another bound, multiply by bound/σ. The soft form shrinks only what exceeds the bound, and
+    leaves a smaller gain as it is:
+
+        kernel * (bound / sigma)
+        kernel / jnp.maximum(sigma / bound, 1)                                      # soft
+
     Layers of one shape at once, ``vmap(partial(gain_step, layer))(kernels, states)``. A layer of Equinox is its own
     params; of Flax NNX, the state of its parameters is:
 
@@ -254,10 +233,10 @@ def gain_step(
         raise ValueError(f"tol must be positive and finite, found {tol}: it is the part by which the gain may exceed σ")
     trusted = as_integer("maxiter", maxiter, "static_argnames='maxiter'") == 0
     how = How("lanczos", "cg", 0, *iteration(math.sqrt(tol), maxiter + trusted, missed), max(tol, SHORT))
-    state = lax.stop_gradient(state)
-    wide, narrow = _widened(params)
-    v0 = state.v.astype(jnp.result_type(*_numbers(wide)))
-    products, everything, start = _operator(layer, wide, v0)
+    wide, dtype, narrow = widened(params)
+    state = lax.stop_gradient(usable(state, dtype))
+    v0 = state.v.astype(dtype)
+    products, everything, start = layer_operator(layer, wide, v0)
     if trusted:
         sigma, following = norm(products[0](everything, start)), state
     else:
@@ -267,29 +246,3 @@ def gain_step(
         following = jax.tree.map(partial(jnp.where, jnp.isfinite(sigma)), lax.stop_gradient(found), state)
     margin = jnp.maximum((1 + following.excess) / (1 + tol), 1)
     return (sigma * margin.astype(sigma.dtype)).astype(narrow), following
-
-
-def _widened(params: Any) -> tuple[Any, Any]:
-    """The parameters, those in half precision in float32, and the real dtype that they have together."""
-    params = jax.tree.map(jnp.asarray, params)
-    narrow = jnp.finfo(jnp.result_type(*_numbers(params))).dtype
-    return jax.tree.map(lambda x: x.astype(computed_in(x.dtype)) if _is_inexact(x) else x, params), narrow
-
-
-def _numbers(params: Any) -> list[Array]:
-    """What is floating point among the parameters, or an error."""
-    found = [x for x in jax.tree.leaves(params) if _is_inexact(x)]
-    if not found:
-        raise TypeError("params must hold an array of floating point, found none: the weight of the layer is missing")
-    return found
-
-
-def _is_inexact(x: Array) -> bool:
-    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
-
-
-def _operator(layer: Layer, params: Any, v0: Array) -> tuple[Products, Any, Array]:
-    """The layer less what it makes of zero, on flat vectors."""
-    at_zero = layer(params, jnp.zeros_like(v0))
-    products, everything, v0, _ = operator_of(lambda params, x: layer(params, x) - at_zero, params, v0)
-    return products, everything, unit(jnp.ravel(v0))

@@ -1,0 +1,59 @@
+"""A layer as a linear map: its bias left aside, and its parameters in the precision that the norm is computed in."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from .auto import computed_in
+from .operators import operator_of
+from .triplet import Products, unit
+
+Layer = Callable[[Any, Array], Array]
+
+
+def as_shape(name: str, shape: Any) -> tuple[int, ...]:
+    """Integers of 1 or more, or an error."""
+    try:
+        found = tuple(operator.index(n) for n in ([shape] if np.ndim(shape) == 0 else shape))
+    except TypeError:
+        raise TypeError(f"{name} must be integers, such as (32, 32), found {shape!r}: under jit it is static") from None
+    if min(found, default=1) < 1:
+        raise ValueError(f"{name} must be 1 or more along every axis, found {found}")
+    return found
+
+
+def widened(params: Any) -> tuple[Any, Any, Any]:
+    """The parameters, those in half precision in float32, their common dtype, and its real one before that."""
+    params = jax.tree.map(jnp.asarray, params)
+    narrow = jnp.finfo(jnp.result_type(*numbers(params))).dtype
+    wide = jax.tree.map(lambda x: x.astype(computed_in(x.dtype)) if is_inexact(x) else x, params)
+    return wide, jnp.result_type(*numbers(wide)), narrow
+
+
+def numbers(params: Any) -> list[Array]:
+    """What is floating point among the parameters, or an error."""
+    found = [x for x in jax.tree.leaves(params) if is_inexact(x)]
+    if not found:
+        raise TypeError("params must hold an array of floating point, found none: the weight of the layer is missing")
+    return found
+
+
+def is_inexact(x: Array) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
+
+
+def layer_operator(layer: Layer, params: Any, v0: Array) -> tuple[Products, Any, Array]:
+    """The layer less what it makes of zero, on flat vectors."""
+    at_zero = layer(params, jnp.zeros_like(v0))
+    if isinstance(at_zero, Array) and at_zero.dtype != v0.dtype:
+        raise TypeError(
+            f"layer must return {v0.dtype} for parameters and an input of it, found {at_zero.dtype}: likely cause: a "
+            "layer with a dtype of its own, as nnx.Conv(…, dtype=jnp.bfloat16): leave dtype out here"
+        )
+    products, everything, v0, _ = operator_of(lambda params, x: layer(params, x) - at_zero, params, v0)
+    return products, everything, unit(jnp.ravel(v0))
