@@ -18,6 +18,7 @@ ANY, SPARSE = (
 )
 TOPK = "test_jax_topk.py::test_a_loss_that_sees_every_triplet"
 TIES = "test_jax_topk.py::test_ties_inside_the_set_at_any_distance"
+CIRCLE = "test_jax_nn_circular.py::test_norm_and_gradient_are_those_of_the_formed_matrix"
 ENTRIES = "test_jax_topk.py::test_forward_and_reverse_mode_of_every_entry[True]"
 
 #: what is wrong -> (the test that notices, the file, the right text, the wrong text)
@@ -114,6 +115,30 @@ FAULTS = {
         "several.py",
         "dH = _herm(mm(adjoint(U), dA_V))",
         "dH = mm(adjoint(U), dA_V)",
+    ),
+    "of a convolution that wraps around, the dilation": (
+        f"{CIRCLE}[2d, dilation and groups]",
+        "circular.py",
+        "np.arange(k) * d % n",
+        "np.arange(k) % n",
+    ),
+    "of a convolution that wraps around, groups taken for one another": (
+        f"{CIRCLE}[2d, dilation and groups]",
+        "circular.py",
+        ".reshape(groups, out // groups, within, -1)",
+        ".reshape(out // groups, groups, within, -1).swapaxes(0, 1)",
+    ),
+    "of a convolution that wraps around, a tap in the place of one that it meets": (
+        f"{CIRCLE}[a kernel wider than the image]",
+        "circular.py",
+        ".add(kernel)",
+        ".set(kernel)",
+    ),
+    "of a convolution that wraps around, another frequency": (
+        f"{CIRCLE}[1d, even]",
+        "circular.py",
+        "jnp.argmax(jnp.linalg",
+        "jnp.argmin(jnp.linalg",
     ),
     "a state that was lost, taken for one that is known": (
         "test_jax_nn.py::test_a_state_that_was_lost_is_one_that_knows_nothing[0.0]",

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .auto import as_integer, as_number, iteration
+from .circular import circular_norm
 from .lanczos import NOISE
 from .layer import Layer, is_inexact, layer_operator, numbers, widened
 from .rule import find_triplet
 from .state import GainState, init_state, usable
 from .triplet import How, norm
 
-__all__ = ["GainState", "gain_step", "init_state", "operator_norm", "upper_bound"]
+__all__ = ["GainState", "circular_norm", "gain_step", "init_state", "operator_norm", "upper_bound"]
 
 #: how far below the bound a gain may stay: a larger value could be missed by that much, so the weight is divided by it
 SHORT = 3e-3
@@ -64,7 +65,8 @@ def operator_norm(
     -----
     As JAX cannot raise under jit, σ is NaN where a parameter is NaN or Inf, and where the iteration ran out of steps,
     as it may for a long signal, whose singular values lie close: loosen tol. Cost: some tens of products with A and as
-    many with its transpose, for an input each. Source: the book (eq-operator-gradient).
+    many with its transpose, for an input each. ``circular_norm`` needs none, for a convolution that wraps around.
+    Source: the book (eq-operator-gradient).
 
     Examples
     --------
