@@ -366,6 +366,14 @@ def test_the_fields_of_named_tuples_are_described(api):
         assert term.find_next_sibling("dd").get_text().strip(), term["id"]
 
 
+def test_what_two_parameters_share_is_said_once(api):
+    fields = [field for field in api.select("dl.field-list > dt") if field.get_text().startswith("Parameters")]
+    assert len(fields) > 10
+    for field in fields:
+        said = [item.get_text().partition(" – ")[2] for item in field.find_next_sibling("dd").find_all("li")]
+        assert len(set(said)) == len(said), field.find_previous("dt", class_="sig").get_text()
+
+
 def test_equations_on_the_package_page_are_links(api):
     article = api.select_one("article")
     assert not re.findall(r"\beq-[a-z0-9-]+", article.get_text())
