@@ -53,9 +53,13 @@ class How:
     k: int | None = None
     """None for one triplet, else for the k largest, which come as rows: σ (..., k), U (..., k, m), V (..., k, n)"""
     core: bool = False
-    """whether the loss sees the core (eq-core) and so, at a tie among the k, all that a derivative needs"""
+    """whether the loss of k triplets gets the core (eq-core) for σ, which has all that a derivative needs at a tie"""
     eps: float = 0.0
     """the rounding of the vectors that a loss of k triplets gets, and so of its cotangents"""
+
+    def values(self, found: Tensor) -> Tensor:
+        """σ, of what a derivative is taken of: the core has it on its diagonal."""
+        return found.diagonal(dim1=-2, dim2=-1).real if self.core else found
 
     def left(self, known: Sequence[Tensor]) -> FullSVD | GramVectors | Ritz | RitzBlock:
         """What the forward method left behind."""

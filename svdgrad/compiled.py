@@ -21,7 +21,7 @@ from .operator import Dense
 from .solve import Solve
 from .steps import find_triplet, full_precision
 from .transforms import in_forward_mode, lazy_conjugates, transformed
-from .triplets import as_rows
+from .triplets import as_rows, in_precision
 
 
 def _hide(owner: Any, *names: str) -> None:
@@ -84,14 +84,13 @@ def compiled_rows(
     missed: float | None,
     core: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(core, U, V) of ``singular_triplets`` and ``low_rank`` while torch.compile traces them."""
+    """(σ, U, V), or (core, U, V), of ``singular_triplets`` and ``low_rank`` while torch.compile traces them."""
     refuse_transforms()
     if v0 is not None or not _opaque(A, forward, adjoint, tol, maxiter, missed):
         return triplets._differentiable_rows(A, k, forward, adjoint, tol, maxiter, v0, missed, core)
     X, how, _ = prepare_many(A, k, forward, adjoint, tol, maxiter, v0, missed, core)
-    found = triplet(X.leaves[0], None, 0, *_named(how))[:3]
-    H, U, V = found if how.k is not None else as_rows(*found)
-    return H.to(A.dtype), U.to(A.dtype), V.to(A.dtype)
+    value, U, V, *_ = triplet(X.leaves[0], None, 0, *_named(how))
+    return in_precision((value, U, V) if how.k is not None else as_rows(value, U, V, core), A.dtype, core)
 
 
 def _opaque(A: Any, forward: Any, adjoint: Any, *options: float | None) -> bool:
@@ -110,7 +109,7 @@ def _named(how: How) -> tuple[str, str, int | None, bool, float]:
 def triplet(
     A: Tensor, v0: Tensor | None, index: int, forward: str, adjoint: str, k: int | None, core: bool, eps: float
 ) -> list[Tensor]:
-    """[σ, u, v, *known], or [diag σ, U, V, *known] with vectors as rows."""
+    """[σ, u, v, *known], or [σ, U, V, *known] with vectors as rows, with diag σ for σ where the core is asked for."""
     how = How(index, FORWARDS[forward](), SOLVERS[adjoint], k, core, eps)
     with lazy_conjugates():
         found = find_triplet(_operator(A, k), v0, how)
@@ -133,7 +132,7 @@ def _(
         if forward == "gram"
         else [A.new_empty((*batch, m, least)), S, A.new_empty((*batch, least, n))]
     )
-    values = S.new_empty(batch) if k is None else A.new_empty((*batch, k, k))
+    values = A.new_empty((*batch, *rows, *rows)) if core else S.new_empty((*batch, *rows))
     return [values, A.new_empty((*batch, *rows, m)), A.new_empty((*batch, *rows, n)), *known]
 
 

@@ -135,8 +135,8 @@ def _of_many(
     if len(A.shape) != 2:
         raise ValueError(f"diagnose takes one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
     X = X.at([x.detach() for x in X.leaves])
-    core, U, V, *left = find_triplet(X, start, how)
-    sigma, known = core.diagonal().real, how.left(left)
+    sigma, U, V, *left = find_triplet(X, start, how)
+    known = how.left(left)
     with full_precision(X.leaves):
         beyond = following(*X.shape, how.k, known.S)
         gap = relative_cut(sigma, beyond)

@@ -121,13 +121,18 @@ def prepare(
     maxiter: int | None,
     v0: Tensor | None,
     missed: float | None,
+    k: int | None = None,
 ) -> tuple[Dense | Sparse, How]:
-    """The operator of A in single precision or better, and how its triplet is found; an error for what cannot be."""
+    """The operator of A in single precision or better, and how its triplet, or k of them, are found; an error for what
+    cannot be.
+    """
     if not isinstance(A, Tensor | Sparse):
         raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
     if isinstance(A, Tensor) and (A.layout == torch.strided or A.is_nested):
         check_matrix(A, index)
-        found = method(forward, choose(A, index), tol, maxiter, missed)
+        if k is not None:
+            check_k(k, *A.shape[-2:])
+        found = method(forward, choose(A, index, 1 if k is None else int(k)), tol, maxiter, missed)
         how = How(index, found, solver(adjoint, found))
         check_index(how, min(A.shape[-2:]))
         if v0 is not None:
@@ -141,6 +146,8 @@ def prepare(
     found = method(forward, "lanczos", tol, maxiter, missed)
     how = How(index, found, solver(adjoint, found))
     check_sparse(A, how, v0)
+    if k is not None:
+        check_k(k, *A.shape)
     dtype = torch.promote_types(A.dtype, torch.float32)
     return A.at((A.values.to(dtype),)) if isinstance(A, Sparse) else of_sparse_tensor(A.to(dtype)), how
 
@@ -165,12 +172,7 @@ def prepare_many(
     core: bool,
 ) -> tuple[Dense | Sparse, How, Tensor | None]:
     """As ``prepare``, for the k dominant triplets, and the rows to start from."""
-    X, how = prepare(A, 0, forward, "auto", tol, maxiter, None, missed)
-    if isinstance(X, Dense) and forward == "auto":
-        check_k(k, *X.shape)
-        found = method(forward, choose(X.A, 0, int(k)), tol, maxiter, missed)
-        how = How(0, found, solver("auto", found))
-    check_k(k, *X.shape)
+    X, how = prepare(A, 0, forward, "auto", tol, maxiter, None, missed, k)
     start = None if v0 is None else _rows_to_start_from(v0, X, forward, how)
     if k == 1 and start is None:  # one vector, certified, with every method and solver
         return X, How(0, how.forward, solver(adjoint, how.forward)), None

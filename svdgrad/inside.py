@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from .gap import NearTieWarning, TieError, expected_error, level_of_the_caller, near_tie, tie
-from .transforms import in_forward_mode
+from .products import extremes
+from .transforms import in_forward_mode, transformed
 
 
 def hermitian(X: Tensor) -> Tensor:
@@ -42,6 +43,16 @@ def length(X: Tensor) -> Tensor:
     return lengths
 
 
+def lengths(X: Tensor, Y: Tensor) -> Tensor:
+    """‖xᵢ‖ + ‖yᵢ‖ of rows."""
+    found: Tensor = vector_norm(X, dim=-1) + vector_norm(Y, dim=-1)
+    if not transformed() and found.numel():  # where numbers can be read: one look costs less than units for all rows
+        least, most = extremes(found)
+        if torch.finfo(found.dtype).tiny ** 0.4 < least and most < torch.finfo(found.dtype).max ** 0.4:
+            return found
+    return length(X) + length(Y)
+
+
 def spaces(sigma: Tensor) -> Tensor:
     """σⱼ − σᵢ at i, j."""
     return sigma.unsqueeze(-2) - sigma.unsqueeze(-1)
@@ -57,9 +68,15 @@ def closest(sigma: Tensor) -> float:
     return (-sigma.diff(dim=-1).amax(-1) / sigma[..., 0]).nan_to_num(0.0).min().item()
 
 
-def apart(sigma: Tensor, m: int, n: int) -> Tensor:
-    """Whether σᵢ and σⱼ differ by more than rounding can make them."""
-    return spaces(sigma).abs() > tie(m, n, sigma.dtype) * sigma[..., :1, None]
+def apart(space: Tensor, sigma: Tensor, m: int, n: int) -> Tensor:
+    """Whether σᵢ and σⱼ, with this ``space`` between them, differ by more than rounding can make them."""
+    return space.abs() > tie(m, n, sigma.dtype) * sigma[..., :1, None]
+
+
+def sums(sigma: Tensor) -> Tensor:
+    """σᵢ + σⱼ at i, j, to divide by: infinite for two zeros, which no loss with a derivative tells apart."""
+    total = sigma.unsqueeze(-2) + sigma.unsqueeze(-1)
+    return torch.where(total > 0, total, torch.inf)
 
 
 def commutator(sigma: Tensor, h: Tensor) -> Tensor:
@@ -81,34 +98,36 @@ def numerators(U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor) -> tuple[Tensor, 
     (a + b)ᵢⱼ is how fast the loss changes as the triplets i and j turn into each other. Rounding makes it up to 1.2 ε
     times those lengths.
     """
-    a, b = antihermitian(along(U, Phi)), antihermitian(along(V, Psi))
-    lengths = length(Phi.detach()) + length(Psi.detach())
-    return a + b, a - b, lengths.unsqueeze(-1) + lengths.unsqueeze(-2)
+    C, D = along(U, Phi), along(V, Psi)
+    size = lengths(Phi, Psi)
+    return antihermitian(C + D), antihermitian(C - D), size.unsqueeze(-1) + size.unsqueeze(-2)
 
 
 def seen(W: Tensor, size: Tensor, eps: float) -> Tensor:
     """Whether a numerator is more than rounding of that size (the numerator rule)."""
-    return W.detach().abs() > 4 * eps * size
+    return W.abs() > 4 * eps * size
 
 
-def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor, Phi: Tensor, Psi: Tensor, eps: float) -> Tensor:
+def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor | None, Phi: Tensor, Psi: Tensor, eps: float) -> Tensor:
     """M of the gradient (U M + P)Vᴴ + U Qᴴ (eq-core), for Φ as ``turned`` returns it, where a has become a + [S, h]:
 
     Mᵢⱼ = hᵢⱼ + (a − b)ᵢⱼ/(σᵢ + σⱼ) + wᵢⱼ/(σⱼ − σᵢ),   w = a + b + [S, h] where that is more than rounding, else 0.
+
+    Without h, a loss of σ, U and V, the same for h = 0.
     """
     W, difference, size = numerators(U, V, Phi, Psi)
-    nothing = torch.zeros_like(W)
+    space = spaces(sigma)
+    nothing: Tensor | int = 0
     if torch.is_grad_enabled() or in_forward_mode():
         # a numerator that is zero may have a derivative; near a tie to which the loss is blind that derivative is
         # rounding too, and would be divided by the gap twice
-        far = spaces(sigma.detach()).abs() > torch.finfo(sigma.dtype).eps ** (1 / 3) * sigma.detach()[..., :1, None]
-        nothing = torch.where(far | (size == 0), W - W.detach(), nothing)
+        far = space.abs() > torch.finfo(sigma.dtype).eps ** (1 / 3) * sigma[..., :1, None]
+        nothing = torch.where(far | (size == 0), W - W.detach(), 0)
     W = torch.where(seen(W, size, eps), W, nothing)
-    divide = apart(sigma.detach(), U.shape[-1], V.shape[-1])
-    quotient = torch.where(divide, W / torch.where(divide, spaces(sigma), 1), 0)
-    difference = difference - commutator(sigma, h)
-    sums = sigma.unsqueeze(-1) + sigma.unsqueeze(-2)
-    return h + torch.where(sums > 0, difference / torch.where(sums > 0, sums, 1), 0) + quotient
+    quotient = W / torch.where(apart(space, sigma, U.shape[-1], V.shape[-1]), space, torch.inf)
+    if h is None:
+        return quotient + difference / sums(sigma)
+    return h + quotient + (difference - commutator(sigma, h)) / sums(sigma)
 
 
 def turning(sigma: Tensor, U: Tensor, V: Tensor, dA_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,12 +137,10 @@ def turning(sigma: Tensor, U: Tensor, V: Tensor, dA_V: Tensor) -> tuple[Tensor, 
     VᴴdV = (X⁺ − X⁻)/2 and dH = herm C − (X⁺S − SX⁺)/2, which is diagonal but within a tie.
     """
     C = along(U, dA_V)
-    distinct = apart(sigma.detach(), U.shape[-1], V.shape[-1])
-    both, difference = hermitian(C), antihermitian(C)
-    plus = torch.where(distinct, both / torch.where(distinct, spaces(sigma), 1), 0)
-    sums = sigma.unsqueeze(-1) + sigma.unsqueeze(-2)
-    minus = torch.where(sums > 0, difference / torch.where(sums > 0, sums, 1), 0)
-    return both - plus * spaces(sigma), plus + minus, plus - minus
+    space, both = spaces(sigma), hermitian(C)
+    plus = both / torch.where(apart(space, sigma, U.shape[-1], V.shape[-1]), space, torch.inf)
+    minus = antihermitian(C) / sums(sigma)
+    return both - plus * space, plus + minus, plus - minus
 
 
 def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, eps: float) -> None:
@@ -141,7 +158,7 @@ def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, 
     real = real & ~torch.eye(sigma.shape[-1], dtype=torch.bool, device=sigma.device)
     if not (real & (distance < near_tie(m, n, sigma.dtype))).any():
         return
-    tied = real & ~apart(sigma, m, n)
+    tied = real & ~apart(spaces(sigma), sigma, m, n)
     a, b = length(Phi).unsqueeze(-1), length(Psi).unsqueeze(-1)
     chance = 3 * (a + a.mT).sqrt() * (b + b.mT).sqrt() / min(m, n) ** 0.5
     worst = (W.abs() / size.clamp_min(torch.finfo(size.dtype).tiny))[tied].max().item() if tied.any() else 0.0
@@ -166,10 +183,10 @@ def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, 
     )
 
 
-def check_values(sigma: Tensor, shape: tuple[int, int], xi: Tensor) -> None:
-    """Warn of a loss that tells tied values apart: what its derivative needs is in none of U, σ, V."""
-    near = near_tie(*shape, sigma.dtype)
-    if closest(sigma) >= near:
+def check_values(sigma: Tensor, xi: Tensor, Phi: Tensor, Psi: Tensor) -> None:
+    """Warn of a loss of U or V that tells tied values apart: what its derivative needs is in none of U, σ, V."""
+    near = near_tie(Phi.shape[-1], Psi.shape[-1], sigma.dtype)
+    if closest(sigma) >= near or not (Phi.any() or Psi.any()):
         return
     different = (xi.unsqueeze(-1) - xi.unsqueeze(-2)).abs()
     size = xi.abs().unsqueeze(-1) + xi.abs().unsqueeze(-2)

@@ -169,8 +169,7 @@ def _operator_triplets(
         how = How(
             0, Lanczos(tol, maxiter, missed), SOLVERS["cg"], None if k == 1 else int(k), eps=torch.finfo(v0.dtype).eps
         )
-        core, U, V = rows_of(A, how, start.reshape(-1) if k == 1 else start.reshape(1, -1))
-    sigma = core.diagonal(dim1=-2, dim2=-1).real
+        sigma, U, V = rows_of(A, how, start.reshape(-1) if k == 1 else start.reshape(1, -1))
     U, V = U.mT.reshape(*A.out, -1), V.mT.reshape(*v0.shape, -1)
     return Triplets(*Triplet(sigma, U, V).to(v0.dtype))
 

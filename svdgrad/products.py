@@ -132,6 +132,17 @@ def project(u: Tensor, x: Tensor) -> Tensor:
     return torch.addcmul(x, u, torch.linalg.vecdot(u, x).unsqueeze(-1), value=-1)
 
 
+def extremes(x: Tensor) -> tuple[float, float]:
+    """The smallest and the largest of some real numbers, for a condition: of a single list in one look."""
+    if x.ndim == 0:
+        return x.item(), x.item()
+    if x.ndim == 1:
+        numbers = x.tolist()
+        return min(numbers), max(numbers)
+    least, most = x.aminmax()
+    return least.item(), most.item()
+
+
 def size_of(phi: Tensor, psi: Tensor) -> Tensor:
     """The largest modulus of an entry of (φ, ψ), shape (..., 1), to divide by: where all are zero, next to nothing."""
     size: Tensor = torch.linalg.vector_norm(torch.cat([phi, psi], -1), torch.inf, -1, keepdim=True)

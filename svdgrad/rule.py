@@ -40,7 +40,7 @@ def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
     if v0 is not None:  # often the v of a step before, whose graph would live as long as this one
         v0 = v0.detach()
     if not transformed():
-        return Triplet(*_PlainTriplet.apply(A, v0, how, *A.leaves)[:3])
+        return Triplet(*_PlainTriplet.apply(A, v0, how, *A.leaves))
     derivatives = nested_derivatives()
     steps = derivatives.bit_length()  # k with 2ᵏ > d: right to the order 2ᵏ − 1 (chapter *One Newton step*)
     if steps and not isinstance(A, Dense):  # a Newton step solves with the matrix
@@ -52,13 +52,13 @@ def differentiable_triplet(A: Operator, v0: Tensor | None, how: How) -> Triplet:
     if how.k is None:
         return newton(A.leaves[0], Triplet(sigma, u, v), v0, steps)
     # the k as a batch, each with its own Newton steps, which need σᵢ to be simple; the core is diagonal then
-    sigma = sigma.diagonal(dim1=-2, dim2=-1).real
+    sigma = how.values(sigma)
     Solve.apply(
         A, how, f"nested {derivatives}", *A.leaves, sigma, u, v, torch.zeros_like(u), torch.zeros_like(v), *known
     )
     matrices = A.leaves[0].unsqueeze(-3).expand(*sigma.shape, *A.shape)
     sigma, u, v = newton(matrices, Triplet(sigma, u, v), None, steps)
-    return Triplet(torch.diag_embed(sigma).to(u.dtype), u, v)
+    return Triplet(torch.diag_embed(sigma).to(u.dtype) if how.core else sigma, u, v)
 
 
 class _Triplet(torch.autograd.Function):
@@ -70,8 +70,13 @@ class _Triplet(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.A, v0, ctx.how, *leaves = inputs
         ctx.mark_non_differentiable(*output[3:])
+        _Triplet.keep(ctx, inputs, output)
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Save for the derivatives what they need."""
+        ctx.A, v0, ctx.how, *leaves = inputs
         ctx.set_materialize_grads(False)
         # of v0 only the anchor of a complex phase is needed again: a clone, since the caller may overwrite v0 by then
         keep = v0 is not None and output[1].is_complex() and ctx.how.k is None
@@ -87,15 +92,17 @@ class _Triplet(torch.autograd.Function):
         wanted, many = ctx.needs_input_grad[3:], ctx.how.k is not None
         A = ctx.A.at(leaves)
         if isinstance(A, Function) and not transformed():
-            image = sigma.diagonal().unsqueeze(-1) * u if many else sigma * u
+            image = ctx.how.values(sigma).unsqueeze(-1) * u
             left = ctx.how.left(known)
             assert isinstance(left, Ritz | RitzBlock)
             A = replace(A, seen=(image.detach(), left.residual.item()))
-        if phi is None and psi is None and not many:
+        if phi is None and psi is None and not ctx.how.core:
             if xi is None:
                 return (None,) * (3 + ctx.count)
             # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
             if mapped_by_autograd(xi) and not isinstance(A, Dense):  # nothing that is mapped may go through a function
+                if many:
+                    refuse_mapping_by_autograd(xi)
                 return None, None, None, *(G if G is None else xi * G for G in A.pull((u,), (v,), wanted))
             return None, None, None, *A.pull((xi.unsqueeze(-1) * u,), (v,), wanted)
         refuse_mapping_by_autograd(phi, psi)
@@ -114,7 +121,7 @@ class _Triplet(torch.autograd.Function):
         dA = A.push(dleaves)
         dA_v, dA_u = dA.mv(v), dA.rmv(u)
         if ctx.how.k is not None:
-            sigma = sigma.diagonal(dim1=-2, dim2=-1).real
+            sigma = ctx.how.values(sigma)
             du, dv = Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
             dcore, left, right = turning(sigma, u, v, dA_v)
             lost = du.isnan().any(-1)  # of those tied with what is left out
@@ -123,7 +130,8 @@ class _Triplet(torch.autograd.Function):
             if u.is_complex():  # turn each common phase so that the largest entry of vᵢ stays real
                 turn = -1j * anchor(dv, v, None).imag / anchor(v, v, None).real
                 du, dv = du + turn * u, dv + turn * v
-            return (dcore, du, dv) + (None,) * len(known)
+            dsigma = dcore if ctx.how.core else dcore.diagonal(dim1=-2, dim2=-1).real
+            return (dsigma, du, dv) + (None,) * len(known)
         dsigma = vecdot(u, dA_v)
         du, dv = Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
         if u.is_complex():
@@ -153,20 +161,24 @@ class _Triplet(torch.autograd.Function):
 
 
 class _PlainTriplet(torch.autograd.Function):
-    """The same for plain PyTorch, where torch.func is not at work.
+    """The same for plain PyTorch, where torch.func is not at work: leaves of A → (σ, u, v).
 
-    A function whose context is set up apart from forward, as torch.func wants, costs 40 µs more: at 64×32 a tenth of
-    all.
+    A function whose context is set up apart from forward, and which returns all that it keeps, as torch.func wants,
+    costs 40 µs more: at 64×32 a tenth of all.
     """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         output = _Triplet.forward(*inputs)
-        _Triplet.setup_context(ctx, inputs, output)
-        return output
+        _Triplet.keep(ctx, inputs, output)
+        return output[:3]
 
     backward = _Triplet.backward
-    jvp = _Triplet.jvp
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        found: tuple[Tensor | None, ...] = _Triplet.jvp(ctx, *tangents)
+        return found[:3]
 
 
 def left_and_right(
@@ -182,19 +194,15 @@ def left_and_right(
 ) -> tuple[Tensor, Tensor]:
     """x and q of the gradient x vᴴ + u qᴴ, rows for k triplets; ``step`` solves for (p, q)."""
     sigma, u, v = triplet
-    h = None
-    if how.k is not None:  # what σ was is the core, and ξ its cotangent
-        h = hermitian(torch.zeros_like(sigma) if xi is None else xi)
-        sigma = sigma.diagonal(dim1=-2, dim2=-1).real
-        if not transformed():  # where numbers can be read
-            sees_vectors, (m, n) = bool(phi.any() or psi.any()), A.shape
-            if sees_vectors and not how.core:
-                check_values(sigma, (m, n), h.diagonal(dim1=-2, dim2=-1).real)
-            if not sees_vectors:
-                turns = (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1)) != 0).any(-1)
-                check_cut(m, n, sigma, following(m, n, sigma.shape[-1], how.left(known).S), turns)
-        if how.core:  # else h is diagonal
-            phi = turned(u, sigma, h, phi)
+    h, many, readable = None, how.k is not None, not transformed()
+    if how.core:  # what σ was is the core, and ξ its cotangent
+        h, xi, sigma = hermitian(torch.zeros_like(sigma) if xi is None else xi), None, how.values(sigma)
+        if readable and not (phi.any() or psi.any()):
+            turns, (m, n) = (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1)) != 0).any(-1), A.shape
+            check_cut(m, n, sigma, following(m, n, sigma.shape[-1], how.left(known).S), turns)
+        phi = turned(u, sigma, h, phi)
+    elif many and readable and xi is not None:
+        check_values(sigma, xi, phi, psi)
     if u.is_complex():
         if step is Solve.forward:
             seen = check_phase(u, v, phi, psi)
@@ -208,5 +216,5 @@ def left_and_right(
         if isinstance(A, Function):
             A.check_seen(A.mv(v))
         raise
-    x = along_u(sigma, u, xi, phi, p) if h is None else rotation(sigma, u, v, h, phi, psi, how.eps).mT @ u + p
-    return x, q
+    x = along_u(sigma, u, xi, phi, p, alone=not many)
+    return x + rotation(sigma, u, v, h, phi, psi, how.eps).mT @ u if many else x, q

@@ -29,7 +29,7 @@ from .gap import (
 from .inside import check_again, check_forward, check_inside, off, warn_of_lost
 from .operator import Dense, Operator
 from .phase import check_phase
-from .products import direction
+from .products import direction, extremes
 from .transforms import mapped_by_autograd, refuse_mapping_by_autograd, refuse_tracing
 
 
@@ -40,7 +40,7 @@ def full_precision(leaves: Sequence[Tensor]) -> AbstractContextManager[Any]:
 
 
 def find_triplet(A: Operator, v0: Tensor | None, how: How) -> tuple[Tensor, ...]:
-    """(σ, u, v, *known), or (diag σ, U, V, *known) for k triplets.
+    """(σ, u, v, *known), or (σ, U, V, *known) for k triplets, with diag σ for σ where the core is asked for.
 
     The numbers are checked from here, and not before, since under vmap only here they can be."""
     refuse_tracing()
@@ -49,8 +49,8 @@ def find_triplet(A: Operator, v0: Tensor | None, how: How) -> tuple[Tensor, ...]
     if how.k is not None:
         with full_precision(A.leaves):
             rows, left = how.forward.find_many(A, how.k, v0)
-        core = torch.diag_embed(rows.sigma).to(rows.U)
-        return (core, rows.U, rows.V, *left)
+        sigma = torch.diag_embed(rows.sigma).to(rows.U) if how.core else rows.sigma
+        return (sigma, rows.U, rows.V, *left)
     if v0 is not None:
         v0 = direction(v0.to(torch.promote_types(v0.dtype, A.vector.dtype)))
         if not v0.isfinite().all():  # 0/0, or what was not finite before
@@ -117,7 +117,7 @@ def _solve_many(
     beyond = following(m, n, sigma.shape[-1], left.S)
     wanted = lost = None
     tiny = torch.finfo(sigma.dtype).tiny
-    if relative_cut(sigma, beyond) < near_tie(m, n, sigma.dtype) or sigma[..., -1].amin().item() < tiny:
+    if relative_cut(sigma, beyond) < near_tie(m, n, sigma.dtype) or extremes(sigma)[0] < tiny:
         wanted = (phi != 0).any(-1) | (psi != 0).any(-1)
         if role == "tangent":  # forward mode does not know what the loss reads: where some triplets have a derivative
             # they get theirs, and the tied ones NaN
@@ -161,13 +161,13 @@ def _outside(A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, left: Any)
     return spectral_rows(A.leaves[0], sigma, off(U, phi / s), off(V, psi / s), left)
 
 
-def along_u(sigma: Tensor, u: Tensor, xi: Tensor | None, phi: Tensor, p: Tensor) -> Tensor:
-    """ξu + p, which the gradient (ξu + p)vᴴ + uqᴴ pairs with v (eq-gradient); for complex A with ξ + i Im(uᴴφ)/σ in
-    place of ξ (eq-complex-gradient).
+def along_u(sigma: Tensor, u: Tensor, xi: Tensor | None, phi: Tensor, p: Tensor, alone: bool = True) -> Tensor:
+    """ξu + p, which the gradient (ξu + p)vᴴ + uqᴴ pairs with v (eq-gradient); for one triplet of a complex A with
+    ξ + i Im(uᴴφ)/σ in place of ξ (eq-complex-gradient). Of k triplets the rotation holds that.
 
     The phase of u relative to v moves with A (eq-relative-phase), unseen by the constraints p ⟂ u and q ⟂ v.
     """
-    if u.is_complex():  # at σ = 0 for a loss of no vector only
+    if alone and u.is_complex():  # at σ = 0 for a loss of no vector only
         xi = (0 if xi is None else xi) + 1j * vecdot(u, phi).imag / torch.where(sigma > 0, sigma, 1)
     return p if xi is None else torch.addcmul(p, xi.unsqueeze(-1), u)
 

@@ -10,10 +10,10 @@ from .adjoint.solver import Solver
 from .auto import AdjointName, ForwardName, How
 from .forward import Method, Triplet
 from .inputs import check_range, prepare_many
-from .inside import rotation
 from .operator import Dense, Operator, Sparse
-from .rule import differentiable_triplet
-from .steps import find_triplet, full_precision, solve_adjoint, value_and_cotangents
+from .rule import differentiable_triplet, left_and_right
+from .solve import Solve
+from .steps import find_triplet, full_precision, value_and_cotangents
 
 
 class Triplets(NamedTuple):
@@ -135,8 +135,8 @@ def singular_triplets(
             [0.0000, 0.0000, 0.0000],
             [0.3750, 0.0000, 0.0000]])
     """
-    core, U, V = _rows(A, k, forward, adjoint, tol, maxiter, v0, missed, core=False)
-    return Triplets(core.diagonal(dim1=-2, dim2=-1).real, U.mT, V.mT)
+    sigma, U, V = _rows(A, k, forward, adjoint, tol, maxiter, v0, missed, core=False)
+    return Triplets(sigma, U.mT, V.mT)
 
 
 def low_rank(
@@ -184,7 +184,7 @@ def _rows(
     missed: float | None,
     core: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(core, U, V) with vectors as rows, in the precision of A."""
+    """(σ, U, V), or (core, U, V), with vectors as rows, in the precision of A."""
     if torch.compiler.is_compiling():
         from .compiled import compiled_rows
 
@@ -205,21 +205,27 @@ def _differentiable_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     X, how, start = prepare_many(A, k, forward, adjoint, tol, maxiter, v0, missed, core)
     with full_precision(X.leaves):
-        found = rows_of(X, how, start)
-    H, U, V = (x.to(A.dtype) for x in found)
-    check_range(H.diagonal(dim1=-2, dim2=-1).real, A.dtype)
-    return H, U, V
+        found = rows_of(X, how, start, core)
+    check_range(found[0].diagonal(dim1=-2, dim2=-1).real if core else found[0], A.dtype)
+    return in_precision(found, A.dtype, core)
 
 
-def rows_of(X: Operator, how: How, v0: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(core, U, V); one triplet is found as ``singular_triplet`` finds it."""
+def in_precision(found: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, core: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(σ, U, V) or (core, U, V) in this precision."""
+    value, U, V = found
+    return (value.to(dtype), U.to(dtype), V.to(dtype)) if core else Triplet(value, U, V).to(dtype)
+
+
+def rows_of(X: Operator, how: How, v0: Tensor | None = None, core: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """(σ, U, V) or (core, U, V); one triplet is found as ``singular_triplet`` finds it."""
     found = differentiable_triplet(X, v0, how)
-    return found if how.k is not None else as_rows(*found)
+    return found if how.k is not None else as_rows(*found, core)
 
 
-def as_rows(sigma: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One triplet as (core, U, V)."""
-    return sigma[..., None, None].to(u.dtype), u.unsqueeze(-2), v.unsqueeze(-2)
+def as_rows(sigma: Tensor, u: Tensor, v: Tensor, core: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """One triplet as (σ, U, V) or (core, U, V)."""
+    value = sigma[..., None, None].to(u.dtype) if core else sigma.unsqueeze(-1)
+    return value, u.unsqueeze(-2), v.unsqueeze(-2)
 
 
 def rank_2k_gradient(
@@ -254,10 +260,7 @@ def rank_2k_gradient(
             How(0, how.forward, how.adjoint, 1, eps=torch.finfo(A.dtype).eps),
         )
     X = X.at([x.detach() for x in X.leaves])
-    core, U, V, *known = find_triplet(X, start, how)
-    sigma = core.diagonal()
+    sigma, U, V, *known = find_triplet(X, start, how)
     value, (xi, Phi, Psi) = value_and_cotangents(loss, Triplets(sigma, U.mT, V.mT))
-    h, Phi, Psi = torch.diag(xi), Phi.mT, Psi.mT
-    P, Q = solve_adjoint(X, Triplet(sigma, U, V), Phi, Psi, how, "loss", known)
-    L = torch.cat([rotation(sigma, U, V, h, Phi, Psi, how.eps).mT @ U + P, U]).mT
-    return value, L, torch.cat([V, Q]).mT
+    x, Q = left_and_right(X, Triplet(sigma, U, V), known, xi, Phi.mT, Psi.mT, None, how, Solve.forward)
+    return value, torch.cat([x, U]).mT, torch.cat([V, Q]).mT

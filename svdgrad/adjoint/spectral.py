@@ -66,9 +66,9 @@ def spectral_rows(
 def _rows_in_one_basis(
     A: Tensor, s: Tensor, phi: Tensor, psi: Tensor, gram: GramVectors, k: int
 ) -> tuple[Tensor, Tensor]:
-    W, t = gram.W[..., k:], gram.S[..., None, k:] / s
+    W, S = gram.W[..., k:], gram.S[..., None, k:]
     r = (psi + (phi @ A.conj()) / s) @ W.conj()
-    q = (r / ((1 - t) * (1 + t))) @ W.mT
+    q = (r / ((s - S) / s * ((s + S) / s))) @ W.mT
     return phi + (q @ A.mT) / s, q
 
 

@@ -23,6 +23,8 @@ class Triplet(NamedTuple):
     def to(self, dtype: torch.dtype) -> "Triplet":
         """The triplet in this precision, σ as real numbers of it."""
         sigma, u, v = self
+        if u.dtype == dtype:
+            return self
         return Triplet(sigma.to(_REAL.get(dtype, dtype)), u.to(dtype), v.to(dtype))
 
 
@@ -115,8 +117,7 @@ def fix_sign(u: Tensor, v: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Te
         anchor = v.gather(-1, v.abs().argmax(-1, keepdim=True))
     else:
         anchor = torch.linalg.vecdot(v, v0.to(v)).conj().unsqueeze(-1)
-    if v.is_complex():
-        c = torch.where(anchor == 0, 1, torch.sgn(anchor).conj())
-    else:
-        c = torch.ones_like(anchor).copysign(anchor)
+    c = torch.sgn(anchor).conj()
+    if v0 is not None:  # which may be orthogonal to v; the largest entry of a unit vector is not zero
+        c = torch.where(c == 0, 1, c)
     return u * c, v * c

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from ..operator import Dense, Operator
-from ..products import mv, root_of_scale
+from ..products import extremes, mv, root_of_scale
 from .found import GramVectors, Rows, Triplet, check_entries, fix_sign
 
 
@@ -54,9 +54,7 @@ def _gram(A: Tensor) -> tuple[Triplet, GramVectors]:
     G = -(A.mH @ A)  # eigh sorts upwards, so that of −G comes with the largest σ first
     if G.numel() == 0:
         return Triplet(A.real.new_empty(A.shape[:-2]), A[..., 0], A[..., 0, :]), GramVectors(A.real[..., 0, :], G)
-    # squares leave the range of float32 for entries beyond 1e±19: look once, and only then change the unit
-    longest = G.diagonal(dim1=-2, dim2=-1).real.amin(-1)
-    largest, smallest = (-x.item() for x in longest.aminmax())
+    smallest, largest = _squares(G)
     if not (1e-30 < smallest and largest < 1e30):
         check_entries(A)
         root = root_of_scale(A)
@@ -76,6 +74,15 @@ def _gram(A: Tensor) -> tuple[Triplet, GramVectors]:
     return Triplet(sigma, u, v), GramVectors(minus_S2.neg_().clamp_min_(0).sqrt_(), W)
 
 
+def _squares(G: Tensor) -> tuple[float, float]:
+    """The smallest and the largest ‖A‖² of a batch, in the sense of Frobenius, from G = −AᴴA.
+
+    Squares leave the range of float32 for entries beyond 1e±19: look once, and only then change the unit.
+    """
+    squares = -G.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    return extremes(squares)
+
+
 #: below this part of σ₁ a value has lost too much as the root of an eigenvalue: then the full SVD takes over
 LEAST = 0.1
 
@@ -85,19 +92,21 @@ def _many(A: Tensor, k: int) -> tuple[Rows, GramVectors]:
     root = None
     G = -(A.mH @ A)
     if G.numel():
-        largest, smallest = (-x.item() for x in G.diagonal(dim1=-2, dim2=-1).real.amin(-1).aminmax())
+        smallest, largest = _squares(G)
         if not (1e-30 < smallest and largest < 1e30):
             check_entries(A)
             root = root_of_scale(A)[..., None]
             A = A * root[..., None] * root[..., None]
             G = -(A.mH @ A)
     minus_S2, W = torch.linalg.eigh(G)
-    S = minus_S2.neg_().clamp_min_(0).sqrt_()
-    if (S[..., k - 1] >= LEAST * S[..., 0]).all():
+    S = (-minus_S2).clamp_min_(0).sqrt_()
+    values = S.tolist() if S.ndim == 1 else None  # one look costs less than calls
+    if values[k - 1] >= LEAST * values[0] if values else (S[..., k - 1] >= LEAST * S[..., 0]).all():
         # A W₁ = Q R, and the SVD of the small R puts right what squares have done to the kept vectors among themselves
-        Q, R = torch.linalg.qr(A @ W[..., :k])
+        W1 = W[..., :k]
+        Q, R = torch.linalg.qr(A @ W1)
         X, sigma, Zh = torch.linalg.svd(R)
-        U, V = (Q @ X).mT, Zh.conj() @ W[..., :k].mT
+        U, V = (Q @ X).mT, Zh.conj() @ W1.mT
     else:
         U, S, Vh = torch.linalg.svd(A, full_matrices=False)
         sigma, U, V, W = S[..., :k].abs(), U[..., :k].mT, Vh[..., :k, :].conj(), Vh.mH
