@@ -9,9 +9,11 @@ from svdgrad import adjoint, matrices
 from svdgrad.adjoint import ATTEMPTS, SOLVERS, assemble
 from svdgrad.adjoint.krylov import _preconditioner, schur_cg
 from svdgrad.forward import Triplet, lanczos, svd
+from svdgrad.inputs import prepare_many
 from svdgrad.lab import loss_vectors, relative_error
 from svdgrad.oracles import extended
 from svdgrad.products import mv, project
+from svdgrad.steps import find_triplet, solve_adjoint
 
 
 def solved(A, index=0):
@@ -74,6 +76,24 @@ def test_the_adjoint_system_of_complex_matrices_is_solved(shape, name):
     c = torch.cat([project(u, phi), project(v, psi)], -1)
     gap = (1 - known.S[:, 1] / sigma).min()
     assert (mv(matrices.K(A, sigma), x) - c).norm() <= 50 * torch.finfo(A.dtype).eps / gap * c.norm()
+
+
+@pytest.mark.parametrize("forward", ["gram", "svd"])
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("shape", [(64, 32), (32, 64), (48, 48)], ids=str)
+def test_what_lies_along_the_vectors_is_taken_off(shape, k, forward):
+    """A cotangent along u or v, as of a length, leaves its rounding, an ε of it, divided by the gap at the most.
+
+    By the known vectors alone, which are orthogonal to u and v up to several ε, more would be left.
+    """
+    for seed in range(5):
+        A = matrices.gaussian(*shape, seed).float()
+        X, how, _ = prepare_many(A, k, forward, "auto", None, None, None, 1e-3, False)
+        sigma, u, v, *known = find_triplet(X, None, how)
+        p, q = solve_adjoint(X, Triplet(sigma, u, v), u.clone(), v.clone(), how, "loss", known)
+        S = torch.linalg.svdvals(A)
+        left = torch.linalg.vector_norm(torch.cat([p, q], -1), dim=-1).max()
+        assert left <= torch.finfo(A.dtype).eps / (S[k - 1] - S[k])
 
 
 @pytest.mark.parametrize("name", SOLVERS)
