@@ -4,6 +4,9 @@ import math
 import os
 import sys
 import warnings
+from bisect import bisect
+from functools import cache
+from operator import neg
 from typing import Any
 
 import torch
@@ -36,6 +39,7 @@ OVERLOOKED = 1e-2
 KEPT, WORTH = 8, 0.3
 
 
+@cache
 def tie(m: int, n: int, dtype: torch.dtype) -> float:
     """8 ε √(m + n): singular values of an m×n matrix come out right to a few ε σ₁, and what is closer cannot be told
     apart.
@@ -43,6 +47,7 @@ def tie(m: int, n: int, dtype: torch.dtype) -> float:
     return float(8 * torch.finfo(dtype).eps * (m + n) ** 0.5)
 
 
+@cache
 def near_tie(m: int, n: int, dtype: torch.dtype) -> float:
     """Where ``expected_error`` passes 1%, or four times a tie, whichever is larger: below it comes the warning."""
     return max(400 * torch.finfo(dtype).eps, 4 * tie(m, n, dtype))
@@ -55,8 +60,9 @@ def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> float:
     if S.ndim == 1:
         # one look at the device, and the rest by Python's numbers: each call on tensors would cost as much as all of
         # this
-        value, values = sigma.item(), S.cpu().tolist()
-        distances = sorted(abs(x - value) for x in values)[1:2]  # the smallest is that of σ from itself
+        value, values = sigma.item(), sorted(S.tolist(), reverse=True)
+        at = bisect(values, -value, key=neg)  # two on either side are enough, and the smallest is that of σ from itself
+        distances = sorted(abs(x - value) for x in values[max(0, at - 2) : at + 2])[1:2]
         nearest = min([*distances, values[0], *[value] * (m != n)])
         return nearest / values[0] if values[0] > 0 else 0.0
     distance = (S - sigma.unsqueeze(-1)).abs()

@@ -137,7 +137,8 @@ def prepare(
         check_index(how, min(A.shape[-2:]))
         if v0 is not None:
             check_start(v0, A)
-        return Dense(A.to(torch.promote_types(A.dtype, torch.float32))), how
+        dtype = torch.promote_types(A.dtype, torch.float32)
+        return Dense(A if A.dtype == dtype else A.to(dtype)), how
     if isinstance(A, Tensor) and A.layout not in (torch.sparse_coo, torch.sparse_csr):
         raise TypeError(
             f"A must be one dense tensor (..., m, n), or sparse in COO or CSR layout, found layout {A.layout}: "

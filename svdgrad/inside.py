@@ -4,7 +4,7 @@ Vectors are rows here: σ (..., k), U (..., k, m), V (..., k, n), so that uᵢ�
 """
 
 import warnings
-from itertools import pairwise
+from operator import sub
 
 import torch
 from torch import Tensor
@@ -64,19 +64,21 @@ def closest(sigma: Tensor) -> float:
         return float("inf")
     if sigma.ndim == 1:  # one look, and the rest by Python's numbers
         values: list[float] = sigma.tolist()
-        return min(x - y for x, y in pairwise(values)) / values[0] if values[0] > 0 else 0.0
+        return min(map(sub, values, values[1:])) / values[0] if values[0] > 0 else 0.0
     return (-sigma.diff(dim=-1).amax(-1) / sigma[..., 0]).nan_to_num(0.0).min().item()
 
 
-def apart(space: Tensor, sigma: Tensor, m: int, n: int) -> Tensor:
-    """Whether σᵢ and σⱼ, with this ``space`` between them, differ by more than rounding can make them."""
-    return space.abs() > tie(m, n, sigma.dtype) * sigma[..., :1, None]
+def apart(sigma: Tensor, m: int, n: int) -> Tensor:
+    """Whether σᵢ and σⱼ differ by more than rounding can make them."""
+    return spaces(sigma).abs() > tie(m, n, sigma.dtype) * sigma[..., :1, None]
 
 
-def sums(sigma: Tensor) -> Tensor:
-    """σᵢ + σⱼ at i, j, to divide by: infinite for two zeros, which no loss with a derivative tells apart."""
-    total = sigma.unsqueeze(-2) + sigma.unsqueeze(-1)
-    return torch.where(total > 0, total, torch.inf)
+def divisors(sigma: Tensor, m: int, n: int) -> tuple[Tensor, Tensor]:
+    """σⱼ − σᵢ and σᵢ + σⱼ at i, j, to divide by: infinite for two that are equal up to rounding, and for two zeros."""
+    space, total = spaces(sigma), sigma.unsqueeze(-2) + sigma.unsqueeze(-1)
+    if sigma.ndim == 1 and not transformed() and closest(sigma) > tie(m, n, sigma.dtype) and extremes(sigma)[0] > 0:
+        return space.fill_diagonal_(torch.inf), total
+    return torch.where(apart(sigma, m, n), space, torch.inf), torch.where(total > 0, total, torch.inf)
 
 
 def commutator(sigma: Tensor, h: Tensor) -> Tensor:
@@ -116,18 +118,17 @@ def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor | None, Phi: Tensor,
     Without h, a loss of σ, U and V, the same for h = 0.
     """
     W, difference, size = numerators(U, V, Phi, Psi)
-    space = spaces(sigma)
     nothing: Tensor | int = 0
     if torch.is_grad_enabled() or in_forward_mode():
         # a numerator that is zero may have a derivative; near a tie to which the loss is blind that derivative is
         # rounding too, and would be divided by the gap twice
-        far = space.abs() > torch.finfo(sigma.dtype).eps ** (1 / 3) * sigma[..., :1, None]
+        far = spaces(sigma).abs() > torch.finfo(sigma.dtype).eps ** (1 / 3) * sigma[..., :1, None]
         nothing = torch.where(far | (size == 0), W - W.detach(), 0)
     W = torch.where(seen(W, size, eps), W, nothing)
-    quotient = W / torch.where(apart(space, sigma, U.shape[-1], V.shape[-1]), space, torch.inf)
+    space, total = divisors(sigma, U.shape[-1], V.shape[-1])
     if h is None:
-        return quotient + difference / sums(sigma)
-    return h + quotient + (difference - commutator(sigma, h)) / sums(sigma)
+        return W / space + difference / total
+    return h + W / space + (difference - commutator(sigma, h)) / total
 
 
 def turning(sigma: Tensor, U: Tensor, V: Tensor, dA_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,10 +138,9 @@ def turning(sigma: Tensor, U: Tensor, V: Tensor, dA_V: Tensor) -> tuple[Tensor, 
     VᴴdV = (X⁺ − X⁻)/2 and dH = herm C − (X⁺S − SX⁺)/2, which is diagonal but within a tie.
     """
     C = along(U, dA_V)
-    space, both = spaces(sigma), hermitian(C)
-    plus = both / torch.where(apart(space, sigma, U.shape[-1], V.shape[-1]), space, torch.inf)
-    minus = antihermitian(C) / sums(sigma)
-    return both - plus * space, plus + minus, plus - minus
+    both, (space, total) = hermitian(C), divisors(sigma, U.shape[-1], V.shape[-1])
+    plus, minus = both / space, antihermitian(C) / total
+    return both - plus * spaces(sigma), plus + minus, plus - minus
 
 
 def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, eps: float) -> None:
@@ -158,7 +158,7 @@ def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, 
     real = real & ~torch.eye(sigma.shape[-1], dtype=torch.bool, device=sigma.device)
     if not (real & (distance < near_tie(m, n, sigma.dtype))).any():
         return
-    tied = real & ~apart(spaces(sigma), sigma, m, n)
+    tied = real & ~apart(sigma, m, n)
     a, b = length(Phi).unsqueeze(-1), length(Psi).unsqueeze(-1)
     chance = 3 * (a + a.mT).sqrt() * (b + b.mT).sqrt() / min(m, n) ** 0.5
     worst = (W.abs() / size.clamp_min(torch.finfo(size.dtype).tiny))[tied].max().item() if tied.any() else 0.0

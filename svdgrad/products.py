@@ -1,5 +1,6 @@
 """Products with vectors, projections, and units: what iterations and formulas share."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -133,11 +134,10 @@ def project(u: Tensor, x: Tensor) -> Tensor:
 
 
 def extremes(x: Tensor) -> tuple[float, float]:
-    """The smallest and the largest of some real numbers, for a condition: of a single list in one look."""
+    """The smallest and the largest of some real numbers, for a condition, NaN if one is; of few in one look."""
     if x.ndim == 0:
         return x.item(), x.item()
-    if x.ndim == 1:
-        numbers = x.tolist()
+    if x.ndim == 1 and len(x) < 100 and not math.isnan(sum(numbers := x.tolist())):
         return min(numbers), max(numbers)
     least, most = x.aminmax()
     return least.item(), most.item()

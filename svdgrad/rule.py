@@ -100,7 +100,7 @@ class _Triplet(torch.autograd.Function):
             if xi is None:
                 return (None,) * (3 + ctx.count)
             # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
-            if mapped_by_autograd(xi) and not isinstance(A, Dense):  # nothing that is mapped may go through a function
+            if not isinstance(A, Dense) and mapped_by_autograd(xi):  # nothing that is mapped may go through a function
                 if many:
                     refuse_mapping_by_autograd(xi)
                 return None, None, None, *(G if G is None else xi * G for G in A.pull((u,), (v,), wanted))

@@ -73,7 +73,7 @@ def _rows_in_one_basis(
 
 
 def _in_one_basis(A: Tensor, s: Tensor, phi: Tensor, psi: Tensor, gram: GramVectors) -> tuple[Tensor, Tensor]:
-    W, t = gram.W.narrow(-1, 1, gram.S.shape[-1] - 1), gram.S.narrow(-1, 1, gram.S.shape[-1] - 1) / s
+    W, S = gram.W[..., 1:], gram.S[..., 1:]
     r = mv(W.mH, torch.addcdiv(psi, mv(A.mH, phi), s))
-    q = mv(W, r / ((1 - t) * (1 + t)))
+    q = mv(W, r / ((s - S) / s * ((s + S) / s)))
     return torch.addcdiv(phi, mv(A, q), s), q

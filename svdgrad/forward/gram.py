@@ -71,7 +71,7 @@ def _gram(A: Tensor) -> tuple[Triplet, GramVectors]:
         u = u / (sigma + zero).unsqueeze(-1)
     else:
         u = u / sigma.unsqueeze(-1)
-    return Triplet(sigma, u, v), GramVectors(minus_S2.neg_().clamp_min_(0).sqrt_(), W)
+    return Triplet(sigma, u, v), GramVectors((-minus_S2).clamp_min_(0).sqrt_(), W)
 
 
 def _squares(G: Tensor) -> tuple[float, float]:
