@@ -96,7 +96,9 @@ class _Triplet(torch.autograd.Function):
             left = ctx.how.left(known)
             assert isinstance(left, Ritz | RitzBlock)
             A = replace(A, seen=(image.detach(), left.residual.item()))
-        if phi is None and psi is None and not ctx.how.core:
+        again = torch.is_grad_enabled() or in_forward_mode()  # whether this may itself be differentiated
+        # of k triplets that needs more, the solve, which refuses a tie among them
+        if phi is None and psi is None and not (many and (again or ctx.how.core)):
             if xi is None:
                 return (None,) * (3 + ctx.count)
             # no cotangent for the vectors, no system to solve: this is why ∂σ/∂A needs no gap (eq-dsigma)
@@ -108,8 +110,7 @@ class _Triplet(torch.autograd.Function):
         refuse_mapping_by_autograd(phi, psi)
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
-        # a function of its own only where the solve may itself be differentiated: each costs as much as a small solve
-        step = Solve.apply if torch.is_grad_enabled() or in_forward_mode() else Solve.forward
+        step = Solve.apply if again else Solve.forward  # each function of its own costs as much as a small solve
         x, q = left_and_right(A, Triplet(sigma, u, v), known, xi, phi, psi, ctx.v0, ctx.how, step)
         return None, None, None, *A.pull((x, u), (v, q), wanted)
 

@@ -651,6 +651,16 @@ def test_second_derivatives_at_a_tie_are_refused_and_warned_of_near_one(see):
     assert relative_error((hessian(f)(A) * E).sum((-2, -1)), wanted) < 1e-4
 
 
+@pytest.mark.parametrize("f", [lambda s: (s**2).sum(), lambda s: s.sum(), lambda s: s[0]], ids=["Σσ²", "Σσ", "σ₁"])
+def test_second_derivatives_of_the_values_at_a_tie_are_refused(f):
+    A, *_ = tied(0, torch.float64, 6, 5)
+    of_values = lambda A: f(svdgrad.singular_triplets(A, 3).sigma)
+    assert gradient(of_values, A).isfinite().all()
+    for second in (jacrev(jacrev(of_values)), lambda A: twice(of_values, A)):
+        with pytest.raises(svdgrad.TieError, match="a second derivative needs kept singular values that are dist"):
+            second(A)
+
+
 def twice(f, A):
     A = A.clone().requires_grad_()
     (g,) = torch.autograd.grad(f(A), A, create_graph=True)
