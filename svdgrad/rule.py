@@ -17,13 +17,12 @@ from torch.linalg import vecdot
 from .adjoint import SOLVERS
 from .auto import How
 from .forward import SVD, Ritz, RitzBlock, Triplet
-from .gap import check_cut, following
-from .inside import check_values, hermitian, rotation, turned, turning
+from .inside import hermitian, rotation, turned, turning
 from .newton import anchor, newton
 from .operator import Dense, Function, Operator, dense
 from .phase import check_phase, keep_phase
 from .solve import Solve, precisely, split
-from .steps import along_u, find_triplet
+from .steps import along_u, check_cotangents, find_triplet
 from .transforms import (
     in_forward_mode,
     mapped_by_autograd,
@@ -195,15 +194,17 @@ def left_and_right(
 ) -> tuple[Tensor, Tensor]:
     """x and q of the gradient x vᴴ + u qᴴ, rows for k triplets; ``step`` solves for (p, q)."""
     sigma, u, v = triplet
-    h, many, readable = None, how.k is not None, not transformed()
+    h, many = None, how.k is not None
     if how.core:  # what σ was is the core, and ξ its cotangent
         h, xi, sigma = hermitian(torch.zeros_like(sigma) if xi is None else xi), None, how.values(sigma)
-        if readable and not (phi.any() or psi.any()):
-            turns, (m, n) = (h - torch.diag_embed(h.diagonal(dim1=-2, dim2=-1)) != 0).any(-1), A.shape
-            check_cut(m, n, sigma, following(m, n, sigma.shape[-1], how.left(known).S), turns)
+    of_values = xi if h is None else h
+    if many and of_values is not None:
+        if step is Solve.forward:
+            check_cotangents(A, sigma, phi, psi, how, known, of_values)
+        else:
+            step(A, how, "values", *A.leaves, sigma, u, v, phi, psi, *known, of_values)
+    if h is not None:
         phi = turned(u, sigma, h, phi)
-    elif many and readable and xi is not None:
-        check_values(sigma, xi, phi, psi)
     if u.is_complex():
         if step is Solve.forward:
             seen = check_phase(u, v, phi, psi)

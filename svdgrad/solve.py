@@ -26,6 +26,10 @@ def precisely(method: Any) -> Any:
     return inner
 
 
+#: roles in which nothing is solved
+CHECKS = "phase", "values", "nested", "moves"
+
+
 class Solve(torch.autograd.Function):
     """(leaves, σ, u, v, φ, ψ) → (p, q), differentiable by the same solve.
 
@@ -33,8 +37,10 @@ class Solve(torch.autograd.Function):
     and μ = vᴴψ. A cotangent (p̄, q̄) is pulled back by J [y; z; α; γ] = [p̄; q̄; 0; 0], the same system; then φ̄ = y,
     ψ̄ = z, and what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ. A tangent is pushed forward by J dx = dc − dJ x.
     ``role`` says what (φ, ψ) is, and decides what is checked: "loss", "tangent", "again" for the derivative of one of
-    those ("reversed" in reverse mode over a tangent), "third" for the derivative of that. With "phase" it is the phase
-    of the loss that is checked, with "nested d" the distances of k values, for d derivatives; nothing is solved.
+    those ("reversed" in reverse mode over a tangent), "third" for the derivative of that. With these nothing is solved,
+    but something checked: with "phase" the phase of the loss, with "values" what it makes of k values, whose cotangent
+    stands last, with "nested d" their distances, for d derivatives, with "moves" those of the triplets that (φ, ψ)
+    moves, for a second derivative.
     """
 
     @staticmethod
@@ -70,6 +76,8 @@ class Solve(torch.autograd.Function):
     @precisely
     def jvp(ctx: Any, _A: None, _how: None, _role: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         leaves, (sigma, u, v, phi, psi, *known, p, q) = split(ctx)
+        if ctx.role.split()[0] in CHECKS:
+            return torch.zeros_like(p), torch.zeros_like(q)
         dleaves, (dsigma, du, dv, dphi, dpsi) = tangents[: ctx.count], tangents[ctx.count : ctx.count + 5]
         A, many = ctx.A.at(leaves), ctx.how.k is not None
         top, bottom = torch.zeros_like(p), torch.zeros_like(q)
@@ -87,6 +95,8 @@ class Solve(torch.autograd.Function):
         if dv is not None:
             bottom = bottom - _times(_against(psi, v, many), dv, many)
         role = "again" if ctx.role in ("loss", "tangent") else "third"
+        if many and du is not None and dv is not None:  # of a loss of σ alone top and bottom are zero
+            Solve.apply(A, ctx.how, "moves", *leaves, sigma, u, v, du, dv, *known)
         dp, dq = Solve.apply(A, ctx.how, role, *leaves, sigma, u, v, top, bottom, *known)
         if du is not None:
             dp = dp - _times(_against(p, du, many), u, many)

@@ -26,7 +26,7 @@ from .gap import (
     tied_with_the_rest,
     values_near,
 )
-from .inside import check_again, check_forward, check_inside, off, warn_of_lost
+from .inside import check_again, check_forward, check_inside, check_values, off, warn_of_lost
 from .operator import Dense, Operator
 from .phase import check_phase
 from .products import direction, extremes
@@ -67,17 +67,20 @@ def solve_adjoint(
     A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, how: How, role: str, known: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not
-    use, and so does autograd to matrices of a batch. With the roles "phase" and "nested d" nothing is solved, but the
-    phase or the distances of k values checked: here numbers can be read, under vmap too.
+    use, and so does autograd to matrices of a batch. With the roles "phase", "values", "nested d" and "moves"
+    nothing is solved, but something checked: here numbers can be read, under vmap too. See ``Solve``.
     """
     sigma, u, v = triplet
     many = how.k is not None
     if role == "phase":
         check_phase(u, v, phi, psi)
+    if role == "values":
+        *known, xi = known
+        check_cotangents(A, sigma, phi, psi, how, known, xi)
     if role.startswith("nested"):
         check_again(sigma, *A.shape, power=1 + int(role.split()[1]))
     readable = not mapped_by_autograd(phi, psi)
-    if role == "phase" or readable and not (phi.any() or psi.any()):
+    if role in ("phase", "values") or readable and not (phi.any() or psi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)
     if readable and sigma.ndim > many:  # a batch, which only a matrix can be
         batch = phi.shape[: phi.ndim - 1 - many]
@@ -90,6 +93,9 @@ def solve_adjoint(
             found = solve_adjoint(A.at([X]), Triplet(*rest[:3]), phi[wanted], psi[wanted], how, role, rest[3:])
             p, q = (torch.zeros_like(x).index_put((wanted,), y) for x, y in zip((phi, psi), found))
             return p, q
+    if role == "moves":
+        check_again(sigma, *A.shape, power=0)
+        return torch.zeros_like(phi), torch.zeros_like(psi)
     left = how.left(known)
     if many:
         return _solve_many(A, triplet, phi, psi, how, role, left)
@@ -106,6 +112,19 @@ def solve_adjoint(
             return how.adjoint(A.leaves[0], triplet, phi, psi, left)
         assert isinstance(left, Ritz)
         return cg_of(pair, A.shape, triplet, phi, psi, left)
+
+
+def check_cotangents(
+    A: Operator, sigma: Tensor, phi: Tensor, psi: Tensor, how: How, known: Sequence[Tensor], xi: Tensor
+) -> None:
+    """Warn of a loss of k triplets that tells tied values apart, or, of its core alone, raise an error where that turns
+    a triplet that is tied with what is left out.
+    """
+    if not how.core:
+        check_values(sigma, xi, phi, psi)
+    elif not (phi.any() or psi.any()):  # else the solve looks at the cut
+        turns, (m, n) = (xi - torch.diag_embed(xi.diagonal(dim1=-2, dim2=-1)) != 0).any(-1), A.shape
+        check_cut(m, n, sigma, following(m, n, sigma.shape[-1], how.left(known).S), turns)
 
 
 def _solve_many(

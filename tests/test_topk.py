@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -210,6 +211,10 @@ def test_forward_mode_at_a_tie_is_right_for_what_no_turn_changes_and_says_so(dty
         assert relative_error(slope, (wanted.conj() * E).real.sum()) < 1e-12
 
 
+def as_dense(t):
+    return (t.U * t.sigma) @ t.V.mT
+
+
 def test_what_u_sigma_and_v_cannot_carry_is_told_and_low_rank_has_it():
     A, X, s, Y = tied(0, torch.float64)
     f, wanted = blind_losses(X, s, Y, 3, torch.float64)["A_k"]
@@ -217,11 +222,22 @@ def test_what_u_sigma_and_v_cannot_carry_is_told_and_low_rank_has_it():
     with pytest.warns(
         svdgrad.NearTieWarning, match=r"tells singular values apart that are tied.*svdgrad\.low_rank"
     ) as told:
-        t = svdgrad.singular_triplets(A.requires_grad_(), 3)
-        (G * ((t.U * t.sigma) @ t.V.mT)).sum().backward()
+        (G * as_dense(svdgrad.singular_triplets(A.requires_grad_(), 3))).sum().backward()
     assert told[0].filename == __file__
     assert relative_error(A.grad, wanted) > 1e-2
+    of_dense = lambda A: (G * as_dense(svdgrad.singular_triplets(A, 3))).sum()
+    for transform in (grad(of_dense), jacrev(of_dense), lambda A: vmap(grad(of_dense))(A[None])[0]):
+        with pytest.warns(svdgrad.NearTieWarning, match=r"tells singular values apart that are tied.*low_rank"):
+            assert relative_error(transform(A.detach()), A.grad) < 1e-12
     assert relative_error(gradient(lambda A: f(svdgrad.low_rank(A, 3)), A.detach()), wanted) < 1e-13
+
+
+def test_a_loss_of_the_core_alone_that_turns_a_triplet_tied_with_the_rest_is_refused():
+    A = matrices.with_singular_values([3, 2, 2, 1, 0.5], 6, 5)
+    f = lambda A: svdgrad.low_rank(A, 2).core[0, 1]
+    for derivative in (partial(gradient, f), grad(f), jacrev(f), lambda A: vmap(grad(f))(A[None])):
+        with pytest.raises(svdgrad.TieError, match="one from σₖ₊₁"):
+            derivative(A)
 
 
 @pytest.mark.parametrize("forward", FORWARDS)
@@ -651,14 +667,54 @@ def test_second_derivatives_at_a_tie_are_refused_and_warned_of_near_one(see):
     assert relative_error((hessian(f)(A) * E).sum((-2, -1)), wanted) < 1e-4
 
 
-@pytest.mark.parametrize("f", [lambda s: (s**2).sum(), lambda s: s.sum(), lambda s: s[0]], ids=["Σσ²", "Σσ", "σ₁"])
-def test_second_derivatives_of_the_values_at_a_tie_are_refused(f):
+OF_VALUES = {"Σσ²": lambda s: (s**2).sum(), "Σσ": lambda s: s.sum(), "σ₁": lambda s: s[0]}
+
+
+@pytest.mark.filterwarnings("ignore::svdgrad.NearTieWarning")
+@pytest.mark.parametrize("f", OF_VALUES.values(), ids=OF_VALUES)
+@pytest.mark.parametrize("k", [3, 5])
+def test_second_derivatives_of_the_values_at_a_tie_are_refused(f, k):
     A, *_ = tied(0, torch.float64, 6, 5)
-    of_values = lambda A: f(svdgrad.singular_triplets(A, 3).sigma)
-    assert gradient(of_values, A).isfinite().all()
-    for second in (jacrev(jacrev(of_values)), lambda A: twice(of_values, A)):
-        with pytest.raises(svdgrad.TieError, match="a second derivative needs kept singular values that are dist"):
-            second(A)
+    E = torch.randn_like(A)
+    ways = {
+        "singular_triplets": lambda A: f(svdgrad.singular_triplets(A, k).sigma),
+        "low_rank": lambda A: f(svdgrad.low_rank(A, k).core.diagonal()),
+        "operator": lambda A: f(svdgrad.operator_triplets(torch.mv, A, torch.ones(5).double(), k).sigma),
+    }
+    for name, g in ways.items():
+        assert gradient(g, A).isfinite().all()
+        along = lambda A, g=g: jvp(g, (A,), (E,))[1]
+        if f is OF_VALUES["Σσ"]:  # a sum of uᵢᴴE vᵢ, which no turn within the tie changes
+            assert relative_error(grad(along)(A), differences(gradient, g, A, E)) < 1e-6
+        elif name != "low_rank":
+            with pytest.warns(svdgrad.NearTieWarning, match="low_rank|single vectors"):
+                grad(along)(A)
+        seconds = {
+            "double": lambda A, g=g: twice(g, A),
+            "jacrev(jacrev)": jacrev(jacrev(g)),
+            "jvp(grad)": lambda A, g=g: jvp(grad(g), (A,), (E,))[1],
+            "jvp(jvp)": lambda A, along=along: jvp(along, (A,), (E,))[1],
+            "hessian": hessian(g),
+            "vmap": lambda A, g=g: vmap(lambda A: jvp(grad(g), (A,), (E,))[1])(torch.stack([2 * A, A])),
+        }
+        for order, second in seconds.items():
+            with pytest.raises(svdgrad.TieError, match="a second derivative needs kept singular values that are dist"):
+                raise AssertionError((name, order, second(A)))
+
+
+def differences(gradient, f, A, E, step=1e-5):
+    return (gradient(f, A + step * E) - gradient(f, A - step * E)) / (2 * step)
+
+
+def test_a_tied_matrix_of_a_batch_that_stands_still_asks_for_nothing():
+    A, *_ = tied(0, torch.float64, 6, 5)
+    B = torch.randn_like(A)
+    f = lambda s: (s**2).sum()
+    of_first = lambda A: f(svdgrad.singular_triplets(A, 3).sigma[0])
+    X, E = torch.stack([B, A]), torch.stack([torch.randn_like(A), torch.zeros_like(A)])
+    alone = jvp(grad(lambda B: f(svdgrad.singular_triplets(B, 3).sigma)), (B,), (E[0],))[1]
+    assert relative_error(jvp(grad(of_first), (X,), (E,))[1][0], alone) < 1e-12
+    assert relative_error(grad(lambda X: jvp(of_first, (X,), (E,))[1])(X)[0], alone) < 1e-12
 
 
 def twice(f, A):
