@@ -1,7 +1,10 @@
 """Under torch.compile each call is right, in one graph or with a clean break, or refused with a reason."""
 
+from itertools import product
+
 import pytest
 import torch
+from marks import slow_but
 from test_transforms import ROUNDING, complex_matrix, f, invariants, matrix
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -88,8 +91,11 @@ def several(A, k):
     )
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
-@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (2, 4, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "k"),
+    slow_but([((5, 3), 1), ((3, 5), 2), ((2, 4, 4), 2)], product([(5, 3), (3, 5), (2, 4, 4)], [1, 2, 3])),
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 def test_several_triplets_in_one_graph_as_eager(dtype, shape, k):
     A = torch.stack([matrix(*shape[-2:], seed=seed) for seed in (0, 1)])
@@ -151,9 +157,15 @@ def of_operator(A):
     return t.sigma + t.u[0]
 
 
-@pytest.mark.parametrize("g", [f, norm, of_operator], ids=["triplet", "norm", "operator"])
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_a_transform_inside_is_right_or_refused(name, g):
+CALLS = {"triplet": f, "norm": norm, "operator": of_operator}
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    slow_but([*product(["triplet"], TRANSFORMS), *product(CALLS, ["jvp", "grad"])], product(CALLS, TRANSFORMS)),
+)
+def test_a_transform_inside_is_right_or_refused(call, name):
+    g = CALLS[call]
     A, transform = matrix(), TRANSFORMS[name]
     truth = transform(g, A)
     found = torch.compile(lambda A: transform(g, A), backend="aot_eager")(A)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marks import slow_but
 from test_site import THEMES, WIDTHS, look
 
 import svdgrad
@@ -196,7 +197,7 @@ everywhere = pytest.mark.parametrize("sliders", SETTINGS.values(), ids=SETTINGS)
 
 
 @everywhere
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("precision", slow_but([("float64",)], [("float64",), ("float32",)]))
 def test_spectra_and_condition_numbers(page, sliders, precision):
     """Against the closed forms, to 1e-6: rounding moves the smallest value of κ = 4e8 by 1e-7 of itself."""
     move(page, precision, **sliders)
@@ -272,7 +273,7 @@ def errors_nearby(page, precision: str) -> dict[str, list[float]]:
     return found
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("precision", slow_but([("float64",)], [("float64",), ("float32",)]))
 @pytest.mark.parametrize("where", [name for name in SETTINGS if name != "rank two"])
 def test_errors_by_decade(page, where, precision):
     """An error is a matter of rounding, which is another in each program: the page's lies within a decade of those that

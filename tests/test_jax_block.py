@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from jax.experimental import sparse
+from marks import slow_but
 
 import svdgrad
 import svdgrad.jax as sj
@@ -43,7 +44,7 @@ def check(A, k, t, bound=1e-13):
 
 
 @pytest.mark.parametrize(
-    ("shape", "complex_"), [pytest.param("tall", False, marks=pytest.mark.slow), ("wide", True), ("square", False)]
+    ("shape", "complex_"), slow_but([("wide", True)], [("tall", False), ("wide", True), ("square", False)])
 )
 def test_values_and_gradients_are_those_of_torch(shape, complex_):
     """At an exact tie inside the set: of U Vᴴ, and of A_k with the core."""
@@ -70,7 +71,7 @@ def see(t):
     return (t.U[0] ** 2 * t.sigma).sum() + (t.U[1] * t.V[2]).sum() ** 2
 
 
-@pytest.mark.parametrize("way", ["entries", "operator"])
+@pytest.mark.parametrize("way", slow_but([("entries",)], [("entries",), ("operator",)]))
 def test_entries_and_operators(way):
     A = with_values([2, 1.7, 1.4], 110, 80)
     A = np.where(np.abs(A) > 0.02, A, 0)

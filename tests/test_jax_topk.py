@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import sparse
+from marks import slow_but
 from test_jax_inputs import STATES
 
 import svdgrad.jax as sj
@@ -146,11 +147,6 @@ class Seeing:
 
 def of_factors(loss):
     return lambda sigma, U, V: loss(U, np.diag(sigma).astype(U.dtype), V)
-
-
-def slow_but(quick, cases):
-    """All cases, and those that are not quick marked slow."""
-    return [pytest.param(*x, marks=[] if x in quick else pytest.mark.slow) for x in cases]
 
 
 # --- the derivative

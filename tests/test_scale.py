@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from marks import slow_but
 from torch import Tensor
 
 import svdgrad
@@ -92,9 +93,17 @@ def scales(one: Problem) -> list[tuple[int, int]]:
     return [(a, d) for a, d in both if one.at(a, d) is not None]
 
 
+ADJOINTS = ["auto", *adjoint.SOLVERS]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["auto", *adjoint.SOLVERS])
-@pytest.mark.parametrize("forward", METHODS)
+@pytest.mark.parametrize(
+    ("forward", "name"),
+    slow_but(
+        [*itertools.product(["auto", "svd", "gram"], ADJOINTS), ("lanczos", "auto"), ("lanczos", "mixed")],
+        itertools.product(METHODS, ADJOINTS),
+    ),
+)
 def test_reverse_mode(forward, name, dtype):
     """All scales in one batch, each member with its own, and one with no cotangent; and some matrices alone."""
     for shape in SHAPES:

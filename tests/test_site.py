@@ -611,31 +611,29 @@ def test_axe_finds_what_is_planted(site, browser, axe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    {
-        "equation": "#equation-eq-adjoint-system",
-        "theorem": "#thm-",
-        "term": "#term-",
-        "figure": "#fig-",
-        "table": "#tab-",
-        "section": "#sec-",
-    }.items(),
+    ("kind", "target"),
+    [
+        ("equation", "#equation-eq-adjoint-system"),
+        ("theorem", "#thm-"),
+        ("term", "#term-"),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in (("figure", "#fig-"), ("table", "#tab-"))),
+        ("section", "#sec-"),
+    ],
 )
-def test_hovering_over_a_link_shows_what_it_leads_to(site, browser, kind):
+def test_hovering_over_a_link_shows_what_it_leads_to(site, browser, kind, target):
     if not list((site / "_static").glob("tippy-bundle*.js")):
         pytest.skip("built without previews: sphinx_tippy or npm is missing")
-    name, address = kind
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     for path in chapters(site):
         page.goto(path.as_uri(), wait_until="load")
-        link = page.locator(f"article p a[href*='{address}']").first
+        link = page.locator(f"article p a[href*='{target}']").first
         if link.count():
             break
     page.evaluate("async () => { await window.MathJax?.startup?.promise; }")
     link.hover()
     tip = page.locator(".tippy-box")
     tip.wait_for()
-    if name == "equation":
+    if kind == "equation":
         tip.locator("mjx-container").first.wait_for()
     assert len(tip.inner_text().strip()) > 5
     page.close()
