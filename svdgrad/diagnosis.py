@@ -93,7 +93,7 @@ def diagnose(
     sigma, u, v, *left = find_triplet(X, v0, how)
     known = how.forward.leaves(*left)
     with full_precision(X.leaves):
-        gap = relative_gap(sigma, values_near(X, sigma, known)[0], *X.shape)
+        gap = relative_gap(sigma, values_near(X, sigma, known)[0], *X.shape, u.is_complex())
     residual = torch.maximum(vector_norm(X.mv(v) - sigma * u), vector_norm(X.rmv(u) - sigma * v))
     residual = residual / torch.where(sigma > 0, sigma, 1)
     steps = int(known.steps) if isinstance(known, Ritz) else 0

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from bisect import bisect
+from collections.abc import Sequence
 from functools import cache
 from operator import neg
 from typing import Any
@@ -17,7 +18,7 @@ from .certificate import RESOLUTION, hidden, probability
 from .forward import ConvergenceError, Ritz
 from .forward.basis import Basis, noise, numbers
 from .operator import Dense, Operator
-from .products import Map, project, times_both
+from .products import Map, extremes, project, times_both
 
 
 class TieError(ArithmeticError):
@@ -53,23 +54,26 @@ def near_tie(m: int, n: int, dtype: torch.dtype) -> float:
     return max(400 * torch.finfo(dtype).eps, 4 * tie(m, n, dtype))
 
 
-def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int) -> float:
-    """The distance from σ to the nearest other singular value, and to zero if m ≠ n, over σ₁; of a batch the
-    smallest.
+def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int, is_complex: bool = False) -> float:
+    """The distance from σ to the nearest other singular value, and to zero if m ≠ n or A is complex, over σ₁; of a
+    batch the smallest.
+
+    Of a square complex matrix the phase of u relative to v moves with Im uᴴdA v/σ (eq-relative-phase).
     """
+    zero = m != n or is_complex
     if S.ndim == 1:
         # one look at the device, and the rest by Python's numbers: each call on tensors would cost as much as all of
         # this
         value, values = sigma.item(), sorted(S.tolist(), reverse=True)
         at = bisect(values, -value, key=neg)  # two on either side are enough, and the smallest is that of σ from itself
         distances = sorted(abs(x - value) for x in values[max(0, at - 2) : at + 2])[1:2]
-        nearest = min([*distances, values[0], *[value] * (m != n)])
+        nearest = min([*distances, values[0], *[value] * zero])
         return nearest / values[0] if values[0] > 0 else 0.0
     distance = (S - sigma.unsqueeze(-1)).abs()
     largest = nearest = S[..., 0]
     if S.shape[-1] > 1:
         nearest = torch.minimum(distance.kthvalue(2).values, largest)
-    if m != n:
+    if zero:
         nearest = torch.minimum(nearest, sigma)
     return (nearest / largest).nan_to_num(0.0).min().item()  # 0/0 for a zero matrix
 
@@ -170,23 +174,22 @@ def largest_unseen(matvec: Map, rmatvec: Map, sigma: Tensor, ritz: Ritz) -> tupl
     return value * s, ritz._replace(S=S, W=torch.cat([W, X / lengths], 1))
 
 
-def check_gap(m: int, n: int, sigma: Tensor, S: Tensor, residual: float = 0.0) -> None:
+def check_gap(m: int, n: int, sigma: Tensor, S: Tensor, residual: float = 0.0, is_complex: bool = False) -> None:
     """Raise a TieError or warn, once for a batch, by its smallest gap, and the largest residual of an iteration."""
     if sigma.numel() == 0:
         return  # an empty batch
-    gap = relative_gap(sigma.detach(), S, m, n)
-    if m == n and not (sigma > torch.finfo(S.dtype).tiny ** 0.4 * S[..., 0]).all():
+    gap = relative_gap(sigma.detach(), S, m, n, is_complex)
+    if m == n and not (sigma > 0.25 * tie(m, n, S.dtype) * S[..., 0]).all():
         raise TieError(
-            "σ is zero, where u and v have signs of their own and A v = σ u says nothing of u. Likely cause: a "
-            "singular matrix and "
-            "index −1. A loss of σ alone has a gradient here; otherwise differentiate the null vector as an "
-            "eigenvector of AᴴA"
+            "σ is zero, or no more than rounding, where u and v have signs of their own and A v = σ u says nothing of "
+            "u. Likely cause: a singular matrix and index −1. A loss of σ alone has a gradient here; otherwise "
+            "differentiate the null vector as an eigenvector of AᴴA"
         )
     if not gap > tie(m, n, S.dtype):
         raise tied(f"found a relative gap of {gap:.1e}, which is a tie up to rounding")
     if gap < near_tie(m, n, S.dtype):
         warnings.warn(
-            f"σ is close to another singular value: relative gap {gap:.1e}, so a relative error of about "
+            f"σ is close to another singular value, or to zero: relative gap {gap:.1e}, so a relative error of about "
             f"{expected_error(gap, S.dtype):.0e} is to be "
             f"expected in the gradient with {str(S.dtype).removeprefix('torch.')}, by any method",
             NearTieWarning,
@@ -197,6 +200,26 @@ def check_gap(m: int, n: int, sigma: Tensor, S: Tensor, residual: float = 0.0) -
             f"the iteration stopped at a residual of {residual:.0e} σ, and the relative gap is {gap:.0e}, so a "
             f"relative error of about {min(1.0, residual / gap):.0e} is to be expected in the gradient through u or v: "
             "lower tol",
+            NearTieWarning,
+            stacklevel=level_of_the_caller(),
+        )
+
+
+def check_zero(sigma: Tensor, xi: Tensor, cotangents: Sequence[Tensor]) -> None:
+    """Warn of a loss of u or v where σ is exactly zero and has a cotangent, and they have none there.
+
+    A loss of σ u then has a cotangent σ φ = 0 of u: the derivative of u, of the size of 1/σ, is left out of a product
+    of which it is half. It cannot be told from a loss of that σ alone.
+    """
+    if not sigma.numel() or extremes(sigma)[0] > 0:
+        return
+    seen = sum((x != 0).any(-1) for x in cotangents)
+    if ((sigma == 0) & (xi != 0) & (seen == 0)).any():
+        warnings.warn(
+            "the loss reads a σ that is exactly zero, where it has no derivative. A loss of σ alone gets one of its "
+            "subgradients; but a loss of σ u or σ v, as U diag(σ), lacks what u and v add there, and its gradient is "
+            "wrong. Likely causes: a row or a column of zeros, a rank below k. Leave it out, with a smaller k or "
+            "another index, or perturb A",
             NearTieWarning,
             stacklevel=level_of_the_caller(),
         )
@@ -256,8 +279,8 @@ def tied(found: str) -> TieError:
     """The error of a tie, with what was found."""
     return TieError(
         f"u and v have no derivative where σ is not simple; {found}. "
-        "Likely causes: an orthogonal or zero matrix, a symmetry, an initialisation with equal singular values, or a "
-        "tol that is larger than the distance of the values. "
+        "Likely causes: an orthogonal or zero matrix, a σ of zero, a symmetry, an initialisation with equal singular "
+        "values, or a tol that is larger than the distance of the values. "
         "A loss of σ alone has a gradient here; otherwise perturb A, or use the subspace of the tied values"
     )
 

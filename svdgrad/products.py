@@ -136,7 +136,8 @@ def project(u: Tensor, x: Tensor) -> Tensor:
 def extremes(x: Tensor) -> tuple[float, float]:
     """The smallest and the largest of some real numbers, for a condition, NaN if one is; of few in one look."""
     if x.ndim == 0:
-        return x.item(), x.item()
+        number = x.item()
+        return number, number
     if x.ndim == 1 and len(x) < 100 and not math.isnan(sum(numbers := x.tolist())):
         return min(numbers), max(numbers)
     least, most = x.aminmax()

@@ -17,6 +17,7 @@ from torch.linalg import vecdot
 from .adjoint import SOLVERS
 from .auto import How
 from .forward import SVD, Ritz, RitzBlock, Triplet
+from .gap import check_zero
 from .inside import hermitian, rotation, turned, turning
 from .newton import anchor, newton
 from .operator import Dense, Function, Operator, dense
@@ -107,10 +108,13 @@ class _Triplet(torch.autograd.Function):
                 return None, None, None, *(G if G is None else xi * G for G in A.pull((u,), (v,), wanted))
             return None, None, None, *A.pull((xi.unsqueeze(-1) * u,), (v,), wanted)
         refuse_mapping_by_autograd(phi, psi)
+        given = [x for x in (phi, psi) if x is not None]
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
         step = Solve.apply if again else Solve.forward  # each function of its own costs as much as a small solve
         x, q = left_and_right(A, Triplet(sigma, u, v), known, xi, phi, psi, ctx.v0, ctx.how, step)
+        if xi is not None and given and not transformed():
+            check_zero(ctx.how.values(sigma), ctx.how.values(xi), given)
         return None, None, None, *A.pull((x, u), (v, q), wanted)
 
     @staticmethod

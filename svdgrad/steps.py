@@ -107,7 +107,7 @@ def solve_adjoint(
             check_normal(sigma)
             residual = left.residual.max().item() if isinstance(left, Ritz) and left.residual.numel() else 0.0
             S, left = values_near(A, sigma, left, pair)
-            check_gap(*A.shape, sigma, S, residual)
+            check_gap(*A.shape, sigma, S, residual, u.is_complex())
         if pair is None:
             return how.adjoint(A.leaves[0], triplet, phi, psi, left)
         assert isinstance(left, Ritz)

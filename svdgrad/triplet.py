@@ -86,8 +86,9 @@ def singular_triplet(
         largest number of float16; under torch.func and torch.compile it is Inf instead.
     TieError
         In backward, if the loss depends on u or v and σ equals another singular value up to rounding: then u and v are
-        not functions of A. Also if σ is subnormal, where their derivatives, of the size of 1/σ, leave the range of
-        numbers. The value, and the gradient of a loss of σ alone, are always given.
+        not functions of A. Zero counts as another value if m ≠ n or A is complex; for a real square A the sign of u is
+        lost where σ is rounding. Also if σ is subnormal, where their derivatives, of the size of 1/σ, leave the range
+        of numbers. The value, and the gradient of a loss of σ alone, are always given.
     PhaseError
         In backward, if A is complex and the loss changes with the common phase of u and v, which A does not determine
         (eq-phase-blind). Where that is by so little that it may be rounding of both cotangents, as it is for
@@ -105,7 +106,9 @@ def singular_triplet(
     -----
     NearTieWarning
         In backward, if the loss depends on u or v and σ is so close to another singular value that fewer than two
-        digits of the gradient can be right. It names the gap and the error to expect.
+        digits of the gradient can be right. It names the gap and the error to expect. And if σ is exactly zero in a
+        loss of σ and u or v, such as σ u, which then cannot be told from one of σ alone; under torch.func and
+        torch.compile nothing is said of that.
 
     Notes
     -----

@@ -115,9 +115,10 @@ def singular_triplets(
     NearTieWarning
         In backward, if fewer than two digits of the gradient can be right, since σₖ is close to σₖ₊₁, or since the loss
         depends on single vectors of kept values that are close; if a loss of U or V tells tied values apart, as that of
-        U S Vᴴ does, whose gradient ``low_rank`` has. In forward mode at a tie of kept values, or where some of them
-        equal σₖ₊₁ up to rounding: NaN is the tangent of these and their vectors, and the others have theirs. In reverse
-        mode over forward mode, in nested forward modes and in third derivatives close to a tie of kept values.
+        U S Vᴴ does, whose gradient ``low_rank`` has; if a σ is exactly zero, as for ``singular_triplet``. In forward
+        mode at a tie of kept values, or where some of them equal σₖ₊₁ up to rounding: NaN is the tangent of these and
+        their vectors, and the others have theirs. In reverse mode over forward mode, in nested forward modes and in
+        third derivatives close to a tie of kept values.
 
     Notes
     -----

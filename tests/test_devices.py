@@ -199,9 +199,8 @@ def test_the_whole_map_and_its_gradient_stay_on_the_card(method, shape, monkeypa
     with Card() as card:
         found = gradient(card.put(A))
     if method == "svd":
-        assert (
-            card.to_host.total() <= 9
-        )  # extremes of A (twice) and of its Gram matrix; is there a cotangent, a gap, a σ beyond zero
+        # extremes of A (twice) and of its Gram matrix; is there a cotangent, a gap, a σ beyond zero, or of zero
+        assert card.to_host.total() <= 10
     S = torch.linalg.svdvals(A.detach())
     bound = 50 * torch.finfo(A.dtype).eps / relative_gap(S[0], S, *A.shape)
     assert isinstance(found, OnCard) and relative_error(found.numbers, gradient(A)) <= bound

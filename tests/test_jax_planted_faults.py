@@ -165,7 +165,12 @@ def run_tests(folder: Path, *tests: str) -> subprocess.CompletedProcess:
 def copy(tmp_path):
     shutil.copytree(ROOT / "svdgrad", tmp_path / "svdgrad", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "tests").mkdir()
-    for name in {"families.py", "test_jax_inputs.py", *(test.split("::")[0] for test, *_ in FAULTS.values())}:
+    for name in {
+        "families.py",
+        "marks.py",
+        "test_jax_inputs.py",
+        *(test.split("::")[0] for test, *_ in FAULTS.values()),
+    }:
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     return tmp_path
 

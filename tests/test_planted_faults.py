@@ -37,8 +37,8 @@ FAULTS = {
     "the part outside range(A) forgotten": ("adjoint/spectral.py", "else mv(U, x - a) + phi", "else mv(U, x)"),
     "the cotangent of sigma forgotten": (
         "rule.py",
-        "x = along_u(sigma, u, xi, phi, p)",
-        "x = along_u(sigma, u, None, phi, p)",
+        "x = along_u(sigma, u, xi, phi, p, alone=not many)",
+        "x = along_u(sigma, u, None, phi, p, alone=not many)",
     ),
     "the sign of v0 ignored": (
         "forward/found.py",

@@ -288,3 +288,69 @@ def test_one_warning_and_it_points_at_the_line_of_the_caller(way):
 def test_there_is_always_room_for_a_warning_before_an_error(size, dtype):
     assert near_tie(size, size, dtype) >= 4 * tie(size, size, dtype) > 0
     assert near_tie(4, 3, dtype) == 400 * torch.finfo(dtype).eps  # where 4 ε/gap passes 1%
+
+
+# --- a σ of zero ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_smallest_value_of_a_square_matrix_may_be_too_small(dtype):
+    """Of a complex one the phase of u relative to v has an error of ε/σ, of a real one the sign where σ is rounding."""
+    eps, C = torch.finfo(dtype).eps, with_values(np.ones(4), 4, 4, torch.complex128, seed=9)
+    C = C if dtype.is_complex else C.real
+    for smallest in (1e-2, 1e2 * eps, 0.3 * eps, 0.0):
+        A = with_values([3, 2, 1, smallest], 4, 4, torch.complex128 if dtype.is_complex else torch.float64)
+        X, exact = A.to(dtype).requires_grad_(), A.to(dtype).to(A.dtype).requires_grad_()
+        U, _, Vh = torch.linalg.svd(exact)
+        (truth,) = torch.autograd.grad((torch.outer(U[:, -1], Vh[-1]) * C).real.sum(), exact)
+        slope = lambda X=X: torch.autograd.grad(
+            (torch.outer((t := svdgrad.singular_triplet(X, index=-1)).u, t.v.conj()) * C.to(dtype)).real.sum(), X
+        )[0]
+        if smallest < eps:
+            with pytest.raises(svdgrad.TieError, match="zero"):
+                slope()
+            continue
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            error = (slope() - truth).norm() / truth.norm()
+        assert bool(told) == (smallest < 1e-3 and dtype.is_complex)
+        assert all("or to zero" in str(warning.message) for warning in told)
+        gap = svdgrad.diagnose(A.to(dtype), index=-1).gap
+        assert error < (4 if dtype.is_complex else 30) * eps / gap
+        assert gap == pytest.approx(smallest / 3 if dtype.is_complex else (1 - smallest) / 3, rel=0.1)
+
+
+ZEROS = {"a column": (5, 4), "a row": (4, 5), "square": (4, 4)}
+#: losses of a product of σ and vectors at a σ of zero, whose gradient is not that of σ alone
+PRODUCTS = {
+    "scores": lambda A: ((t := svdgrad.singular_triplets(A, 4)).U * t.sigma).sum(),
+    "smallest": lambda A: ((t := svdgrad.singular_triplet(A, index=-1)).sigma * t.u).sum(),
+    "zero matrix": lambda A: svdgrad.low_rank(0 * A, 1).dense().sum(),
+}
+
+
+@pytest.mark.parametrize("shape", ZEROS)
+@pytest.mark.parametrize("loss", PRODUCTS)
+def test_a_loss_of_sigma_and_vectors_at_zero_is_told(loss, shape):
+    A = matrices.gaussian(*ZEROS[shape])
+    A[0 if len(A) < 5 else slice(None), slice(None) if len(A) < 5 else 0] = 0.0
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            PRODUCTS[loss](A.requires_grad_()).backward()
+        except svdgrad.TieError:  # where σ came out as rounding
+            assert 0 < svdgrad.singular_triplets(A, 4).sigma[-1] < 1e-15
+            return
+    assert any("exactly zero" in str(warning.message) for warning in told)
+
+
+@pytest.mark.parametrize("k", [1, 3, 4])
+def test_a_loss_of_sigma_alone_has_a_subgradient_at_zero_and_nothing_is_said(k):
+    A = matrices.gaussian(5, 4)
+    A[:, 0] = 0.0
+    A = A if k > 1 else 0 * A
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", svdgrad.NearTieWarning)
+        t = svdgrad.singular_triplets(A.requires_grad_(), k)
+        (G,) = torch.autograd.grad(t.sigma.sum(), A)
+    assert (G - (t.U @ t.V.mT).detach()).norm() < 1e-14

@@ -132,9 +132,10 @@ def test_a_tie_is_refused_for_the_vectors_and_not_for_the_value(A):
         u[0].backward()
 
 
-def test_an_index_near_zero_ties_with_zero_only_if_there_are_more_rows():
-    for m, n, tie in ((4, 3, True), (3, 4, True), (3, 3, False)):
-        A = matrices.with_singular_values([2, 1, 0], m, n).requires_grad_()
+def test_an_index_near_zero_ties_with_zero_sooner_if_there_are_more_rows():
+    """Of a square matrix the sign of u relative to v is all that zero takes, and no less than rounding takes it."""
+    for m, n, smallest, tie in ((4, 3, 2e-15, True), (3, 4, 2e-15, True), (3, 3, 4e-15, False), (3, 3, 0, True)):
+        A = matrices.with_singular_values([2, 1, smallest], m, n).requires_grad_()
         u = svdgrad.singular_triplet(A, index=-1).u
         if tie:
             with pytest.raises(svdgrad.TieError):
