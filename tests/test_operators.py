@@ -399,6 +399,23 @@ def test_a_nonlinear_matvec_is_noticed_though_it_sends_zero_to_zero(matvec):
         svdgrad.operator_triplet(matvec, matrices.gaussian(5, 4), torch.ones(4).double())
 
 
+def test_a_bias_may_cancel_up_to_rounding():
+    """Its derivatives through a layer that is called twice are summed in another order, and cancel but for digits."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(9, 9)
+
+    def product(layer, x):
+        return layer(layer(x)) - layer(layer(torch.zeros_like(x)))
+
+    x = torch.randn(9)
+    sigma = svdgrad.operator_triplet(product, layer, x).sigma
+    assert abs(sigma / torch.linalg.matrix_norm(layer.weight @ layer.weight, 2) - 1) < 1e-5
+    with torch.no_grad():
+        layer.bias.zero_()
+    with pytest.raises(ValueError, match="a bias that is zero"):
+        svdgrad.operator_triplet(lambda layer, x: layer(layer(x)), layer, x)
+
+
 def test_nan_among_the_parameters_is_called_so():
     with pytest.raises(ValueError, match="NaN or Inf: likely cause: they are in params"):
         svdgrad.operator_triplet(lambda d, x: d * x, torch.tensor([1.0, torch.nan]), torch.ones(2))

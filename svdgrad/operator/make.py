@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..products import check_not_meta
@@ -126,17 +127,29 @@ def _checked(A: Function) -> Function:
             raise ValueError(_ELSEWHERE)
         if wanted and not origins & wanted:
             raise ValueError(_NOWHERE)
-        _check_bias([leaf for leaf in probes if leaf.requires_grad], y)
+        _check_bias(A.at(probes), y)
     return replace(A, out=y.shape, graph=graph)
 
 
-def _check_bias(leaves: Sequence[Tensor], y: Tensor) -> None:
-    """At x = 0 a linear function is zero whatever the parameters are, and so are its derivatives by them."""
+def _check_bias(A: Function, y: Tensor) -> None:
+    """At x = 0 a linear function is zero whatever the parameters are, and so are its derivatives by them.
+
+    Rounding may leave digits of them, of a bias that cancels in several terms; the derivatives at another x are larger.
+    """
+    leaves = [leaf for leaf in A.leaves if leaf.requires_grad]
     if not leaves or not y.requires_grad:
         return
     weights = torch.linspace(1, 2, max(y.numel(), 1), dtype=y.real.dtype, device=y.device).to(y.dtype)[: y.numel()]
-    slopes = torch.autograd.grad(y, leaves, weights.reshape(y.shape), retain_graph=True, allow_unused=True)
-    if any(slope is not None and slope.any() for slope in slopes):
+
+    def slope(y: Tensor) -> float:
+        slopes = torch.autograd.grad(y, leaves, weights.reshape(y.shape), retain_graph=True, allow_unused=True)
+        return max((vector_norm(slope).item() for slope in slopes if slope is not None), default=0.0)
+
+    if not (at_zero := slope(y)):
+        return
+    n = A.zero.numel()
+    unit = torch.linspace(1, 2, n, dtype=y.real.dtype, device=y.device).to(y.dtype).reshape(A.zero.shape)
+    if not at_zero <= torch.finfo(y.dtype).eps ** 0.5 * slope(A.first(unit / vector_norm(unit))):
         raise ValueError(
             "matvec must be linear in x, found a parameter that matvec(params, 0) depends on, though it is 0 now: "
             "likely cause: a bias that is zero; leave it out"
