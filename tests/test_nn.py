@@ -106,6 +106,119 @@ def test_any_affine_module_has_a_gain():
         assert (x is None or not x.any()) if y is None or y.norm() < 1e-12 else (x - y).norm() < 1e-5 * y.norm()
 
 
+def first_and_second(sigma, parameters):
+    """The gradient, and that of the length of the part that belongs to weights."""
+    first = torch.autograd.grad(sigma, parameters, create_graph=True, allow_unused=True)
+    length = sum(x.square().sum() for x in first if x is not None and x.ndim > 1)
+    return first, torch.autograd.grad(length, parameters, allow_unused=True)
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("bias", [0.0, 1.0, 1e3])
+def test_a_bias_far_above_the_weights_costs_no_digits(bias, dtype, error):
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 25)).to(dtype)
+    with torch.no_grad():
+        for part in layer:
+            part.weight.mul_(1e-2)
+            part.bias.fill_(bias)
+    exact = [part.weight.detach().double().requires_grad_() for part in layer]
+    truth = torch.linalg.svdvals(exact[1] @ exact[0])[0]
+    sigma = operator_norm(layer, (30,), tol=1e-20 if dtype == torch.float64 else None)
+    assert abs(sigma.double() / truth - 1) < error
+    wanted = first_and_second(truth, exact)
+    for found, true in zip(first_and_second(sigma, tuple(layer.parameters())), wanted):
+        for part in (0, 1):
+            weight, b = found[2 * part : 2 * part + 2]
+            assert (weight.double() - true[part]).norm() < 100 * error * true[part].norm()
+            assert b is None or b.norm() < error * true[part].norm()
+
+
+def test_layers_in_a_row_may_be_one_layer_or_held_ones():
+    torch.manual_seed(0)
+    twice = nn.Conv1d(2, 2, 3, padding=1)
+    held = nn.Sequential(
+        spectral_norm(nn.Conv2d(4, 6, 3, padding=1), input_shape=(4, 9, 9)),
+        nn.Flatten(),
+        spectral_norm(nn.Linear(486, 3)),
+    )
+    held[0].parametrizations.weight.original.data.add_(0.1)  # the state is that of another weight
+    for layer, shape in ((nn.Sequential(twice, twice), (2, 10)), (held, (4, 9, 9))):
+        sigma = operator_norm(layer, shape)
+        with torch.no_grad():
+            X = torch.eye(math.prod(shape)).reshape(-1, *shape)
+            truth = torch.linalg.matrix_norm((layer(X) - layer(torch.zeros_like(X))).flatten(1), 2)
+        assert abs(sigma / truth - 1) < 1e-5
+        sigma.backward()
+        for name, p in layer.named_parameters():
+            assert p.grad.isfinite().all() if p.ndim > 1 else p.grad is None or p.grad.norm() < 1e-6, name
+
+
+def test_a_module_may_mix_real_and_complex_numbers_or_hold_one_precision():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3, dtype=torch.complex64)
+            self.register_buffer("scale", torch.tensor(2.0))
+
+        def forward(self, x):
+            return torch.complex(self.scale, torch.zeros_like(self.scale)) * self.inner(x)
+
+    class Kernel(nn.Module):
+        kernel = torch.eye(3) * 2  # no buffer, and so not converted with the rest
+
+        def forward(self, x):
+            return x @ self.kernel + 1
+
+    layer = Scaled()
+    truth = 2 * torch.linalg.matrix_norm(layer.inner.weight, 2)
+    assert abs(operator_norm(layer, (3,)) / truth - 1) < 1e-5
+    assert abs(operator_norm(Kernel(), (3,)) / 2 - 1) < 1e-5
+
+
+class Residual(nn.Module):
+    """x + tanh(W x), which is linear as far as rounding shows, where x is large."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(5, 5)
+
+    def forward(self, x):
+        return x + self.inner(x).tanh()
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_what_is_affine_near_or_far_only_is_refused(sign):
+    torch.manual_seed(0)
+    alive = nn.Sequential(nn.Linear(5, 1), nn.ReLU())  # by its bias, where x is small
+    with torch.no_grad():
+        alive[0].weight.mul_(sign)
+        alive[0].bias.fill_(1e3)
+    for layer in (alive, Residual()):
+        with pytest.raises(ValueError, match="affine"):
+            operator_norm(layer, (5,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_running_statistics_stay_as_they_were(dtype):
+    class Counted(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    layer, counted = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(dtype), Counted().to(dtype)
+    before = {name: x.clone() for name, x in layer.state_dict().items()}
+    with pytest.raises(ValueError, match="BatchNorm in training"):
+        operator_norm(layer, (3, 8, 8))
+    assert all(torch.equal(x, before[name]) for name, x in layer.state_dict().items())
+    assert abs(operator_norm(counted, (3,)) / torch.linalg.matrix_norm(counted.weight, 2) - 1) < 1e-5
+    assert counted.calls == 0
+
+
 def test_a_layer_with_a_forward_of_its_own_is_taken_as_it_is_called():
     class Standardised(nn.Conv2d):
         def forward(self, x):
@@ -147,6 +260,7 @@ class Sine(nn.Module):
         (lambda: operator_norm(nn.Linear(3, 2), (4,)), ValueError, "must end with 3"),
         (lambda: operator_norm(torch.eye(2)), TypeError, "must be a torch.nn.Module"),
         (lambda: operator_norm(nn.LazyConv2d(3, 3), (2, 8, 8)), ValueError, "has no weight yet"),
+        (lambda: operator_norm(nn.Sequential(nn.LazyLinear(3)), (2,)), ValueError, "LazyLinear has no weight yet"),
         (lambda: operator_norm(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU()), (2, 8, 8)), ValueError, "affine"),
         (lambda: operator_norm(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Dropout()), (2, 8, 8)), ValueError, "affine"),
         (lambda: operator_norm(nn.BatchNorm2d(2), (2, 8, 8)), ValueError, "affine"),
@@ -176,7 +290,12 @@ def test_a_weight_that_is_not_finite_is_named(bad):
     kept = spectral_norm(nn.Conv2d(9, 9, 3), input_shape=(9, 9, 9))
     for weight in (layer.weight, kept.parametrizations.weight.original):
         weight.data[0, 0, 0, 0] = bad
-    for call in (lambda: operator_norm(layer, (9, 9, 9)), lambda: upper_bound(layer, (9, 9, 9)), lambda: kept.weight):
+    for call in (
+        lambda: operator_norm(layer, (9, 9, 9)),
+        lambda: operator_norm(nn.Sequential(layer), (9, 9, 9)),
+        lambda: upper_bound(layer, (9, 9, 9)),
+        lambda: kept.weight,
+    ):
         with pytest.raises(ValueError, match="weight of a layer must be finite"):
             call()
 

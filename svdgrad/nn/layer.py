@@ -91,8 +91,9 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
     """The map of a Linear, Conv or ConvTranspose layer; None for another Module, or one with a forward of its own."""
     if not isinstance(layer, nn.Module):
         raise TypeError(f"layer must be a torch.nn.Module, found {type(layer).__name__}")
-    if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
-        raise ValueError(f"a {type(layer).__name__} has no weight yet: call it once on an input")
+    for part in layer.modules():
+        if isinstance(part, nn.modules.lazy.LazyModuleMixin) and part.has_uninitialized_params():
+            raise ValueError(f"a {type(part).__name__} has no weight yet: call it once on an input")
     shape = as_shape(input_shape)
     for kind in KINDS:
         if isinstance(layer, kind) and type(layer).forward is kind.forward and not _is_its_own(layer, kind):

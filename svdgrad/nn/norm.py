@@ -1,6 +1,5 @@
 """The gain of a layer: σ of the linear map that it applies, and a number that σ does not exceed."""
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from ..forward.basis import noise
 from ..forward.found import counts
 from ..forward.lanczos import check_stopping
 from ..inputs import check_range
-from ..operator import Operator
+from ..operator import Operator, of_module, plain
 from ..operators import operator_of
 from ..rule import differentiable_triplet
 from ..steps import find_triplet, full_precision
@@ -127,7 +126,7 @@ def operator_norm(
         ``layer`` is no Module; ``input_shape`` is not integers.
     ValueError
         ``input_shape`` is missing where the gain depends on it, or does not fit; the layer is not affine (a ReLU,
-        dropout in training), as far as three products show; a weight is NaN or Inf.
+        dropout in training), as far as four products show, near 0 and far from it; a weight is NaN or Inf.
     ConvergenceError
         The iteration ran out of steps, as it may for a long signal, whose singular values lie close: loosen tol.
 
@@ -138,6 +137,8 @@ def operator_norm(
     ``torch.backends.cudnn.allow_tf32 = False`` gives the digits that tol asks for. A
     convolution that wraps around (padding_mode="circular") and keeps the size falls apart by a Fourier transform into a
     small matrix for each frequency, and of a layer with up to 128 inputs the matrix is formed.
+    Of any other Module A x is (f(F x) − f(0))/F, with F a large power of two, so that b costs no digit of it. It is
+    called with copies of its buffers, and so leaves its running statistics as they are.
     Source: the book, chapter *In training* (eq-gain).
 
     Examples
@@ -207,34 +208,67 @@ def _of_module(
             "batch"
         )
     tensors = [*layer.parameters(), *layer.buffers()]
-    like = next((x for x in tensors if x.is_floating_point() or x.is_complex()), torch.empty(0))
+    like = next((x for x in tensors if has_digits(x)), torch.empty(0))
     zero = torch.zeros(1, *shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     x = noise(zero.numel(), zero).reshape(zero.shape) * zero.numel() ** 0.5  # entries of the size of one
 
+    # so far from 0 a bias of 1/ε times A x adds a thousandth to its rounding error; a power of two itself adds none
+    far = 1024 / torch.finfo(zero.dtype).eps
+
     def product(layer: nn.Module, x: Tensor) -> Tensor:
         # two calls, and not one of a batch: what does not depend on x then cancels to the last digit
-        y: Tensor = layer(x[None])[0] - layer(torch.zeros_like(x)[None])[0]
-        return y
+        y: Tensor = layer(far * x[None])[0] - layer(torch.zeros_like(x)[None])[0]
+        return y / far
 
     with plain_mode(), full_precision((zero,)):
+        matvec, _, held = of_module(product, None, layer)
+        # buffers are copied: a call may count itself in them, or move a running mean
+        params = {name: plain(p if isinstance(p, nn.Parameter) else p.clone()) for name, p in held.items()}
+        for p in layer.parameters():
+            check_finite(p)
         if not transformed():
-            single = layer if zero.dtype == like.dtype else copy.deepcopy(layer).to(zero.dtype)
-            check_affine(layer, product(single, x[0]), product(single, -2 * x[0]))
-        A, _ = operator_of(product, layer, zero[0], None)
+            check_affine(layer, x, far)
+            with torch.no_grad():
+                matvec(params, zero[0])  # a layer of ``spectral_norm`` then knows its σ, the same in all calls
+        A, _ = operator_of(matvec, params, zero[0], None)
         triplet: Triplet = differentiable_triplet(A, None, _how(zero, tol, missed, maxiter))
     sigma: Tensor = triplet.sigma.to(like.real.dtype)
     return sigma
 
 
-def check_affine(layer: nn.Module, once: Tensor, twice: Tensor) -> None:
-    """f(−2x) − f(0) = −2 (f(x) − f(0)) for an affine f: not with a ReLU, with dropout, or with its input normalised."""
-    error = vector_norm(twice.detach() + 2 * once.detach())
-    if not error <= torch.finfo(once.dtype).eps ** 0.5 * vector_norm(once.detach()):
+def check_affine(layer: nn.Module, x: Tensor, far: float) -> None:
+    """f(Fx) − f(0) = F (f(x) − f(0)) for an affine f: not with a ReLU, with dropout, or with its input normalised.
+
+    In double precision, since f(x) − f(0) loses the digits that f(0) has before those of A x. Where a layer takes
+    numbers in its own precision only, in that one.
+    """
+    outputs, _, tensors = of_module(lambda layer, x: layer(x), None, layer)
+
+    def differences(real: torch.dtype) -> list[Tensor]:
+        def digits(x: Tensor) -> Tensor:
+            return x.detach().to(torch.promote_types(x.dtype, real) if has_digits(x) else x.dtype, copy=True)
+
+        params = {name: digits(x) for name, x in tensors.items()}
+        with torch.no_grad():
+            at_zero, *others = (outputs(params, scale * digits(x))[0] for scale in (0, 1, far, -far))
+            return [at_zero, *(y - at_zero for y in others)]
+
+    try:
+        at_zero, once, *away = differences(torch.float64)
+    except (RuntimeError, TypeError):
+        at_zero, once, *away = differences(torch.float32)
+    rounding = 10 * torch.finfo(once.dtype).eps * vector_norm(at_zero)
+    allowed = torch.finfo(x.dtype).eps ** 0.5 * vector_norm(once) + rounding
+    if not all(vector_norm(y / scale - once) <= allowed for y, scale in zip(away, (far, -far))):
         raise ValueError(
             f"the layer must be affine in its input, x ↦ A x + b, found that {type(layer).__name__} is not: likely "
             "causes: a ReLU or a normalisation in it, or dropout or BatchNorm in training; of a network the gain at a "
             "point is that of its Jacobian, by operator_triplet"
         )
+
+
+def has_digits(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
 
 
 def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, failure: float = 1e-9) -> Tensor:

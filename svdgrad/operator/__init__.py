@@ -14,7 +14,7 @@ All products are with flat vectors, or with k of them as the rows of one tensor.
 
 from .dense import Dense, dense
 from .function import Function, Tangent
-from .make import function, function_of_layer
+from .make import function, function_of_layer, of_module, plain
 from .protocol import Operator, Products
 from .sparse import Sparse, of_sparse_tensor
 
@@ -28,5 +28,7 @@ __all__ = [
     "dense",
     "function",
     "function_of_layer",
+    "of_module",
     "of_sparse_tensor",
+    "plain",
 ]

@@ -27,7 +27,7 @@ def function(
     Parameters of fewer than 32 bits are taken in single precision, and a Module stands for its parameters and buffers.
     """
     if isinstance(params, torch.nn.Module):
-        matvec, rmatvec, params = _of_module(matvec, rmatvec, params)
+        matvec, rmatvec, params = of_module(matvec, rmatvec, params)
     elif isinstance(params, Iterator):
         raise TypeError(
             f"params must be tensors in tuples, lists or dicts, or a Module, found {type(params).__name__}, which can "
@@ -47,7 +47,7 @@ def function(
             )
         if isinstance(x, Tensor):
             check_not_meta("params", x)
-    leaves = [_plain(x) for x in parts if isinstance(x, Tensor)]
+    leaves = [plain(x) for x in parts if isinstance(x, Tensor)]
     if parts and not any(x.is_floating_point() or x.is_complex() for x in leaves):
         raise TypeError(
             "params must hold a floating point tensor, for the triplet is differentiated by those, found "
@@ -72,13 +72,13 @@ def function_of_layer(
     return Function(product, adjoint, (LEAF,), spec, zero, torch.Size(out), (weight,), known)
 
 
-def _plain(x: Tensor) -> Tensor:
+def plain(x: Tensor) -> Tensor:
     """x in single precision or better, and a copy of what was made in inference mode, of which nothing can be saved."""
     x = x.float() if x.is_floating_point() and torch.finfo(x.dtype).bits < 32 else x
     return x.clone() if x.is_inference() else x
 
 
-def _of_module(matvec: Any, rmatvec: Any, module: torch.nn.Module) -> tuple[Any, Any, dict[str, Tensor]]:
+def of_module(matvec: Any, rmatvec: Any, module: torch.nn.Module) -> tuple[Any, Any, dict[str, Tensor]]:
     """matvec, rmatvec and params in which a dict of tensors stands for the module."""
 
     class Call(torch.nn.Module):
