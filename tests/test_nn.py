@@ -561,6 +561,29 @@ def test_inference_mode_leaves_nothing_that_training_cannot_take():
     assert torch.allclose(model(x), inside, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_layers_made_in_inference_mode_are_measured_and_held(dtype):
+    torch.manual_seed(0)
+    small, large = (lambda: nn.Linear(6, 5)), (lambda: nn.Conv2d(8, 9, 3, padding=1))
+    for make, shape in ((small, (6,)), (large, (8, 6, 6))):
+        x = torch.randn(2, *shape, dtype=dtype)
+        with torch.inference_mode():
+            layer = make().to(dtype)
+            inside = operator_norm(layer, shape), operator_norm(nn.Sequential(layer), shape), upper_bound(layer, shape)
+            held = spectral_norm(make().to(dtype), input_shape=shape)
+            held.parametrizations.weight.original.mul_(2).add_(0.1)  # not the weight that was seen
+            output = held(x)
+        truth = true_gain(layer, shape)
+        for sigma in (*inside, operator_norm(layer, shape), upper_bound(layer, shape)):
+            assert truth * (1 - 1e-5) <= sigma < truth * 1.01
+        gain = true_gain(held, shape)
+        assert HELD[0] <= gain <= HELD[1]
+        with torch.no_grad():
+            assert torch.allclose(held(x), output, atol=1e-5)
+            held.parametrizations.weight.original = nn.Parameter(make().weight.detach().to(dtype))
+        assert HELD[0] <= true_gain(held, shape) <= HELD[1]  # the state, too, was made there
+
+
 def test_autocast_and_the_scaler_of_gradients():
     model, (x, y) = network(), data()
     scaler = torch.amp.GradScaler("cpu")

@@ -155,8 +155,8 @@ def operator_norm(
         return _of_module(layer, input_shape, tol, missed, maxiter)
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    W = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    with plain_mode(), full_precision((W,)):
+    with plain_mode(), full_precision((weight,)):
+        W = plain(weight)
         check_finite(W)
         small = small_matrix(A, W)
         if small is not None:
@@ -169,7 +169,7 @@ def operator_norm(
 
 def check_finite(weight: Tensor) -> None:
     """Raise an error for NaN or Inf, where numbers can be read."""
-    if not transformed() and not torch.isfinite(weight).all():
+    if not transformed() and not torch.isfinite(weight.detach()).all():
         raise ValueError(
             "the weight of a layer must be finite, found NaN or Inf: look upstream for the first, as a loss that "
             "overflowed or too long a step"
@@ -308,9 +308,10 @@ def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, fail
         raise ValueError(f"failure must be a probability above 0 and below 1, found {failure!r}")
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    W = weight.to(torch.promote_types(weight.dtype, torch.float64))
-    eps = torch.finfo(W.dtype).eps
-    with plain_mode(), full_precision((W,)):
+    with plain_mode(), full_precision((weight,)):
+        W = plain(weight)
+        W = W.to(torch.promote_types(W.dtype, torch.float64))
+        eps = torch.finfo(W.dtype).eps
         check_finite(W)
         small = small_matrix(A, W)
         if small is not None:

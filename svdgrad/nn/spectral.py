@@ -13,6 +13,7 @@ from ..certificate import check_missed
 from ..forward import Lanczos
 from ..forward.basis import noise
 from ..forward.lanczos import check_stopping
+from ..operator import plain
 from ..steps import full_precision
 from ..transforms import in_forward_mode, plain_mode, transformed
 from ..triplet import spectral_norm as norm_of_matrix
@@ -165,6 +166,8 @@ class SpectralNorm(nn.Module):
                 from ..compiled import refuse_transforms
 
                 refuse_transforms()
+            elif weight.is_inference():  # of which nothing could be saved for a derivative
+                weight = weight.clone()
             sigma = _gain(self, weight)
         # a weight of zeros has the gain 0, and nothing to divide by
         factor = self.bound / torch.where(sigma > 0, sigma, 1.0)
@@ -222,8 +225,8 @@ _GOLDEN = -7046029254386353131  # 2⁶⁴ over the golden ratio, odd, whose mult
 
 def _gain(norm: SpectralNorm, weight: Tensor) -> Tensor:
     """σ of the layer, or more where a larger one cannot be excluded; differentiable, and a step of the state."""
-    W = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    with plain_mode(), full_precision((W,)):
+    with plain_mode(), full_precision((weight,)):
+        W = plain(weight)
         check_finite(W)
         small = small_matrix(norm.A, W)
         if small is not None:
@@ -232,6 +235,9 @@ def _gain(norm: SpectralNorm, weight: Tensor) -> Tensor:
         if transformed() or in_forward_mode():  # where no state can be kept
             triplet, excess = found(A, v0, norm.method)
             return triplet.sigma * norm.margin(excess.to(norm.excess))
+        for name, buffer in norm.named_buffers():
+            if buffer.is_inference():  # made, or copied, in inference mode, outside of which it cannot be written to
+                setattr(norm, name, buffer.clone())
         ours = fingerprint(weight, norm.options)
         same = torch.equal(torch.stack([ours, norm.state()]), norm.seen)
         if same:
