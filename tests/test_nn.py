@@ -268,6 +268,8 @@ class Sine(nn.Module):
         (lambda: operator_norm(nn.ReLU()), ValueError, "give input_shape"),
         (lambda: spectral_norm(nn.ReLU(), input_shape=(2,)), TypeError, "takes a Linear"),
         (lambda: spectral_norm(nn.Linear(2, 2), bound=0), ValueError, "bound must be positive"),
+        (lambda: spectral_norm(nn.Linear(2, 2), bound=1e-32), ValueError, "bound must be a number between"),
+        (lambda: spectral_norm(nn.Linear(2, 2), bound=1e39), ValueError, "bound must be a number between"),
         (lambda: spectral_norm(nn.Linear(2, 2), tol=-1), ValueError, "tol must be positive"),
         (lambda: spectral_norm(nn.Linear(2, 2), missed=None), ValueError, "missed must be a probability"),
         (lambda: spectral_norm(nn.Linear(2, 2), maxiter=0), ValueError, "maxiter must be at least 1"),
@@ -465,6 +467,37 @@ def test_a_weight_of_zeros_stays_one():
         layer.zero_grad()
         layer.weight.sum().backward()
         assert not layer.weight.any() and layer.parametrizations.weight.original.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "dtype, scale, bound",
+    [
+        (torch.float32, 1e-36, 1.0),
+        (torch.float32, 1e-40, 1.0),
+        (torch.float32, 1e-43, 1e-3),
+        (torch.bfloat16, 1e-40, 1.0),
+        (torch.float64, 1e-310, 1.0),
+        (torch.float32, 1e-10, 1e30),
+        (torch.float32, 1e-20, 1e-2),
+    ],
+)
+@pytest.mark.parametrize("make, shape", [(lambda: nn.Linear(4, 5), (4,)), (lambda: nn.Conv2d(4, 5, 3), (4, 9, 9))])
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_weight_too_small_to_be_divided_stays(dtype, scale, bound, make, shape, soft):
+    torch.manual_seed(0)
+    layer = make()
+    layer.weight.data, layer.bias = (torch.randn(layer.weight.shape).double() * scale).to(dtype), None
+    original = layer.weight.detach().clone()
+    spectral_norm(layer, input_shape=shape, bound=bound, soft=soft)
+    layer.weight.float().sum().backward()
+    assert layer.parametrizations.weight.original.grad.isfinite().all()
+    plain = make()
+    plain.weight.data, plain.bias = layer.weight.detach().double(), None
+    gain = true_gain(plain, shape)
+    if scale == 1e-20 and not soft:
+        assert bound * HELD[0] <= gain <= bound * HELD[1]
+    else:
+        assert torch.equal(layer.weight, original) and 0 < gain <= bound
 
 
 def count_products(model, x):

@@ -42,7 +42,7 @@ def spectral_norm(
         true gain ≤ bound · (1 + tol)   with probability 1 − missed,
 
     and true gain ≥ 0.997 bound, unless ``soft`` leaves a smaller gain, ``maxiter`` stops the iteration, tol exceeds
-    0.003, or the weight is zero or in half precision.
+    0.003, or the weight is next to zero or in half precision.
 
     ``torch.nn.utils.parametrizations.spectral_norm`` has the same form, and divides by the norm of the kernel as a
     matrix, from a step of power iteration; for a convolution that is another number than its gain.
@@ -80,8 +80,9 @@ def spectral_norm(
     TypeError
         The layer is none of these.
     ValueError
-        ``bound``, ``tol`` or ``missed`` is not positive; ``input_shape`` is missing, or does not fit; the layer has no
-        parameter of this name, or one that is kept already; in forward, the weight holds NaN or Inf.
+        ``bound``, ``tol`` or ``missed`` is not positive, or ``bound`` out of range; ``input_shape`` is missing, or
+        does not fit; the layer has no parameter of this name, or one that is kept already; in forward, the weight holds
+        NaN or Inf.
 
     Notes
     -----
@@ -90,8 +91,9 @@ def spectral_norm(
     that of W/σ, σ included, from v as it is: its error, and that of a second derivative, is at most √tol over the gap,
     and a second derivative warns of it.
     The options of the layer are read now: after a change of its stride or padding, or of the shape of its input,
-    register it again. A weight of zeros stays zero; one on the meta device is returned as it is. float16 and bfloat16
-    weights are rounded after the division: add their roundoff to tol.
+    register it again. A weight is left as it is where σ, or σ/bound, is below 1e-31 (in float64 1e-292), as of zeros:
+    its gain is below the bound. One on the meta device is returned as it is. float16 and bfloat16 weights are rounded
+    after the division: add their roundoff to tol.
     Under torch.compile it runs outside the compiled region, so ``fullgraph=True`` is refused. torch.export keeps what
     the last forward found, σ = ‖A v‖ and what may exceed it: call the layer once before, for a weight that has changed
     since is exported without the promise.
@@ -128,6 +130,12 @@ def spectral_norm(
         raise ValueError(
             f"name must be that of the parameter that the gain belongs to, 'weight' in a {type(layer).__name__}, found "
             f"{name!r}"
+        )
+    single = torch.promote_types(weight.dtype, torch.float32)
+    if not least(single) <= bound <= torch.finfo(single).max:
+        raise ValueError(
+            f"bound must be a number between {least(single):.0e} and {torch.finfo(single).max:.0e} for a weight of "
+            f"{weight.dtype}, found {bound!r}"
         )
     parametrize.register_parametrization(layer, name, SpectralNorm(A, weight, bound, tol, missed, soft, maxiter))
     return layer
@@ -169,11 +177,13 @@ class SpectralNorm(nn.Module):
             elif weight.is_inference():  # of which nothing could be saved for a derivative
                 weight = weight.clone()
             sigma = _gain(self, weight)
-        # a weight of zeros has the gain 0, and nothing to divide by
-        factor = self.bound / torch.where(sigma > 0, sigma, 1.0)
-        factor = factor.clamp(max=1.0) if self.soft else factor
-        # in the precision of σ: in half precision a small factor would lose its digits
-        return (weight.to(torch.promote_types(weight.dtype, torch.float32)) * factor).to(weight.dtype)
+        # what cannot be divided is left as it is, and is below the bound
+        large = sigma.detach() >= least(sigma.dtype) * max(1.0, self.bound)
+        # not times bound/σ, whose derivative bound/σ² may leave the range of numbers where that of W/σ does not
+        divisor = torch.where(large, sigma, self.bound) / self.bound
+        divisor = divisor.clamp(min=1.0) if self.soft else divisor
+        # in the precision of σ: in half precision a small divisor would lose its digits
+        return (weight.to(torch.promote_types(weight.dtype, torch.float32)) / divisor).to(weight.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """``layer.weight = W`` sets the weight that is divided."""
@@ -202,6 +212,11 @@ class SpectralNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"bound={self.bound:g}, input_shape={self.A.input_shape}" + ", soft=True" * self.soft
+
+
+def least(dtype: torch.dtype) -> float:
+    """The smallest gain to divide by: below it products with small entries of a vector lose digits, or are zero."""
+    return torch.finfo(dtype).tiny / torch.finfo(dtype).eps
 
 
 def fingerprint(x: Tensor, seed: int = 0) -> Tensor:
