@@ -500,6 +500,19 @@ def test_a_weight_too_small_to_be_divided_stays(dtype, scale, bound, make, shape
         assert torch.equal(layer.weight, original) and 0 < gain <= bound
 
 
+def test_the_promise_is_that_of_the_last_parametrization():
+    class Twice(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    layer = nn.Conv2d(3, 4, 3)
+    parametrize.register_parametrization(layer, "weight", Twice())
+    spectral_norm(layer, input_shape=(3, 9, 9))
+    assert HELD[0] <= true_gain(layer, (3, 9, 9)) <= HELD[1]
+    parametrize.register_parametrization(layer, "weight", Twice())
+    assert 2 * HELD[0] <= true_gain(layer, (3, 9, 9)) <= 2 * HELD[1]
+
+
 def count_products(model, x):
     products = 0
     convolution = nn.functional.conv2d

@@ -91,9 +91,11 @@ def spectral_norm(
     that of W/σ, σ included, from v as it is: its error, and that of a second derivative, is at most √tol over the gap,
     and a second derivative warns of it.
     The options of the layer are read now: after a change of its stride or padding, or of the shape of its input,
-    register it again. A weight is left as it is where σ, or σ/bound, is below 1e-31 (in float64 1e-292), as of zeros:
-    its gain is below the bound. One on the meta device is returned as it is. float16 and bfloat16 weights are rounded
-    after the division: add their roundoff to tol.
+    register it again. The promise is that of the last parametrization of the weight: one that is registered later, on
+    top of this, changes the gain again, and this one cannot see it.
+    A weight is left as it is where σ, or σ/bound, is below 1e-31 (in float64 1e-292), as of zeros: its gain is below
+    the bound. One on the meta device is returned as it is. float16 and bfloat16 weights are rounded after the division:
+    add their roundoff to tol.
     Under torch.compile it runs outside the compiled region, so ``fullgraph=True`` is refused. torch.export keeps what
     the last forward found, σ = ‖A v‖ and what may exceed it: call the layer once before, for a weight that has changed
     since is exported without the promise.
