@@ -416,6 +416,32 @@ def test_a_bias_may_cancel_up_to_rounding():
         svdgrad.operator_triplet(lambda layer, x: layer(layer(x)), layer, x)
 
 
+def test_a_division_by_the_size_of_x_is_called_so():
+    with pytest.raises(ValueError, match=r"NaN or Inf, and none in params: likely cause: a division .* x"):
+        svdgrad.operator_triplet(lambda A, x: A @ (x / x.norm()), torch.ones(3, 4), torch.ones(4))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize(
+    "matvec", [lambda A, x: A @ x.detach(), lambda A, x: A @ torch.from_numpy(x.detach().numpy())], ids=["", "numpy"]
+)
+def test_a_matvec_that_autograd_cannot_follow_to_x_is_called_so(matvec, requires_grad):
+    A = torch.ones(3, 4, requires_grad=requires_grad)
+    with pytest.raises(ValueError, match=r"differentiable in x, .* no connection: likely causes: detach\(\)"):
+        svdgrad.operator_triplet(matvec, A, torch.ones(4))
+    # with a product of its own with the transpose nothing is followed
+    sigma = svdgrad.operator_triplet(matvec, A.detach(), torch.ones(4), rmatvec=lambda A, y: A.mT @ y).sigma
+    assert abs(sigma - 12**0.5) < 1e-5
+
+
+def test_numbers_that_were_replaced_before_backward_are_called_so():
+    A = torch.randn(3, 4, requires_grad=True)
+    sigma = svdgrad.operator_triplet(dense, A, torch.ones(4)).sigma
+    A.data = torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"the same in backward .* \.data"):
+        sigma.backward()
+
+
 def test_nan_among_the_parameters_is_called_so():
     with pytest.raises(ValueError, match="NaN or Inf: likely cause: they are in params"):
         svdgrad.operator_triplet(lambda d, x: d * x, torch.tensor([1.0, torch.nan]), torch.ones(2))

@@ -104,9 +104,16 @@ class Function:
         def back(w: Tensor) -> Tensor:
             if w.ndim > 1:
                 return torch.stack([back(row) for row in w])
-            if not y.requires_grad:  # a function that does not depend on x is zero
-                return torch.zeros_like(x).reshape(-1)
-            along: Tensor = torch.autograd.grad(y, x, w.reshape(self.out), retain_graph=True)[0]
+            along: Tensor | None = None
+            if y.requires_grad:
+                (along,) = torch.autograd.grad(y, x, w.reshape(self.out), retain_graph=True, allow_unused=True)
+            if along is None:  # a function that does not depend on x is zero
+                if forth(torch.ones_like(x).reshape(-1)).any():
+                    raise ValueError(
+                        "matvec must be differentiable in x, whose adjoint autograd then is, found no connection: "
+                        "likely causes: detach(), .data, numpy or no_grad inside matvec. Or give the adjoint as rmatvec"
+                    )
+                along = torch.zeros_like(x)
             return along.reshape(-1)
 
         return forth, back
@@ -134,6 +141,11 @@ class Function:
         with torch.enable_grad():
             y = self.first(x)
         if not torch.isfinite(y).all():
+            if all(x.layout == torch.strided and torch.isfinite(x.detach()).all() for x in self.leaves):
+                raise ValueError(
+                    "matvec(params, 0) must be 0, found NaN or Inf, and none in params: likely cause: a division by "
+                    "the size of x, which is not linear in x"
+                )
             raise ValueError(
                 "matvec(params, 0) must be 0, found NaN or Inf: likely cause: they are in params; look upstream for "
                 "the first"
@@ -176,10 +188,11 @@ class Function:
         size, change = vector_norm(seen).item(), vector_norm(image.detach() - seen).item()
         if not change <= (torch.finfo(image.dtype).eps ** 0.5 + 2 * error) * size:
             raise ValueError(
-                "matvec must be the same function in backward as it was in the call, found that A v has changed by "
-                f"{change / size if size else change:.1e} of it: likely causes: a tensor or a number that matvec reads "
-                "from elsewhere than params, and that was replaced or updated since; a counter, dropout. Pass what "
-                "changes in params, or call backward before it changes"
+                "A must be the same in backward as it was in the call, found that A v has changed by "
+                f"{change / size if size else change:.1e} of it: likely causes: a weight or another of params whose "
+                "numbers were replaced since, by .data = …; a tensor or a number that matvec reads from elsewhere, and "
+                "that was replaced or updated; a counter, dropout. Pass what changes in params, or call backward "
+                "before it changes"
             )
 
     def push(self, dleaves: Sequence[Tensor | None]) -> Tangent:
