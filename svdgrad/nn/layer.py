@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..operator import Dense, Operator, function_of_layer
+from ..transforms import transformed
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -135,6 +136,15 @@ def _is_its_own(layer: nn.Module, kind: type) -> bool:
     return bool("forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks) or (
         getattr(type(layer), inner, None) is not getattr(kind, inner, None)
     )
+
+
+def check_finite(weight: Tensor) -> None:
+    """Raise an error for NaN or Inf, where numbers can be read."""
+    if not transformed() and not torch.isfinite(weight.detach()).all():
+        raise ValueError(
+            "the weight of a layer must be finite, found NaN or Inf: look upstream for the first, as a loss that "
+            "overflowed or too long a step"
+        )
 
 
 def as_shape(input_shape: Sequence[int] | None) -> tuple[int, ...] | None:

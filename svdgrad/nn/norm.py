@@ -13,17 +13,16 @@ from ..adjoint import SOLVERS
 from ..auto import GRAM_UP_TO, How
 from ..certificate import check_missed
 from ..forward import Lanczos, Ritz, RitzBlock, Rows, Triplet
-from ..forward.basis import noise
 from ..forward.found import counts
 from ..forward.lanczos import check_stopping
 from ..inputs import check_range
-from ..operator import Operator, of_module, plain
-from ..operators import operator_of
+from ..operator import Operator, plain
 from ..rule import differentiable_triplet
 from ..steps import find_triplet, full_precision
 from ..transforms import in_forward_mode, plain_mode, transformed
 from ..triplet import spectral_norm as norm_of_matrix
-from .layer import LinearMap, as_shape, linear_map
+from .affine import affine_operator, like
+from .layer import LinearMap, check_finite, linear_map
 
 #: up to so many inputs a layer's matrix is formed, which then costs a third of an iteration or less (measured on a CPU)
 FORMED_UP_TO = 128
@@ -152,7 +151,10 @@ def operator_norm(
     check_stopping(tol, maxiter)
     A = linear_map(layer, input_shape)
     if A is None:
-        return _of_module(layer, input_shape, tol, missed, maxiter)
+        with plain_mode(), full_precision(tensors := [*layer.parameters(), *layer.buffers()]):
+            X = affine_operator(layer, input_shape)
+            triplet = differentiable_triplet(X, None, _how(X.vector, tol, missed, maxiter))
+        return triplet.sigma.to(like(tensors).real.dtype)
     weight = layer.weight
     assert isinstance(weight, Tensor)
     with plain_mode(), full_precision((weight,)):
@@ -165,15 +167,6 @@ def operator_norm(
             sigma = differentiable_triplet(A.operator(W), None, _how(W, tol, missed, maxiter)).sigma
     check_range(sigma, weight.dtype)
     return sigma.to(weight.real.dtype)
-
-
-def check_finite(weight: Tensor) -> None:
-    """Raise an error for NaN or Inf, where numbers can be read."""
-    if not transformed() and not torch.isfinite(weight.detach()).all():
-        raise ValueError(
-            "the weight of a layer must be finite, found NaN or Inf: look upstream for the first, as a loss that "
-            "overflowed or too long a step"
-        )
 
 
 def _how(like: Tensor, tol: float | None, missed: float, maxiter: int | None) -> How:
@@ -196,79 +189,6 @@ def small_matrix(A: LinearMap, W: Tensor) -> Tensor | None:
     if A.size <= FORMED_UP_TO:
         return A.product(W, torch.eye(A.size, dtype=W.dtype, device=W.device).unflatten(1, A.input_shape)).flatten(1)
     return None
-
-
-def _of_module(
-    layer: nn.Module, input_shape: Sequence[int] | None, tol: float | None, missed: float, maxiter: int | None
-) -> Tensor:
-    shape = as_shape(input_shape)
-    if shape is None or min(shape, default=1) < 1:
-        raise ValueError(
-            f"the gain of a {type(layer).__name__} depends on the size of its input: give input_shape, without the "
-            "batch"
-        )
-    tensors = [*layer.parameters(), *layer.buffers()]
-    like = next((x for x in tensors if has_digits(x)), torch.empty(0))
-    zero = torch.zeros(1, *shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
-    x = noise(zero.numel(), zero).reshape(zero.shape) * zero.numel() ** 0.5  # entries of the size of one
-
-    # so far from 0 a bias of 1/ε times A x adds a thousandth to its rounding error; a power of two itself adds none
-    far = 1024 / torch.finfo(zero.dtype).eps
-
-    def product(layer: nn.Module, x: Tensor) -> Tensor:
-        # two calls, and not one of a batch: what does not depend on x then cancels to the last digit
-        y: Tensor = layer(far * x[None])[0] - layer(torch.zeros_like(x)[None])[0]
-        return y / far
-
-    with plain_mode(), full_precision((zero,)):
-        matvec, _, held = of_module(product, None, layer)
-        # buffers are copied: a call may count itself in them, or move a running mean
-        params = {name: plain(p if isinstance(p, nn.Parameter) else p.clone()) for name, p in held.items()}
-        for p in layer.parameters():
-            check_finite(p)
-        if not transformed():
-            check_affine(layer, x, far)
-            with torch.no_grad():
-                matvec(params, zero[0])  # a layer of ``spectral_norm`` then knows its σ, the same in all calls
-        A, _ = operator_of(matvec, params, zero[0], None)
-        triplet: Triplet = differentiable_triplet(A, None, _how(zero, tol, missed, maxiter))
-    sigma: Tensor = triplet.sigma.to(like.real.dtype)
-    return sigma
-
-
-def check_affine(layer: nn.Module, x: Tensor, far: float) -> None:
-    """f(Fx) − f(0) = F (f(x) − f(0)) for an affine f: not with a ReLU, with dropout, or with its input normalised.
-
-    In double precision, since f(x) − f(0) loses the digits that f(0) has before those of A x. Where a layer takes
-    numbers in its own precision only, in that one.
-    """
-    outputs, _, tensors = of_module(lambda layer, x: layer(x), None, layer)
-
-    def differences(real: torch.dtype) -> list[Tensor]:
-        def digits(x: Tensor) -> Tensor:
-            return x.detach().to(torch.promote_types(x.dtype, real) if has_digits(x) else x.dtype, copy=True)
-
-        params = {name: digits(x) for name, x in tensors.items()}
-        with torch.no_grad():
-            at_zero, *others = (outputs(params, scale * digits(x))[0] for scale in (0, 1, far, -far))
-            return [at_zero, *(y - at_zero for y in others)]
-
-    try:
-        at_zero, once, *away = differences(torch.float64)
-    except (RuntimeError, TypeError):
-        at_zero, once, *away = differences(torch.float32)
-    rounding = 10 * torch.finfo(once.dtype).eps * vector_norm(at_zero)
-    allowed = torch.finfo(x.dtype).eps ** 0.5 * vector_norm(once) + rounding
-    if not all(vector_norm(y / scale - once) <= allowed for y, scale in zip(away, (far, -far))):
-        raise ValueError(
-            f"the layer must be affine in its input, x ↦ A x + b, found that {type(layer).__name__} is not: likely "
-            "causes: a ReLU or a normalisation in it, or dropout or BatchNorm in training; of a network the gain at a "
-            "point is that of its Jacobian, by operator_triplet"
-        )
-
-
-def has_digits(x: Tensor) -> bool:
-    return x.is_floating_point() or x.is_complex()
 
 
 def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, failure: float = 1e-9) -> Tensor:

@@ -17,8 +17,8 @@ from ..operator import plain
 from ..steps import full_precision
 from ..transforms import in_forward_mode, plain_mode, transformed
 from ..triplet import spectral_norm as norm_of_matrix
-from .layer import LinearMap, linear_map
-from .norm import check_finite, found, recalled, small_matrix
+from .layer import LinearMap, check_finite, linear_map
+from .norm import found, recalled, small_matrix
 
 #: how far below the bound a gain may end: a value that exceeds σ by less than this part may be missed, and so the
 #: weight is divided by as much more

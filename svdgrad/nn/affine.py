@@ -1,0 +1,86 @@
+"""A Module that is affine in its input, as an operator: x ↦ A x of x ↦ A x + b, by calls of the Module alone."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.linalg import vector_norm
+
+from ..forward.basis import noise
+from ..operator import Operator, of_module, plain
+from ..operators import operator_of
+from ..transforms import transformed
+from .layer import as_shape, check_finite
+
+
+def affine_operator(layer: nn.Module, input_shape: Sequence[int] | None) -> Operator:
+    """A of a Module x ↦ A x + b, an error for what is none; inputs in single precision or better."""
+    shape = as_shape(input_shape)
+    if shape is None or min(shape, default=1) < 1:
+        raise ValueError(
+            f"the gain of a {type(layer).__name__} depends on the size of its input: give input_shape, without the "
+            "batch"
+        )
+    first = like([*layer.parameters(), *layer.buffers()])
+    zero = torch.zeros(1, *shape, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+    x = noise(zero.numel(), zero).reshape(zero.shape) * zero.numel() ** 0.5  # entries of the size of one
+
+    # so far from 0 a bias of 1/ε times A x adds a thousandth to its rounding error; a power of two itself adds none
+    far = 1024 / torch.finfo(zero.dtype).eps
+
+    def product(layer: nn.Module, x: Tensor) -> Tensor:
+        # two calls, and not one of a batch: what does not depend on x then cancels to the last digit
+        y: Tensor = layer(far * x[None])[0] - layer(torch.zeros_like(x)[None])[0]
+        return y / far
+
+    matvec, _, held = of_module(product, None, layer)
+    # buffers are copied: a call may count itself in them, or move a running mean
+    params = {name: plain(p if isinstance(p, nn.Parameter) else p.clone()) for name, p in held.items()}
+    for p in layer.parameters():
+        check_finite(p)
+    if not transformed():
+        check_affine(layer, x, far)
+        with torch.no_grad():
+            matvec(params, zero[0])  # a layer of ``spectral_norm`` then knows its σ, the same in all calls
+    A, _ = operator_of(matvec, params, zero[0], None)
+    return A
+
+
+def like(tensors: Sequence[Tensor]) -> Tensor:
+    """The first of floating point, whose dtype and device the input has."""
+    return next((x for x in tensors if has_digits(x)), torch.empty(0))
+
+
+def check_affine(layer: nn.Module, x: Tensor, far: float) -> None:
+    """f(Fx) − f(0) = F (f(x) − f(0)) for an affine f: not with a ReLU, with dropout, or with its input normalised.
+
+    In double precision, since f(x) − f(0) loses the digits that f(0) has before those of A x. Where a layer takes
+    numbers in its own precision only, in that one.
+    """
+    outputs, _, tensors = of_module(lambda layer, x: layer(x), None, layer)
+
+    def differences(real: torch.dtype) -> list[Tensor]:
+        def digits(x: Tensor) -> Tensor:
+            return x.detach().to(torch.promote_types(x.dtype, real) if has_digits(x) else x.dtype, copy=True)
+
+        params = {name: digits(x) for name, x in tensors.items()}
+        with torch.no_grad():
+            at_zero, *others = (outputs(params, scale * digits(x))[0] for scale in (0, 1, far, -far))
+            return [at_zero, *(y - at_zero for y in others)]
+
+    try:
+        at_zero, once, *away = differences(torch.float64)
+    except (RuntimeError, TypeError):
+        at_zero, once, *away = differences(torch.float32)
+    rounding = 10 * torch.finfo(once.dtype).eps * vector_norm(at_zero)
+    allowed = torch.finfo(x.dtype).eps ** 0.5 * vector_norm(once) + rounding
+    if not all(vector_norm(y / scale - once) <= allowed for y, scale in zip(away, (far, -far))):
+        raise ValueError(
+            f"the layer must be affine in its input, x ↦ A x + b, found that {type(layer).__name__} is not: likely "
+            "causes: a ReLU or a normalisation in it, or dropout or BatchNorm in training; of a network the gain at a "
+            "point is that of its Jacobian, by operator_triplet"
+        )
+
+
+def has_digits(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
