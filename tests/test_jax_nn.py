@@ -107,6 +107,17 @@ def test_a_bias_is_left_aside_and_has_no_gradient():
     assert G["kernel"].any() and not G["bias"].any()
 
 
+def test_a_bias_takes_no_digits_of_a_small_weight():
+    """In layer(x) − layer(0) it would: of a weight of 1e-8 beside it a rounding is a tenth."""
+    kernel, shape = 1e-8 * jax.random.normal(jax.random.key(0), (4, 2, 3, 3)), (2, 9, 9)
+    params, gain = {"kernel": kernel, "bias": jnp.arange(4.0)}, true_gain(convolution, kernel, shape)
+    assert abs(operator_norm(biased, params, shape) / gain - 1) < 1e-5
+    assert 0.999 < gain / gain_step(biased, params, init_state(shape))[0] < 1.001
+    assert 1 <= upper_bound(biased, params, shape, failure=1e-3) / gain < 1.01
+    missing = params | {"bias": jnp.full(4, jnp.nan)}
+    assert jnp.isnan(operator_norm(biased, missing, shape))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_is_computed_in_single(dtype):
     kernel = jax.random.normal(jax.random.key(0), (4, 2, 3, 3), dtype)

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -48,12 +49,19 @@ def is_inexact(x: Array) -> bool:
 
 
 def layer_operator(layer: Layer, params: Any, v0: Array) -> tuple[Products, Any, Array]:
-    """The layer less what it makes of zero, on flat vectors."""
+    """The layer without its bias, on flat vectors."""
     at_zero = layer(params, jnp.zeros_like(v0))
     if isinstance(at_zero, Array) and at_zero.dtype != v0.dtype:
         raise TypeError(
             f"layer must return {v0.dtype} for parameters and an input of it, found {at_zero.dtype}: likely cause: a "
             "layer with a dtype of its own, as nnx.Conv(…, dtype=jnp.bfloat16): leave dtype out here"
         )
-    products, everything, v0, _ = operator_of(lambda params, x: layer(params, x) - at_zero, params, v0)
+    # all is checked of this map, but its values have the rounding of the bias; those of a derivative have not
+    _, _, v0, _ = operator_of(lambda params, x: layer(params, x) - at_zero, params, v0)
+
+    def linear_part(params: Any, x: Array) -> Array:
+        y: Array = jax.jvp(partial(layer, params), (jnp.zeros_like(x),), (x,))[1]
+        return y
+
+    products, everything, v0, _ = operator_of(linear_part, params, v0)
     return products, everything, unit(jnp.ravel(v0))
