@@ -335,6 +335,38 @@ def test_all_values_kept():
     assert jnp.isnan(jax.grad(lambda A: sj.low_rank(A, 2).U[0, 0])(jnp.zeros((4, 3)))).all()
 
 
+def dead(shape, count=1):
+    """Of full rank but for the last columns, of zeros."""
+    return jnp.asarray(normal(*shape)).at[:, -count:].set(0)
+
+
+@pytest.mark.parametrize("forward", ["svd", "gram", "lanczos"])
+def test_a_loss_of_a_triplet_of_zero_is_not_taken_for_one_of_the_others(forward):
+    """The cotangent of its vectors is zero because σ is, and not because the loss did not read them."""
+    A, C = dead((5, 4)), jnp.asarray(normal(5, 4, seed=1))
+    for of in (
+        lambda A: (C * sj.low_rank(A, 4, forward).dense()).sum(),
+        lambda A: (C * ((t := sj.singular_triplets(A, 4, forward)).U * t.sigma) @ t.V.T).sum(),
+        lambda A: (C * (t := sj.singular_triplets(A, 4, forward)).U * t.sigma).sum(),
+    ):
+        assert jnp.isnan(jax.jit(jax.grad(of))(A)).any()
+    # what reads another triplet, or no vectors, has its derivative
+    values = jax.grad(lambda A: jnp.trace(sj.low_rank(A, 4, forward).core @ sj.low_rank(A, 4, forward).core))(A)
+    np.testing.assert_allclose(values, 2 * A, atol=1e-6)
+    first = jax.grad(lambda A: (C[:, 0] * sj.singular_triplets(A, 4, forward).U[:, 0]).sum())(A)
+    np.testing.assert_allclose(first, jax.grad(lambda A: C[:, 0] @ sj.singular_triplet(A).u)(A), atol=1e-6)
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+def test_zeros_of_a_square_matrix_kept_whole(complex_):
+    """There a simple zero of a real matrix has vectors, but for a sign: A_n is A, and has its gradient."""
+    C = jnp.asarray(normal(4, 4, seed=1))
+    gradient = jax.jit(jax.grad(lambda A: (C * sj.low_rank(A, 4).dense()).real.sum()))
+    one, two = (dead((4, 4), count) * (1 + 0j if complex_ else 1) for count in (1, 2))
+    assert jnp.isnan(gradient(two)).any()
+    assert jnp.isnan(gradient(one)).any() if complex_ else relative_error(gradient(one), C) < 1e-13
+
+
 def test_a_tie_spoils_nothing_but_its_own_matrix():
     A = jnp.stack([jnp.diag(jnp.array([3.0, 1.0, 1.0])), jnp.diag(jnp.array([3.0, 2.0, 1.0]))])
     G = jax.grad(lambda A: sj.singular_triplets(A, 2).U.sum())(A)

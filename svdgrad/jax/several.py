@@ -288,4 +288,36 @@ def _rotate_back(triplets: Triplets, c: Array) -> Array:
     unlike = jnp.abs(xi - xi.T) > eps**0.5 * (jnp.abs(xi) + jnp.abs(xi.T))
     X = jnp.where(seen, times(1 / away, numerator), 0)
     X = jnp.where(tied & (seen | unlike & (bound > 0)), jnp.nan, X)
-    return _stacked(c[: -len(xi.T)], jnp.where(jnp.eye(len(norms), dtype=bool), 0, times(size, X)))
+    blurred = _undetermined(triplets) & (xi != 0) & (c[1:] != 0).any()
+    X = jnp.where(jnp.eye(len(norms), dtype=bool), 0, times(size, X))
+    return _stacked(jnp.where(blurred, jnp.nan, xi), c[1 : -len(xi.T)], X)
+
+
+def _undetermined(triplets: Triplets) -> Array:
+    """Which values are zero, so that A does not determine their vectors; of a real square A kept whole one may be.
+
+    Then u and v are still a function of A, but for a sign. Elsewhere, what a loss does with σu or σv has a cotangent of
+    zero times what it was to be, and only that of σ shows that the loss sees the triplet.
+    """
+    sigma, U, V = triplets
+    zero = sigma == 0
+    alone = len(U) == len(V) == sigma.size and U.dtype.kind != "c"
+    return zero & (zero.sum() > 1) if alone else zero
+
+
+def watched(spaces: LowRank) -> LowRank:
+    """The same, but with a gradient of NaN where a loss reads a value of zero and its vectors, as one of A_k does: the
+    cotangents of those vectors are zero, whatever the loss does with them.
+    """
+    m, k = spaces.U.shape
+    undetermined = lax.stop_gradient(_undetermined(_separated(spaces)[0]))
+
+    def seen(c: Array) -> Array:
+        h = _herm(c[m : m + k])
+        off = h - _diagonal(h)
+        alone = ~((c[:m] != 0).any() | (c[m + k :] != 0).any() | (off != 0).any())  # a loss of values has a subgradient
+        read = undetermined & (h != 0).any(0) & ~alone
+        return _stacked(c[:m], jnp.where(read, jnp.nan, c[m : m + k]), c[m + k :])
+
+    x = _solution(lambda x: x, _stacked(*spaces), lambda c: c, seen)
+    return LowRank(x[:m], x[m : m + k], x[m + k :])

@@ -9,7 +9,7 @@ from jax import Array
 
 from .api import DENSE, ENTRIES, singular_triplet
 from .auto import as_count, as_entries, as_matrix, as_starts, choose_several, choose_sparse, computed_in, is_sparse
-from .several import Operator, find_spaces, separate
+from .several import Operator, find_spaces, separate, watched
 from .triplet import How, LowRank, Triplets
 
 
@@ -75,7 +75,9 @@ def singular_triplets(
     -----
     What depends on values cannot raise under jit, so it gives NaN, in jit and out of it. NaN is the derivative of those
     columns of U and V that are tied at the cut: where σᵢ equals σₖ₊₁ up to rounding, 8ε√(m+n) σ₁, or zero, if m ≠ n.
-    That of σ is finite there. NaN is a gradient at a tie inside the set, if the loss sees which of the tied vectors is
+    That of σ is finite there. NaN is the gradient of a loss that reads vectors, and a σᵢ of exactly zero among such
+    ties. One that reads nothing but σᵢuᵢ of zeros, as at A = 0, cannot be told from one of σ alone, and its gradient is
+    the subgradient of that. NaN is a gradient at a tie inside the set, if the loss sees which of the tied vectors is
     which, or if it sees vectors, and tied values not alike, as that of A_k does. Forward mode sees no loss: X⁺ is zero
     in ties, right for all losses that are blind to a rotation in them, and close to a tie such a loss loses digits, ε
     σ₁/(σᵢ − σⱼ). Second derivatives want distinct values too, or ``low_rank``.
@@ -135,8 +137,10 @@ def low_rank(
     column of U by itself is not one of these, and wants ``singular_triplets``.
 
     Its parameters, its errors and its cost are those of ``singular_triplets``; shapes (..., m, n) -> (..., m, k),
-    (..., k, k), (..., n, k). Its derivatives are NaN at a tie at the cut, those of core excepted. Source: the book,
-    chapter *In JAX* (eq-tangent-factors).
+    (..., k, k), (..., n, k). Its derivatives are NaN at a tie at the cut, those of core excepted, and so is a gradient
+    of A_k where a kept value is exactly zero, unless A is real, square and kept whole. One exception: where the
+    gradient of a loss reads nothing but diag(core), as that of A₁ at A = 0 does, it cannot be told from a loss of the
+    values alone, and is a subgradient. Source: the book, chapter *In JAX* (eq-tangent-factors).
 
     >>> A = jnp.diag(jnp.array([3.0, 3.0, 1.0]))
     >>> print(jax.grad(lambda A: low_rank(A, 2).dense()[0, 1])(A))
@@ -178,7 +182,7 @@ def _separate_triplets(how: How, k: int, A: Any, v0: Array | None) -> Triplets:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _joint_spaces(how: How, k: int, A: Any, v0: Array | None) -> LowRank:
-    return LowRank(*_of_each(lambda *x: _spaces(how, k, *x), "(m,k),(k,k),(n,k)", A, v0))
+    return LowRank(*_of_each(lambda *x: watched(_spaces(how, k, *x)), "(m,k),(k,k),(n,k)", A, v0))
 
 
 def _spaces(how: How, k: int, A: Any, v0: Array | None = None) -> LowRank:
