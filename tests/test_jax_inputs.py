@@ -29,7 +29,7 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-# --- scales: A from 1e-30 to 1e30, cotangents from 1e-34 to 1e30, wherever the gradient is a normal number
+# --- scales: A from 1e-30 to 1e37, cotangents from 1e-34 to 1e37, wherever the gradient is a normal number
 
 
 @partial(jax.jit, static_argnames=("way", "complex_"))
@@ -38,7 +38,7 @@ def gradient(A, xi, phi, psi, v0, way, complex_):
     return back(sj.Triplet(xi, phi, psi))[0]
 
 
-def scales(way, m, n, dtype, exponents=(-30, -10, 0, 10, 30)):
+def scales(way, m, n, dtype, exponents=(-30, -10, 0, 10, 30, 37)):
     """What fails of the combinations, against the gradient at scale one in double precision by the full SVD, of which
     the part of ξ does not change with A, and that of φ and ψ as 1/A.
     """
@@ -59,22 +59,27 @@ def scales(way, m, n, dtype, exponents=(-30, -10, 0, 10, 30)):
             np.asarray(gradient(jnp.asarray(A, wide), *arguments(*c, wide, np.float64), "svd", complex_))
             for c in ((xi, 0 * phi, 0 * psi), (0 * xi, phi, psi))
         )
-        for a, b in itertools.product(exponents, (-34, -30, -10, 0, 10, 30)):
-            c, p = 10.0**b * of_sigma, 10.0 ** (b - a) * of_vectors
+        # the vectors also by themselves, or the part of ξ hides theirs
+        for a, b, on in itertools.product(exponents, (-34, -30, -10, 0, 10, 30, 37, max(exponents)), (1, 0)):
+            c, p = on * 10.0**b * of_sigma, 10.0 ** (b - a) * of_vectors
             largest = np.abs(c + p).max()
             if not limits.tiny / limits.eps < largest < limits.max / 10 or np.abs(p).max() > limits.max / 10:
                 continue  # no normal numbers to all its digits
-            scaled = arguments(*(10.0**b * x for x in (xi, phi, psi)), dtype, real)
+            scaled = arguments(*(10.0**b * x for x in (on * xi, phi, psi)), dtype, real)
             G = gradient(jnp.asarray(10.0**a * A, dtype), *scaled, way, complex_)
             error = relative_error(np.asarray(G, wide), c + p)
             if not error <= 50 * limits.eps / 0.3:
-                bad.append((a, b, error))
+                bad.append((a, b, on, error))
     return bad
 
 
 @pytest.mark.parametrize("way", ["auto", "svd"])
 def test_every_scale(way):
     assert not scales(way, 12, 9, np.float32)
+
+
+def test_the_largest_scales_of_double_precision():
+    assert not scales("auto", 12, 9, np.float64, (300, 304, 307))
 
 
 @pytest.mark.slow

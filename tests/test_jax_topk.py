@@ -290,6 +290,21 @@ def test_a_small_cotangent_is_a_cotangent():
         assert relative_error(scaled * scale, G) < 1e-4
 
 
+@pytest.mark.parametrize("forward", ["svd", "gram", "lanczos"])
+def test_a_large_matrix_keeps_its_digits(forward):
+    """The reciprocal of 1e38, or of a gap of that size, is no normal number, so XLA takes it for zero."""
+    A = jnp.asarray(with_values([3, 2, 1.5, 1], 5, 4), jnp.float32)
+    loss = Blind(5, 4, False)
+    for of in (
+        lambda A: loss.polar((t := sj.singular_triplets(A, 2, forward)).U, None, t.V),
+        lambda A: sj.singular_triplets(A, 2, forward).U[0, 0],
+        lambda A: loss.left_projector(*sj.low_rank(A, 2, forward)),
+    ):
+        gradient = jax.jit(jax.grad(lambda A, c: of(A) * c))
+        for scale in map(np.float32, (1e37, 1e38)):
+            assert relative_error(8 * gradient(A * scale, scale / 8), gradient(A, np.float32(1))) < 1e-4
+
+
 # --- the gap at the cut
 
 

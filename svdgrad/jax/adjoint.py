@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .lanczos import has_hidden_copy
-from .triplet import How, Known, Product, Products, Triplet, dot, mm, norm, off, times
+from .triplet import How, Known, Product, Products, Triplet, divided, dot, mm, norm, off, or_one, times
 
 
 def tie(m: int, n: int, dtype: Any) -> float:
@@ -24,13 +24,18 @@ def solve_adjoint(
     m, n, complex_ = u.size, v.size, u.dtype.kind == "c"
     A, AH = (partial(of, params) for of in (products[0], products[-1]))
     size = jnp.maximum(jnp.abs(c[0]).max(), jnp.abs(c[1]).max())
-    phi, psi = (times(1 / jnp.where(size == 0, 1, size), x) for x in c)
+    phi, psi = (divided(x, or_one(size)) for x in c)
     lam, mu = dot(u, phi), dot(v, psi)
     inner = _spectral if how.adjoint == "spectral" else _schur_cg
-    p, q = inner(A, AH, how, triplet, known, phi - lam * u, psi - mu * v)
+    # for A/σ₁, whose reciprocals are numbers wherever those of A leave their range
+    most = or_one(S[0])
+    sigma, S = divided(sigma, most), divided(S, most)
+    forth, back = (lambda x: divided(A(x), most)), (lambda y: divided(AH(y), most))
+    relative = Triplet(sigma, u, v), known._replace(S=S)
+    p, q = inner(forth, back, how, *relative, phi - lam * u, psi - mu * v)
     # on [u; v] K̂ multiplies by s, on [u; −v] by 2σ + s, or by 2σ if the relative phase is free
-    even = times(1 / S[0], (lam + mu) / 2)
-    odd = times(1 / (2 * sigma + (0 if complex_ else S[0])), (lam - mu) / 2)
+    even = divided((lam + mu) / 2, S[0])
+    odd = divided((lam - mu) / 2, 2 * sigma + (0 if complex_ else S[0]))
     p, q = p + (even + odd) * u, q + (even - odd) * v
     own = jnp.arange(S.size) == how.which % S.size
     nearest = jnp.where(own, jnp.inf, jnp.abs(S - sigma)).min()
@@ -38,8 +43,10 @@ def solve_adjoint(
     tied = ~(jnp.minimum(nearest, sigma if m != n or complex_ else S[0]) > nothing * S[0])
     if how.forward == "lanczos":  # which finds one copy of σ, and nothing of any other
         assert W is not None and foreign is not None
-        tied |= has_hidden_copy(*((AH, A) if m < n else (A, AH)), sigma, W, foreign, nothing)
-    p, q = (jnp.where(size == 0, 0, jnp.where(tied, jnp.nan, times(size, x))) for x in (p, q))
+        tied |= has_hidden_copy(*((back, forth) if m < n else (forth, back)), sigma, W, foreign, nothing)
+    half = jnp.sqrt(most)  # in two parts, or size over σ₁ leaves the range where a gradient does not
+    p, q = (divided(times(size / half, x), half) for x in (p, q))
+    p, q = (jnp.where(size == 0, 0, jnp.where(tied, jnp.nan, x)) for x in (p, q))
     return p, q
 
 

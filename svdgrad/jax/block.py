@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from . import lanczos
-from .triplet import How, Known, Product, mm, norm, times, unit
+from .triplet import How, Known, Product, divided, mm, norm, or_one, times, unit
 
 BLOCKS, KEPT, ROWS = 10, 4, 60  # of the basis, of those that go on, in blocks; and the least rows of a basis
 RESOLUTION = 1e-3  # a value larger than a known one by less than this part of it is not sought
@@ -58,9 +58,9 @@ def block_lanczos(
         given = jax.vmap(unit)(start[:k])
         first = first.at[: len(given)].set(given + lanczos.NOISE * first[: len(given)])
     size = jnp.abs(A(first)).max()  # or squares would leave the range of float32
-    size = jnp.where(size == 0, 1, size)
-    forth: Product = lambda X: times(1 / size, A(X))
-    back: Product = lambda Y: times(1 / size, AH(Y))
+    size = or_one(size)
+    forth: Product = lambda X: divided(A(X), size)
+    back: Product = lambda Y: divided(AH(Y), size)
     real = jnp.where(size > 0, 0 * size, 0)  # inside shard_map a loop's state must vary over devices as its data do
 
     def begun(first: Array) -> Space:

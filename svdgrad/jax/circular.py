@@ -10,7 +10,7 @@ from jax import Array, lax
 from .api import spectral_norm
 from .auto import as_integer, computed_in
 from .layer import as_shape
-from .triplet import adjoint, mm, times
+from .triplet import adjoint, divided, mm, or_one
 
 
 def circular_norm(
@@ -112,7 +112,7 @@ def _blocks(kernel: Array, shape: tuple[int, ...], steps: tuple[int, ...], group
 def _largest(blocks: Array) -> Array:
     """The place of the block with the largest norm, by the smaller of its two Gram matrices."""
     size = jnp.abs(blocks).max()  # or squares would leave the range of numbers
-    unit = times(1 / jnp.where(size == 0, 1, size), blocks)
+    unit = divided(blocks, or_one(size))
     wide = blocks.shape[1] <= blocks.shape[2]
     squares = mm(unit, adjoint(unit)) if wide else mm(adjoint(unit), unit)
     return jnp.argmax(jnp.linalg.eigvalsh(squares, symmetrize_input=False)[:, -1])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .lanczos import lanczos
-from .triplet import How, Known, Products, Triplet, image, mm, times
+from .triplet import How, Known, Products, Triplet, divided, image, mm, or_one
 
 
 def find(products: Products, how: How, params: Any, v0: Array | None) -> tuple[Triplet, Known]:
@@ -58,8 +58,8 @@ def _swapped(triplet: Triplet, known: Known) -> tuple[Triplet, Known]:
 def _gram(A: Array) -> tuple[Triplet, Known]:
     """(σ, u, v) of a tall matrix and all its right singular vectors, from AᴴA W = W S² (eq-gram)."""
     size = jnp.abs(A).max()  # or squares would leave the range of float32 for entries beyond 1e±19
-    size = jnp.where(size == 0, 1, size)
-    A = times(1 / size, A)
+    size = or_one(size)
+    A = divided(A, size)
     minus_S2, W = jnp.linalg.eigh(-mm(A.conj().T, A), symmetrize_input=False)  # eigh sorts upwards
     sigma, u = image(mm(A, W[:, 0]))
     return Triplet(sigma * size, u, W[:, 0]), Known(jnp.sqrt(jnp.maximum(-minus_S2, 0)) * size, W=W)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .triplet import How, Known, Product, Triplet, image, mm, norm, times, unit
+from .triplet import How, Known, Product, Triplet, divided, image, mm, norm, or_one, times, unit
 
 ROWS, KEPT = 48, 16  # of the basis, and of the Ritz vectors that take its place when it is full
 STEPS, PROBE = 16, 4  # from one look at T to the next, at most and at least
@@ -68,11 +68,11 @@ def lanczos(A: Product, AH: Product, v0: Any, how: How) -> tuple[Triplet, Known]
     allowed = jnp.maximum(allowed - eps / n**0.5, eps**2)  # rounding leaves in every vector about ε/√n of any other
     start = unit(noise)
     size = jnp.abs(A(start)).max()  # or fourth powers would leave the range of float32
-    size = jnp.where(size == 0, 1, size)
+    size = or_one(size)
     zero = jnp.where(size > 0, 0 * size, 0)  # inside shard_map a loop's state must vary over devices as its data do
 
     def square(x: Array) -> Array:
-        return times(1 / size, AH(times(1 / size, A(x))))
+        return divided(AH(divided(A(x), size)), size)
 
     # a start that is trusted may be all that is wanted; evidence takes steps
     first, longest = 1 if how.missed is None else PROBE, PROBE if best else STEPS
@@ -98,7 +98,7 @@ def lanczos(A: Product, AH: Product, v0: Any, how: How) -> tuple[Triplet, Known]
     _, basis = lax.while_loop(unfinished, cycle, (begun.filled, begun))
     W = mm(basis.Y[:, :kept].T.astype(dtype), basis.V[:-1])
     v = unit(W[0])
-    sigma, u = image(times(1 / size, A(v)))
+    sigma, u = image(divided(A(v), size))
     good = jnp.isfinite(basis.theta2[0]) if best else accepted(basis)
     sigma, u, v = (jnp.where(good, x, jnp.nan) for x in (sigma * size, u, v))
     away = jnp.maximum(basis.theta2[0] - basis.theta2, eps * basis.theta2[0])
@@ -127,7 +127,7 @@ def has_hidden_copy(A: Product, AH: Product, sigma: Array, W: Array, foreign: Ar
     V = jnp.zeros((k + 1, n), W.dtype).at[:l].set(W.T)
 
     def square(x: Array) -> Array:
-        return times(1 / sigma, AH(times(1 / sigma, A(x))))
+        return divided(AH(divided(A(x), sigma)), sigma)
 
     def error(basis: Basis) -> Array:
         """Of the largest Ritz value."""

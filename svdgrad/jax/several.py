@@ -23,7 +23,7 @@ from .adjoint import tie
 from .block import basis_size, block_lanczos, block_size, columns_cg
 from .forward import is_lost
 from .primitive import call
-from .triplet import How, Known, LowRank, Products, Triplets, adjoint, mm, times
+from .triplet import How, Known, LowRank, Products, Triplets, adjoint, divided, mm, or_one, times
 
 #: what is at most so many times ε (‖φᵢ‖ + ‖φⱼ‖ + ‖ψᵢ‖ + ‖ψⱼ‖) in a numerator is rounding, of which 1.2 was seen
 ROUNDING = 4
@@ -86,8 +86,8 @@ def _svd(k: int, A: Array) -> tuple[Array, Array, Array, Known]:
 def _gram(k: int, A: Array) -> tuple[Array, Array, Array, Known]:
     """(σ, U, V) of a tall matrix: V spans what the first k eigenvectors W of AᴴA do, and A W is taken apart."""
     size = jnp.abs(A).max()  # or squares would leave the range of float32 for entries beyond 1e±19
-    size = jnp.where(size == 0, 1, size)
-    A = times(1 / size, A)
+    size = or_one(size)
+    A = divided(A, size)
     minus_S2, W = jnp.linalg.eigh(-mm(adjoint(A), A), symmetrize_input=False)  # eigh sorts upwards
     U, sigma, Zh = jnp.linalg.svd(mm(A, W[:, :k]), full_matrices=False)
     V = mm(W[:, :k], adjoint(Zh))
@@ -152,33 +152,43 @@ def _solve(A: Operator, how: How, k: int, params: Any, spaces: LowRank, known: K
     """[P; Q] with K̂ [P; Q] = c, for numbers only: a column is zero for one of zeros in c whatever the gap, and NaN for
     any other if its value is tied with what is left out.
     """
-    (U, _, V), S = spaces, known.S
+    U, _, V = spaces
+    # for A/σ₁, whose reciprocals are numbers wherever those of A leave their range
+    most = or_one(known.S[0])
+    S = divided(known.S, most)
+    known = known._replace(S=S)
     m, n, complex_ = len(U), len(V), U.dtype.kind == "c"
     size = jnp.abs(c).max()
-    c = times(1 / jnp.where(size == 0, 1, size), c)
+    c = divided(c, or_one(size))
     phi, psi = c[:m], c[m:]
     a, b = mm(adjoint(U), phi), mm(adjoint(V), psi)
     inner = S[:k, None] + S[None, :k] + (0 if complex_ else S[0]) * jnp.eye(k, dtype=S.dtype)
-    even, odd = times(1 / S[0], (a + b) / 2), (a - b) / inner.astype(a.dtype)
+    even, odd = divided((a + b) / 2, S[0]), divided(a - b, inner)
     phi, psi = phi - mm(U, a), psi - mm(V, b)
     if known.U is None and how.forward == "lanczos":
-        forth, back = (jax.vmap(partial(of, params), 1, 1) for of in (A.products[0], A.products[-1]))
+        forth, back = (
+            lambda X, of=of: divided(jax.vmap(partial(of, params), 1, 1)(X), most)
+            for of in (A.products[0], A.products[-1])
+        )
         off_U, off_V = (lambda X, W=W: X - mm(W, mm(adjoint(W), X)) for W in (U, V))
         if m < n:
             Q, P = columns_cg(back, forth, off_V, off_U, S[:k], known, psi, phi, how.maxiter)
         else:
             P, Q = columns_cg(forth, back, off_U, off_V, S[:k], known, phi, psi, how.maxiter)
     else:
-        P, Q = _outside(k, params, known, phi, psi)
+        P, Q = _outside(k, params, most, known, phi, psi)
     x = _stacked(P + mm(U, even + odd) / 2, Q + mm(V, even - odd) / 2)
     # to what is left out; where nothing is, to zero; for a square A that is kept whole, what its rotations divide by
     gap = S[:k] - S[k] if k < S.size else S[:k] if m != n else inner.min(0)
     tied = ~(gap > tie(m, n, S.dtype) * S[0])
-    return jnp.where((c == 0).all(0), 0, jnp.where(tied, jnp.nan, times(size, x)))
+    half = jnp.sqrt(most)  # in two parts, or size over σ₁ leaves the range where a gradient does not
+    x = divided(times(size / half, x), half)
+    return jnp.where((c == 0).all(0), 0, jnp.where(tied, jnp.nan, x))
 
 
-def _outside(k: int, A: Array, known: Known, phi: Array, psi: Array) -> tuple[Array, Array]:
-    """P S − A Q = φ, Q S − AᴴP = ψ off all kept vectors, in closed form: k systems, each with its own σᵢ.
+def _outside(k: int, A: Array, most: Array, known: Known, phi: Array, psi: Array) -> tuple[Array, Array]:
+    """P S − A Q = φ, Q S − AᴴP = ψ off all kept vectors, in closed form: k systems, each with its own σᵢ, in units of
+    σ₁, with A/``most`` for A.
 
     P = U₂ (a S + S₂ b)/d + (I − U₂U₂ᴴ) φ/S with a = U₂ᴴφ, b = V₂ᴴψ, dⱼᵢ = σᵢ² − σⱼ², where ₂ is what is left out; Q
     alike. With the vectors of one side only, Q = W₂ W₂ᴴ(Aᴴφ + ψ S)/d, and P = (φ + A Q)/S.
@@ -190,18 +200,18 @@ def _outside(k: int, A: Array, known: Known, phi: Array, psi: Array) -> tuple[Ar
         wide = phi.shape[0] < psi.shape[0]
         if wide:
             A, phi, psi = adjoint(A), psi, phi
-        back = mm(adjoint(A), times(1 / sigma, phi)) + psi
+        back = divided(mm(adjoint(A), divided(phi, sigma)), most) + psi
         Q = mm(W[:, k:], times(one * (two * sigma), mm(adjoint(W[:, k:]), back)))
-        P = times(1 / sigma, phi + mm(A, Q))
+        P = divided(phi + divided(mm(A, Q), most), sigma)
         return (Q, P) if wide else (P, Q)
     assert U is not None and Vh is not None
     a, b = mm(adjoint(U[:, k:]), phi), mm(Vh[k:], psi)
     P = mm(U[:, k:], times(one, times(two * sigma, a) + times(two * rest, b)))
     Q = mm(adjoint(Vh[k:]), times(one, times(two * rest, a) + times(two * sigma, b)))
     if U.shape[0] > S.size:
-        P = P + times(1 / sigma, phi - mm(U[:, k:], a))
+        P = P + divided(phi - mm(U[:, k:], a), sigma)
     if Vh.shape[1] > S.size:
-        Q = Q + times(1 / sigma, psi - mm(adjoint(Vh[k:]), b))
+        Q = Q + divided(psi - mm(adjoint(Vh[k:]), b), sigma)
     return P, Q
 
 
@@ -262,7 +272,8 @@ def _rotate(triplets: Triplets, c: Array) -> Array:
     _, U, V = triplets
     away, tied = _distances(triplets)
     dsigma, dU, dV, G = _parts(len(U), len(V), c)
-    X = jnp.where(tied, 0, times(1 / away, _herm(G)))
+    half = jnp.sqrt(or_one(triplets.sigma[0]))  # in two parts, or one over a distance leaves the range
+    X = jnp.where(tied, 0, times(1 / (away / half), times(1 / half, _herm(G))))
     return _stacked(dsigma, dU + mm(U, X), dV + mm(V, X), X)
 
 
@@ -279,17 +290,18 @@ def _rotate_back(triplets: Triplets, c: Array) -> Array:
     eps = float(jnp.finfo(away.dtype).eps)
     xi, phi, psi, chi = _parts(len(U), len(V), c)
     size = jnp.abs(c[1:]).max()
-    phi, psi, chi = (times(1 / jnp.where(size == 0, 1, size), x) for x in (phi, psi, chi))
+    phi, psi, chi = (divided(x, or_one(size)) for x in (phi, psi, chi))
     numerator = chi + mm(adjoint(U), phi) + mm(adjoint(V), psi)
     numerator = (numerator - adjoint(numerator)) / 2
     norms = jnp.linalg.norm(phi, axis=0) + jnp.linalg.norm(psi, axis=0)
     bound = norms[None] + norms[:, None] + jnp.abs(chi) + jnp.abs(chi.T)
     seen = jnp.abs(numerator) > ROUNDING * eps * bound
     unlike = jnp.abs(xi - xi.T) > eps**0.5 * (jnp.abs(xi) + jnp.abs(xi.T))
-    X = jnp.where(seen, times(1 / away, numerator), 0)
+    half = jnp.sqrt(or_one(triplets.sigma[0]))  # in two parts, or size over a distance leaves the range
+    X = jnp.where(seen, times(size / half, times(1 / (away / half), numerator)), 0)
     X = jnp.where(tied & (seen | unlike & (bound > 0)), jnp.nan, X)
-    blurred = _undetermined(triplets) & (xi != 0) & (c[1:] != 0).any()
-    X = jnp.where(jnp.eye(len(norms), dtype=bool), 0, times(size, X))
+    blurred = _undetermined(triplets)[None] & (xi != 0) & (c[1:] != 0).any()
+    X = jnp.where(jnp.eye(len(norms), dtype=bool), 0, X)
     return _stacked(jnp.where(blurred, jnp.nan, xi), c[1 : -len(xi.T)], X)
 
 
@@ -316,7 +328,7 @@ def watched(spaces: LowRank) -> LowRank:
         h = _herm(c[m : m + k])
         off = h - _diagonal(h)
         alone = ~((c[:m] != 0).any() | (c[m + k :] != 0).any() | (off != 0).any())  # a loss of values has a subgradient
-        read = undetermined & (h != 0).any(0) & ~alone
+        read = (undetermined & (h != 0).any(0) & ~alone)[None]
         return _stacked(c[:m], jnp.where(read, jnp.nan, c[m : m + k]), c[m + k :])
 
     x = _solution(lambda x: x, _stacked(*spaces), lambda c: c, seen)

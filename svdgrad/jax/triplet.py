@@ -98,6 +98,19 @@ def times(c: Array, x: Array) -> Array:
     return c.astype(x.dtype) * x
 
 
+def divided(x: Array, c: Array) -> Array:
+    """x/c for a real c > 0 and an x that may be complex, by 1/√c twice: XLA multiplies by 1/c, and where c is near the
+    largest number that is no normal one, and so zero to it.
+    """
+    root = 1 / jnp.sqrt(c)
+    return times(root, times(root, x))
+
+
+def or_one(c: Array) -> Array:
+    """c, or 1 where it is zero, to divide by."""
+    return jnp.where(c == 0, 1, c)
+
+
 def norm(x: Array) -> Array:
     """‖x‖, as a number of real dtype."""
     length: Array = jnp.linalg.norm(x)
@@ -106,10 +119,8 @@ def norm(x: Array) -> Array:
 
 def unit(x: Array) -> Array:
     """x/‖x‖, the squares formed of numbers up to one; 0 stays 0."""
-    largest = jnp.abs(x).max()
-    x = times(1 / jnp.where(largest == 0, 1, largest), x)
-    length = norm(x)
-    return times(1 / jnp.where(length == 0, 1, length), x)
+    x = divided(x, or_one(jnp.abs(x).max()))
+    return divided(x, or_one(norm(x)))
 
 
 def off(v: Array, x: Array) -> Array:
@@ -121,4 +132,4 @@ def off(v: Array, x: Array) -> Array:
 def image(w: Array) -> tuple[Array, Array]:
     """σ and u from A v; A v = 0 says nothing of u: any unit vector will do."""
     sigma = norm(w)
-    return sigma, jnp.where(sigma == 0, jnp.zeros_like(w).at[0].set(1), times(1 / jnp.where(sigma == 0, 1, sigma), w))
+    return sigma, jnp.where(sigma == 0, jnp.zeros_like(w).at[0].set(1), divided(w, or_one(sigma)))
