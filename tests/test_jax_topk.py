@@ -643,6 +643,12 @@ def test_what_is_no_matrix_is_named():
     for A, error in ((jnp.ones(3), ValueError), (jnp.ones((0, 3)), ValueError), (jnp.ones((3, 3), int), TypeError)):
         with pytest.raises(error, match="A must"):
             sj.singular_triplets(A, 1)
+    for of in (sj.singular_triplet, lambda A: sj.singular_triplets(A, 2), lambda A: sj.low_rank(A, 2)):
+        with pytest.raises(TypeError, match="A must be an array, found None"):
+            of(None)
+        with pytest.raises(TypeError, match="found float8_e4m3fn.* 16 bits or more"):
+            of(jnp.ones((4, 3), jnp.float8_e4m3fn))
+        assert all(x.shape for x in of([[3.0, 1.0], [0.0, 2.0]])[1:])  # lists are arrays, as in JAX's own functions
     with pytest.raises(TypeError, match="k must be an integer, .* static_argnames='k'"):
         jax.jit(sj.low_rank)(jnp.ones((4, 3)), 2)
     assert sj.singular_triplets(np.ones((4, 3)), np.int64(2), tol=1e-3, maxiter=9, missed=None).sigma.shape == (2,)

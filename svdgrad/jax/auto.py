@@ -20,6 +20,8 @@ GRAM_UP_TO = 80
 
 def as_matrix(A: Any) -> Array:
     """A as a floating-point array (..., m, n) with no empty side, or an error."""
+    if A is None:
+        raise TypeError("A must be an array, found None: likely cause: a function that returns nothing")
     X: Array = jnp.asarray(A)
     if not jnp.issubdtype(X.dtype, jnp.inexact):
         raise TypeError(
@@ -37,7 +39,9 @@ def as_matrix(A: Any) -> Array:
 
 
 def computed_in(dtype: Any) -> Any:
-    """float32 for the half precisions, every other dtype itself."""
+    """float32 for the half precisions, an error for fewer bits, every other dtype itself."""
+    if jnp.finfo(dtype).bits < 16:
+        raise TypeError(f"found {dtype}, of which no singular vector has a digit: convert to 16 bits or more")
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 

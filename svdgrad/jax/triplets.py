@@ -104,7 +104,7 @@ def singular_triplets(
      [0.    0.    0.   ]
      [0.375 0.    0.   ]]
     """
-    X, k = _counted(A, k)
+    A, X, k = _counted(A, k)
     if k == 1 and v0 is None:
         sigma, u, v = singular_triplet(A, 0, forward, adjoint, tol, maxiter, None, missed)
         return Triplets(sigma[..., None], u[..., None], v[..., None])
@@ -148,7 +148,7 @@ def low_rank(
      [0. 0. 0.]
      [0. 0. 0.]]
     """
-    X, k = _counted(A, k)
+    A, X, k = _counted(A, k)
     if k == 1 and v0 is None:
         sigma, u, v = singular_triplet(A, 0, forward, adjoint, tol, maxiter, None, missed)
         return LowRank(u[..., None], sigma.astype(u.dtype)[..., None, None], v[..., None])
@@ -157,14 +157,14 @@ def low_rank(
     return LowRank(*(x.astype(A.dtype) for x in spaces))
 
 
-def _counted(A: Any, k: Any) -> tuple[Any, int]:
-    """A, dense or sparse, in single precision or better, and k."""
+def _counted(A: Any, k: Any) -> tuple[Any, Any, int]:
+    """A, dense or sparse, as an array, the same in single precision or better, and k."""
     if is_sparse(A):
         X = as_entries(A)
     else:
-        X = as_matrix(A)
-        X = X.astype(computed_in(X.dtype))
-    return X, as_count(k, *X.shape[-2:])
+        A = as_matrix(A)
+        X = A.astype(computed_in(A.dtype))
+    return A, X, as_count(k, *X.shape[-2:])
 
 
 def _choose(
