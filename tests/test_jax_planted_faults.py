@@ -59,12 +59,12 @@ FAULTS = {
     "of k triplets, the phases of U relative to V held fixed": (
         f"{TOPK}[(9, 6)-3-svd-True]",
         "several.py",
-        "(a - b) / inner.astype(a.dtype)",
-        "(a - b) / inner.astype(a.dtype) * (1 - jnp.eye(k, dtype=a.dtype))",
+        "divided(a - b, inner)",
+        "divided(a - b, inner) * (1 - jnp.eye(k, dtype=a.dtype))",
     ),
     "of k triplets, the phases of V left to themselves": (
         ENTRIES,
-        "several.py",
+        "inside.py",
         "dU, dV, X = dU - turn * U, dV - turn * V,",
         "dU, dV, X = dU + turn * U, dV + turn * V,",
     ),
@@ -89,8 +89,8 @@ FAULTS = {
     "of k triplets, a column": (
         f"{TOPK}[(7, 7)-3-gram-False]",
         "several.py",
-        "_outside(k, params, known, phi, psi)",
-        "_outside(k, params, known, phi.at[:, -1].set(0), psi)",
+        "_outside(k, params, most, known, phi, psi)",
+        "_outside(k, params, most, known, phi.at[:, -1].set(0), psi)",
     ),
     "of k triplets by products, a proof of nothing": (
         "test_jax_block.py::test_what_the_start_hides_is_found_by_fresh_noise",
@@ -106,14 +106,14 @@ FAULTS = {
     ),
     "of k triplets, rounding divided by the distance of close values": (
         f"{TIES}[polar-False-float64-True]",
-        "several.py",
+        "inside.py",
         "seen = jnp.abs(numerator) > ROUNDING * eps * bound",
         "seen = jnp.abs(numerator) > -1",
     ),
     "of the factors, a core that is not Hermitian": (
         f"{TIES}[truncated-True-float64-True]",
         "several.py",
-        "dH = _herm(mm(adjoint(U), dA_V))",
+        "dH = herm(mm(adjoint(U), dA_V))",
         "dH = mm(adjoint(U), dA_V)",
     ),
     "of a convolution that wraps around, the dilation": (

@@ -14,7 +14,7 @@ from marks import slow_but
 from test_jax_inputs import STATES
 
 import svdgrad.jax as sj
-from svdgrad.jax.several import ROUNDING
+from svdgrad.jax.inside import ROUNDING
 from svdgrad.lab import relative_error
 
 EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}

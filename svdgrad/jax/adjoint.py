@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .lanczos import has_hidden_copy
-from .triplet import How, Known, Product, Products, Triplet, divided, dot, mm, norm, off, or_one, times
+from .triplet import How, Known, Product, Products, Triplet, divided, dot, half, mm, norm, off, or_one, times
 
 
 def tie(m: int, n: int, dtype: Any) -> float:
@@ -44,8 +44,8 @@ def solve_adjoint(
     if how.forward == "lanczos":  # which finds one copy of σ, and nothing of any other
         assert W is not None and foreign is not None
         tied |= has_hidden_copy(*((back, forth) if m < n else (forth, back)), sigma, W, foreign, nothing)
-    half = jnp.sqrt(most)  # in two parts, or size over σ₁ leaves the range where a gradient does not
-    p, q = (divided(times(size / half, x), half) for x in (p, q))
+    part = half(most)  # or size over σ₁ leaves the range where a gradient does not
+    p, q = (divided(times(size / part, x), most / part) for x in (p, q))
     p, q = (jnp.where(size == 0, 0, jnp.where(tied, jnp.nan, x)) for x in (p, q))
     return p, q
 

@@ -10,8 +10,9 @@ import numpy as np
 from jax import Array, lax
 
 from .auto import as_count, iteration
+from .inside import separate
 from .rule import find_triplet
-from .several import Operator, find_spaces, separate
+from .several import Operator, find_spaces
 from .triplet import How, Products, Triplet, Triplets, dot, norm, unit
 
 MatVec = Callable[[Any, Array], Array]

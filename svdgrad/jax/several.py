@@ -22,11 +22,9 @@ from jax import Array, lax
 from .adjoint import tie
 from .block import basis_size, block_lanczos, block_size, columns_cg
 from .forward import is_lost
+from .inside import diagonal, herm, solution, stacked
 from .primitive import call
-from .triplet import How, Known, LowRank, Products, Triplets, adjoint, divided, mm, or_one, times
-
-#: what is at most so many times ε (‖φᵢ‖ + ‖φⱼ‖ + ‖ψᵢ‖ + ‖ψⱼ‖) in a numerator is rounding, of which 1.2 was seen
-ROUNDING = 4
+from .triplet import How, Known, LowRank, Products, adjoint, divided, half, mm, or_one, times
 
 
 class Operator(NamedTuple):
@@ -95,30 +93,6 @@ def _gram(k: int, A: Array) -> tuple[Array, Array, Array, Known]:
     return sigma * size, U, V, Known(S * size, W=W)
 
 
-def _herm(X: Array) -> Array:
-    return (X + adjoint(X)) / 2
-
-
-def _diagonal(X: Array) -> Array:
-    """X with zeros off the diagonal."""
-    return jnp.where(jnp.eye(X.shape[0], dtype=bool), X, 0)
-
-
-def _stacked(*blocks: Array) -> Array:
-    """Matrices of k columns over one another: the unknowns of a system, as one, or JAX cannot transpose its solution
-    where only some of them are differentiated.
-    """
-    return jnp.concatenate(blocks)
-
-
-def _solution(matvec: Any, right: Array, solve: Any, solve_adjoint: Any) -> Array:
-    """matvec⁻¹ right by ``solve``, which is not differentiated, while matvec is; JAX transposes without conjugating."""
-    x: Array = lax.custom_linear_solve(
-        matvec, right, lambda _, c: solve(c), lambda _, c: solve_adjoint(c.conj()).conj()
-    )
-    return x
-
-
 def _move(A: Operator, how: How, k: int, primals: Any, tangents: Any) -> Any:
     """(dU, dH, dV), linear in dA (eq-tangent-factors): dH = herm(UᴴdA V), and [dU; dV] from
 
@@ -129,7 +103,7 @@ def _move(A: Operator, how: How, k: int, primals: Any, tangents: Any) -> Any:
     U, H, V = spaces
     _, dA_V = jax.jvp(lambda params: A.mm(params, V), (params,), (dparams,))
     _, dA_U = jax.jvp(lambda params: A.rmm(params, U), (params,), (dparams,))
-    dH = _herm(mm(adjoint(U), dA_V))
+    dH = herm(mm(adjoint(U), dA_V))
     weight = lax.stop_gradient(known.S[0]).astype(H.dtype)
 
     def K_hat(x: Array) -> Array:
@@ -139,12 +113,12 @@ def _move(A: Operator, how: How, k: int, primals: Any, tangents: Any) -> Any:
         # the common rotation is held, by a weight in place of its own factor, even H − H even, which may be zero
         held = weight * even - (mm(even, H) - mm(H, even)) / 2
         # so is, for real A, a part that no tangent has
-        grown = weight * _diagonal(odd) / 2 if H.dtype.kind != "c" else jnp.zeros_like(H)
+        grown = weight * diagonal(odd) / 2 if H.dtype.kind != "c" else jnp.zeros_like(H)
         top = mm(dU, H) - A.mm(params, dV) + mm(U, held + grown)
-        return _stacked(top, mm(dV, H) - A.rmm(params, dU) + mm(V, held - grown))
+        return stacked(top, mm(dV, H) - A.rmm(params, dU) + mm(V, held - grown))
 
     solve = partial(_solve, A, how, k, *lax.stop_gradient((params, spaces, known)))
-    x = _solution(K_hat, _stacked(dA_V - mm(U, dH), dA_U - mm(V, dH)), solve, solve)
+    x = solution(K_hat, stacked(dA_V - mm(U, dH), dA_U - mm(V, dH)), solve, solve)
     return (spaces, known), (LowRank(x[: len(U)], dH, x[len(U) :]), jax.tree.map(jnp.zeros_like, known))
 
 
@@ -177,12 +151,12 @@ def _solve(A: Operator, how: How, k: int, params: Any, spaces: LowRank, known: K
             P, Q = columns_cg(forth, back, off_U, off_V, S[:k], known, phi, psi, how.maxiter)
     else:
         P, Q = _outside(k, params, most, known, phi, psi)
-    x = _stacked(P + mm(U, even + odd) / 2, Q + mm(V, even - odd) / 2)
+    x = stacked(P + mm(U, even + odd) / 2, Q + mm(V, even - odd) / 2)
     # to what is left out; where nothing is, to zero; for a square A that is kept whole, what its rotations divide by
     gap = S[:k] - S[k] if k < S.size else S[:k] if m != n else inner.min(0)
     tied = ~(gap > tie(m, n, S.dtype) * S[0])
-    half = jnp.sqrt(most)  # in two parts, or size over σ₁ leaves the range where a gradient does not
-    x = divided(times(size / half, x), half)
+    part = half(most)  # or size over σ₁ leaves the range where a gradient does not
+    x = divided(times(size / part, x), most / part)
     return jnp.where((c == 0).all(0), 0, jnp.where(tied, jnp.nan, x))
 
 
@@ -213,123 +187,3 @@ def _outside(k: int, A: Array, most: Array, known: Known, phi: Array, psi: Array
     if Vh.shape[1] > S.size:
         Q = Q + divided(psi - mm(adjoint(Vh[k:]), b), sigma)
     return P, Q
-
-
-def separate(spaces: LowRank) -> Triplets:
-    """(σ, U, V) from (U, H, V) with H = diag(σ)."""
-    triplets: Triplets = call(_separated, _turn, (), spaces)[0]
-    return triplets
-
-
-def _separated(spaces: LowRank) -> tuple[Triplets, Array]:
-    """With the rotation Z = I that makes ZᴴHZ diagonal: a result, since it moves."""
-    U, H, V = spaces
-    return Triplets(jnp.diagonal(H).real, U, V), jnp.eye(H.shape[0], dtype=H.dtype)
-
-
-def _turn(primals: Any, tangents: Any) -> Any:
-    """dσ = diag(ZᴴdH Z), dZ = Z X with Xᵢⱼ (σⱼ − σᵢ) = (ZᴴdH Z)ᵢⱼ (eq-tangent-turn), and dU Z + U X, dV Z + V X for U
-    and V.
-    """
-    (spaces,), ((dU, dH, dV),) = primals, tangents
-    triplets, Z = call(_separated, _turn, (), spaces)
-    sigma, U, V = triplets
-    G = _herm(mm(mm(adjoint(Z), dH), Z))
-
-    parts = partial(_parts, len(U), len(V))
-
-    def turned(x: Array) -> Array:
-        dsigma, dU, dV, X = parts(x)
-        return _stacked(dsigma, dU - mm(U, X), dV - mm(V, X), times(sigma[None] - sigma[:, None], X))
-
-    # in one system with dσ, dU and dV, so that the adjoint solve sees all cotangents at once
-    right = _stacked(jnp.diagonal(G)[None], mm(dU, Z), mm(dV, Z), G - _diagonal(G))
-    fixed = lax.stop_gradient(triplets)
-    dsigma, dU, dV, X = parts(_solution(turned, right, partial(_rotate, fixed), partial(_rotate_back, fixed)))
-    if U.dtype.kind == "c":  # the largest entry of each column of V stays real
-        at = jnp.abs(V).argmax(0)[None]
-        rate = jnp.take_along_axis(dV, at, 0).imag / jnp.take_along_axis(V, at, 0).real
-        turn = lax.complex(jnp.zeros_like(rate), rate)
-        dU, dV, X = dU - turn * U, dV - turn * V, X - _diagonal(turn + jnp.zeros_like(X))
-    return (triplets, Z), (Triplets(dsigma[0].real, dU, dV), mm(Z, X))
-
-
-def _parts(m: int, n: int, x: Array) -> tuple[Array, Array, Array, Array]:
-    """dσ as a row, dU, dV and X, or what is paired with them, which lie over one another."""
-    return x[:1], x[1 : 1 + m], x[1 + m : 1 + m + n], x[1 + m + n :]
-
-
-def _distances(triplets: Triplets) -> tuple[Array, Array]:
-    """σⱼ − σᵢ, or 1 in ties, and what is a tie."""
-    sigma, U, V = triplets
-    away = sigma[None] - sigma[:, None]
-    tied = ~(jnp.abs(away) > tie(U.shape[0], V.shape[0], sigma.dtype) * sigma[0])
-    return jnp.where(tied, 1, away), tied
-
-
-def _rotate(triplets: Triplets, c: Array) -> Array:
-    """[dσ; dU; dV; X]; in a tie X is zero, and that is right for all losses that are blind to it."""
-    _, U, V = triplets
-    away, tied = _distances(triplets)
-    dsigma, dU, dV, G = _parts(len(U), len(V), c)
-    half = jnp.sqrt(or_one(triplets.sigma[0]))  # in two parts, or one over a distance leaves the range
-    X = jnp.where(tied, 0, times(1 / (away / half), times(1 / half, _herm(G))))
-    return _stacked(dsigma, dU + mm(U, X), dV + mm(V, X), X)
-
-
-def _rotate_back(triplets: Triplets, c: Array) -> Array:
-    """The adjoint of ``_rotate``: (UᴴΦ + VᴴΨ)ᵢⱼ/(σⱼ − σᵢ), its anti-Hermitian part, where the numerator is more than
-    rounding, else 0.
-
-    So it is right for a loss that is blind to the rotation of columns i and j, however close their values are. In a tie
-    the loss is not a function of A where the numerator is real; and where vectors are seen, but tied values not alike,
-    the quotient is 0/0 and not zero, and not in the cotangents: NaN.
-    """
-    _, U, V = triplets
-    away, tied = _distances(triplets)
-    eps = float(jnp.finfo(away.dtype).eps)
-    xi, phi, psi, chi = _parts(len(U), len(V), c)
-    size = jnp.abs(c[1:]).max()
-    phi, psi, chi = (divided(x, or_one(size)) for x in (phi, psi, chi))
-    numerator = chi + mm(adjoint(U), phi) + mm(adjoint(V), psi)
-    numerator = (numerator - adjoint(numerator)) / 2
-    norms = jnp.linalg.norm(phi, axis=0) + jnp.linalg.norm(psi, axis=0)
-    bound = norms[None] + norms[:, None] + jnp.abs(chi) + jnp.abs(chi.T)
-    seen = jnp.abs(numerator) > ROUNDING * eps * bound
-    unlike = jnp.abs(xi - xi.T) > eps**0.5 * (jnp.abs(xi) + jnp.abs(xi.T))
-    half = jnp.sqrt(or_one(triplets.sigma[0]))  # in two parts, or size over a distance leaves the range
-    X = jnp.where(seen, times(size / half, times(1 / (away / half), numerator)), 0)
-    X = jnp.where(tied & (seen | unlike & (bound > 0)), jnp.nan, X)
-    blurred = _undetermined(triplets)[None] & (xi != 0) & (c[1:] != 0).any()
-    X = jnp.where(jnp.eye(len(norms), dtype=bool), 0, X)
-    return _stacked(jnp.where(blurred, jnp.nan, xi), c[1 : -len(xi.T)], X)
-
-
-def _undetermined(triplets: Triplets) -> Array:
-    """Which values are zero, so that A does not determine their vectors; of a real square A kept whole one may be.
-
-    Then u and v are still a function of A, but for a sign. Elsewhere, what a loss does with σu or σv has a cotangent of
-    zero times what it was to be, and only that of σ shows that the loss sees the triplet.
-    """
-    sigma, U, V = triplets
-    zero = sigma == 0
-    alone = len(U) == len(V) == sigma.size and U.dtype.kind != "c"
-    return zero & (zero.sum() > 1) if alone else zero
-
-
-def watched(spaces: LowRank) -> LowRank:
-    """The same, but with a gradient of NaN where a loss reads a value of zero and its vectors, as one of A_k does: the
-    cotangents of those vectors are zero, whatever the loss does with them.
-    """
-    m, k = spaces.U.shape
-    undetermined = lax.stop_gradient(_undetermined(_separated(spaces)[0]))
-
-    def seen(c: Array) -> Array:
-        h = _herm(c[m : m + k])
-        off = h - _diagonal(h)
-        alone = ~((c[:m] != 0).any() | (c[m + k :] != 0).any() | (off != 0).any())  # a loss of values has a subgradient
-        read = (undetermined & (h != 0).any(0) & ~alone)[None]
-        return _stacked(c[:m], jnp.where(read, jnp.nan, c[m : m + k]), c[m + k :])
-
-    x = _solution(lambda x: x, _stacked(*spaces), lambda c: c, seen)
-    return LowRank(x[:m], x[m : m + k], x[m + k :])

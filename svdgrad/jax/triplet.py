@@ -99,11 +99,16 @@ def times(c: Array, x: Array) -> Array:
 
 
 def divided(x: Array, c: Array) -> Array:
-    """x/c for a real c > 0 and an x that may be complex, by 1/√c twice: XLA multiplies by 1/c, and where c is near the
-    largest number that is no normal one, and so zero to it.
+    """x/c for a real c > 0 and an x that may be complex, in two steps where c is large: XLA multiplies by 1/c, and
+    where c is near the largest number that is no normal one, and so zero to it.
     """
-    root = 1 / jnp.sqrt(c)
-    return times(root, times(root, x))
+    part = jnp.where(c > 1, 1 / half(c), 1)
+    return times(1 / (part * c), times(part, x))
+
+
+def half(c: Array) -> Array:
+    """A power of two that is about √c, to multiply by 1/c in two steps, of which the first rounds nothing."""
+    return jnp.ldexp(jnp.ones_like(c), jnp.frexp(c)[1] // 2)
 
 
 def or_one(c: Array) -> Array:

@@ -9,7 +9,8 @@ from jax import Array
 
 from .api import DENSE, ENTRIES, singular_triplet
 from .auto import as_count, as_entries, as_matrix, as_starts, choose_several, choose_sparse, computed_in, is_sparse
-from .several import Operator, find_spaces, separate, watched
+from .inside import separate, watched
+from .several import Operator, find_spaces
 from .triplet import How, LowRank, Triplets
 
 
