@@ -8,7 +8,22 @@ import jax.numpy as jnp
 from jax import Array
 
 from .lanczos import has_hidden_copy
-from .triplet import How, Known, Product, Products, Triplet, divided, dot, half, mm, norm, off, or_one, times
+from .triplet import (
+    How,
+    Known,
+    Product,
+    Products,
+    Triplet,
+    divided,
+    dot,
+    half,
+    mm,
+    norm,
+    off,
+    or_one,
+    power_of_two,
+    times,
+)
 
 
 def tie(m: int, n: int, dtype: Any) -> float:
@@ -27,8 +42,8 @@ def solve_adjoint(
     phi, psi = (divided(x, or_one(size)) for x in c)
     lam, mu = dot(u, phi), dot(v, psi)
     inner = _spectral if how.adjoint == "spectral" else _schur_cg
-    # for A/σ₁, whose reciprocals are numbers wherever those of A leave their range
-    most = or_one(S[0])
+    # in a unit near σ₁, where reciprocals are numbers wherever those of A leave their range
+    most = power_of_two(or_one(S[0]))
     sigma, S = divided(sigma, most), divided(S, most)
     forth, back = (lambda x: divided(A(x), most)), (lambda y: divided(AH(y), most))
     relative = Triplet(sigma, u, v), known._replace(S=S)

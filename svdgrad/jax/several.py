@@ -24,7 +24,7 @@ from .block import basis_size, block_lanczos, block_size, columns_cg
 from .forward import is_lost
 from .inside import diagonal, herm, solution, stacked
 from .primitive import call
-from .triplet import How, Known, LowRank, Products, adjoint, divided, half, mm, or_one, times
+from .triplet import How, Known, LowRank, Products, adjoint, divided, half, mm, or_one, power_of_two, times
 
 
 class Operator(NamedTuple):
@@ -127,8 +127,8 @@ def _solve(A: Operator, how: How, k: int, params: Any, spaces: LowRank, known: K
     any other if its value is tied with what is left out.
     """
     U, _, V = spaces
-    # for A/σ₁, whose reciprocals are numbers wherever those of A leave their range
-    most = or_one(known.S[0])
+    # in a unit near σ₁, where reciprocals are numbers wherever those of A leave their range
+    most = power_of_two(or_one(known.S[0]))
     S = divided(known.S, most)
     known = known._replace(S=S)
     m, n, complex_ = len(U), len(V), U.dtype.kind == "c"
@@ -162,7 +162,7 @@ def _solve(A: Operator, how: How, k: int, params: Any, spaces: LowRank, known: K
 
 def _outside(k: int, A: Array, most: Array, known: Known, phi: Array, psi: Array) -> tuple[Array, Array]:
     """P S − A Q = φ, Q S − AᴴP = ψ off all kept vectors, in closed form: k systems, each with its own σᵢ, in units of
-    σ₁, with A/``most`` for A.
+    ``most``, and so with A/``most`` for A.
 
     P = U₂ (a S + S₂ b)/d + (I − U₂U₂ᴴ) φ/S with a = U₂ᴴφ, b = V₂ᴴψ, dⱼᵢ = σᵢ² − σⱼ², where ₂ is what is left out; Q
     alike. With the vectors of one side only, Q = W₂ W₂ᴴ(Aᴴφ + ψ S)/d, and P = (φ + A Q)/S.

@@ -111,6 +111,11 @@ def half(c: Array) -> Array:
     return jnp.ldexp(jnp.ones_like(c), jnp.frexp(c)[1] // 2)
 
 
+def power_of_two(c: Array) -> Array:
+    """The largest that is at most c > 0: a unit in which nothing is rounded."""
+    return jnp.ldexp(jnp.ones_like(c), jnp.frexp(c)[1] - 1)
+
+
 def or_one(c: Array) -> Array:
     """c, or 1 where it is zero, to divide by."""
     return jnp.where(c == 0, 1, c)
