@@ -37,10 +37,10 @@ class Solve(torch.autograd.Function):
     and μ = vᴴψ. A cotangent (p̄, q̄) is pulled back by J [y; z; α; γ] = [p̄; q̄; 0; 0], the same system; then φ̄ = y,
     ψ̄ = z, and what multiplies dJ is −(y, z, α, γ)(p, q, λ, μ)ᴴ. A tangent is pushed forward by J dx = dc − dJ x.
     ``role`` says what (φ, ψ) is, and decides what is checked: "loss", "tangent", "again" for the derivative of one of
-    those ("reversed" in reverse mode over a tangent), "third" for the derivative of that. With these nothing is solved,
-    but something checked: with "phase" the phase of the loss, with "values" what it makes of k values, whose cotangent
-    stands last, with "nested d" their distances, for d derivatives, with "moves" those of the triplets that (φ, ψ)
-    moves, for a second derivative.
+    those ("reversed" in reverse mode over a tangent), "third" for the derivative of that. With the others nothing is
+    solved, but something is checked: with "phase" the phase of the loss, with "values" what it makes of k values, whose
+    cotangent stands last, with "nested d" their distances, for d derivatives, with "moves" those of the triplets that
+    (φ, ψ) moves, for a second derivative.
     """
 
     @staticmethod
