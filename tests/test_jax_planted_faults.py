@@ -26,7 +26,7 @@ FAULTS = {
     "the phase of u relative to v held fixed": (
         f"{AGREE}[(6, 4)-complex]",
         "adjoint.py",
-        "odd = times(1 / (2 * sigma + (0 if complex_ else S[0])), (lam - mu) / 2)",
+        "odd = divided((lam - mu) / 2, 2 * sigma + (0 if complex_ else S[0]))",
         "odd = 0 * lam",
     ),
     "the common phase left to itself": (PHASE, "rule.py", "rate = anchor(v, v0, dv).imag", "rate = 0 * sigma"),
