@@ -52,9 +52,8 @@ def circular_norm(
 
     Notes
     -----
-    NaN where the kernel holds NaN or Inf. It is exact to rounding, so that computed in float64, σ(1 + 1e-10) is a bound
-    from above. The gradient needs no gap; where two frequencies, but for ω and −ω, have the same norm, it is one of
-    the subgradients.
+    NaN where the kernel holds NaN or Inf. The gradient needs no gap; where two frequencies, but for ω and −ω, have the
+    same norm, it is one of the subgradients.
     Cost: the eigenvalues of a Gram matrix of size min(out, in)/groups for each frequency, of which a real kernel has
     half: less than ``operator_norm`` takes for the same layer (measured on a CPU, for 8 to 128 channels). Memory: as
     many numbers as the kernel would have if it were as large as the image.
