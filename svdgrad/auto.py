@@ -62,8 +62,9 @@ class How:
         return found.diagonal(dim1=-2, dim2=-1).real if self.core else found
 
     def left(self, known: Sequence[Tensor]) -> FullSVD | GramVectors | Ritz | RitzBlock:
-        """What the forward method left behind."""
-        return (self.forward.leaves if self.k is None else self.forward.leaves_many)(*known)
+        """What the forward method left behind; more may follow."""
+        kind = self.forward.leaves if self.k is None else self.forward.leaves_many
+        return kind(*known[: len(kind._fields)])
 
 
 def choose(A: Tensor, index: int = 0, count: int = 1) -> str:

@@ -15,6 +15,7 @@ from .adjoint import SOLVERS
 from .adjoint.solver import Solver
 from .auto import AdjointName, ForwardName, How, name_of
 from .forward import FORWARDS, Method, Triplet
+from .gap import check_zero
 from .inputs import prepare, prepare_many
 from .nn import spectral
 from .operator import Dense
@@ -155,6 +156,7 @@ def solve(
     step = Solve.forward
     with lazy_conjugates():
         x, q = rule.left_and_right(_operator(A, k), Triplet(sigma, u, v), known, xi, phi, psi, v0, how, step)
+        check_zero(how.values(sigma), how.values(xi), phi, psi, k is not None)
         return x.contiguous(), q.contiguous()
 
 

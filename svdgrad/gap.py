@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from bisect import bisect
-from collections.abc import Sequence
 from functools import cache
 from operator import neg
 from typing import Any
@@ -205,16 +204,21 @@ def check_gap(m: int, n: int, sigma: Tensor, S: Tensor, residual: float = 0.0, i
         )
 
 
-def check_zero(sigma: Tensor, xi: Tensor, cotangents: Sequence[Tensor]) -> None:
+def check_zero(sigma: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, many: bool, read: bool = False) -> None:
     """Warn of a loss of u or v where σ is exactly zero and has a cotangent, and they have none there.
 
     A loss of σ u then has a cotangent σ φ = 0 of u: the derivative of u, of the size of 1/σ, is left out of a product
-    of which it is half. It cannot be told from a loss of that σ alone.
+    of which it is half. It cannot be told from a loss of that σ alone. Whether the loss has ``read`` any vector is
+    known to autograd; torch.func and torch.compile hand zeros to those that were not, and there one of k triplets says
+    so for the others.
     """
     if not sigma.numel() or extremes(sigma)[0] > 0:
         return
-    seen = sum((x != 0).any(-1) for x in cotangents)
-    if ((sigma == 0) & (xi != 0) & (seen == 0)).any():
+    seen = (phi != 0).any(-1) | (psi != 0).any(-1)
+    told = (sigma == 0) & (xi != 0) & ~seen
+    if many and not read:
+        told = told & (seen.any(-1, keepdim=True) | (sigma == 0).all(-1, keepdim=True))
+    if told.any():
         warnings.warn(
             "the loss reads a σ that is exactly zero, where it has no derivative. A loss of σ alone gets one of its "
             "subgradients; but a loss of σ u or σ v, as U diag(σ), lacks what u and v add there, and its gradient is "

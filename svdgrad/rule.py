@@ -113,8 +113,8 @@ class _Triplet(torch.autograd.Function):
         psi = torch.zeros_like(v) if psi is None else psi
         step = Solve.apply if again else Solve.forward  # each function of its own costs as much as a small solve
         x, q = left_and_right(A, Triplet(sigma, u, v), known, xi, phi, psi, ctx.v0, ctx.how, step)
-        if xi is not None and given and not transformed():
-            check_zero(ctx.how.values(sigma), ctx.how.values(xi), given)
+        if xi is not None and given and not again:
+            check_zero(ctx.how.values(sigma), ctx.how.values(xi), phi, psi, many, read=True)
         return None, None, None, *A.pull((x, u), (v, q), wanted)
 
     @staticmethod
@@ -216,8 +216,10 @@ def left_and_right(
             seen = True  # as far as can be known here, and kept as it is where it is not
             step(A, how, "phase", *A.leaves, sigma, u, v, phi, psi, *known)
         psi = keep_phase(u, v, phi, psi, v0) if seen else psi
+    # where numbers cannot be read, what is looked at goes along
+    also = () if xi is None or many or step is Solve.forward else (xi,)
     try:
-        p, q = step(A, how, "loss", *A.leaves, sigma, u, v, phi, psi, *known)
+        p, q = step(A, how, "loss", *A.leaves, sigma, u, v, phi, psi, *known, *also)
     except ArithmeticError:  # a tie, or a larger value: where A has changed since, it is that
         if isinstance(A, Function):
             A.check_seen(A.mv(v))

@@ -40,7 +40,7 @@ class Solve(torch.autograd.Function):
     those ("reversed" in reverse mode over a tangent), "third" for the derivative of that. With the others nothing is
     solved, but something is checked: with "phase" the phase of the loss, with "values" what it makes of k values, whose
     cotangent stands last, with "nested d" their distances, for d derivatives, with "moves" those of the triplets that
-    (φ, ψ) moves, for a second derivative.
+    (φ, ψ) moves, for a second derivative. With "loss" ξ may stand last too, to be looked at and no more.
     """
 
     @staticmethod
@@ -112,13 +112,14 @@ class Solve(torch.autograd.Function):
         if isinstance(A, Dense):
             # one matrix with a batch of right-hand sides stays one matrix: the solvers broadcast
             matrix, sigma, u, v, phi, psi, *known = tensors
-            phi, psi = to_front(info.batch_size, (phi, psi), dims[4:6])
-            others, other_dims = (matrix, sigma, u, v, *known), (*dims[:4], *dims[6:])
+            count = len(how.left(known))
+            phi, psi, *also = to_front(info.batch_size, (phi, psi, *known[count:]), (*dims[4:6], *dims[6 + count :]))
+            others, other_dims = (matrix, sigma, u, v, *known[:count]), (*dims[:4], *dims[6 : 6 + count])
             if any(dim is not None for dim in other_dims):
                 others = to_front(info.batch_size, others, other_dims)
                 extra = (phi.ndim - 1) - others[1].ndim
                 others = tuple(x.reshape(x.shape[0], *(1,) * extra, *x.shape[1:]) for x in others)
-            outputs = Solve.apply(A, how, role, *others[:4], phi, psi, *others[4:])
+            outputs = Solve.apply(A, how, role, *others[:4], phi, psi, *others[4:], *also)
         else:
             outputs = one_by_one(partial(Solve.apply, A, how, role), info.batch_size, tensors, dims)
         return outputs, (0, 0)

@@ -20,6 +20,7 @@ from .gap import (
     TieError,
     check_cut,
     check_gap,
+    check_zero,
     following,
     near_tie,
     relative_cut,
@@ -77,6 +78,11 @@ def solve_adjoint(
     if role == "values":
         *known, xi = known
         check_cotangents(A, sigma, phi, psi, how, known, xi)
+        check_zero(sigma, how.values(xi), phi, psi, many)
+    left = how.left(known)
+    if role == "loss" and len(known) > len(left):
+        *known, xi = known
+        check_zero(sigma, xi, phi, psi, many)
     if role.startswith("nested"):
         check_again(sigma, *A.shape, power=1 + int(role.split()[1]))
     readable = not mapped_by_autograd(phi, psi)
@@ -96,7 +102,6 @@ def solve_adjoint(
     if role == "moves":
         check_again(sigma, *A.shape, power=0)
         return torch.zeros_like(phi), torch.zeros_like(psi)
-    left = how.left(known)
     if many:
         return _solve_many(A, triplet, phi, psi, how, role, left)
     assert isinstance(left, FullSVD | GramVectors | Ritz)

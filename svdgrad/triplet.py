@@ -108,7 +108,7 @@ def singular_triplet(
         In backward, if the loss depends on u or v and σ is so close to another singular value that fewer than two
         digits of the gradient can be right. It names the gap and the error to expect. And if σ is exactly zero in a
         loss of σ and u or v, such as σ u, which then cannot be told from one of σ alone; under torch.func and
-        torch.compile nothing is said of that.
+        torch.compile a loss of σ alone is warned of too.
 
     Notes
     -----

@@ -329,19 +329,39 @@ PRODUCTS = {
 }
 
 
+SLOPES = {
+    "backward": lambda loss, A: loss(A.requires_grad_()).backward(),
+    "compiled": lambda loss, A: torch.compile(loss, backend="aot_eager")(A.requires_grad_()).backward(),
+    "grad": lambda loss, A: torch.func.grad(loss)(A),
+    "mapped": lambda loss, A: torch.func.vmap(torch.func.grad(loss))(torch.stack([matrices.gaussian(*A.shape), A])),
+    "jacrev": lambda loss, A: torch.func.jacrev(lambda A: loss(A)[None])(A),
+}
+
+
+@pytest.mark.parametrize("slope", SLOPES)
 @pytest.mark.parametrize("shape", ZEROS)
 @pytest.mark.parametrize("loss", PRODUCTS)
-def test_a_loss_of_sigma_and_vectors_at_zero_is_told(loss, shape):
+def test_a_loss_of_sigma_and_vectors_at_zero_is_told(loss, shape, slope):
     A = matrices.gaussian(*ZEROS[shape])
     A[0 if len(A) < 5 else slice(None), slice(None) if len(A) < 5 else 0] = 0.0
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            PRODUCTS[loss](A.requires_grad_()).backward()
+            SLOPES[slope](PRODUCTS[loss], A)
         except svdgrad.TieError:  # where σ came out as rounding
             assert 0 < svdgrad.singular_triplets(A, 4).sigma[-1] < 1e-15
             return
     assert any("exactly zero" in str(warning.message) for warning in told)
+
+
+def test_under_torch_func_no_zero_of_k_values_is_told_where_the_loss_reads_no_vectors():
+    """There a loss of σ alone, and one of σ u for a single u, differ in nothing, so k = 1 is told in either case."""
+    A = matrices.gaussian(5, 4)
+    A[:, 0] = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", svdgrad.NearTieWarning)
+        torch.func.grad(lambda A: svdgrad.singular_triplets(A, 4).sigma.sum())(A)
+        torch.func.grad(lambda A: svdgrad.low_rank(A, 4).core.trace())(A)
 
 
 @pytest.mark.parametrize("k", [1, 3, 4])
