@@ -216,6 +216,7 @@ def test_a_table_that_fails_is_recorded_and_the_next_begins(tmp_path):
     assert again["speed"] == [{"name": "x"}]
 
 
+@pytest.mark.slow
 def test_after_the_deadline_nothing_begins(tmp_path):
     record = device.Record(tmp_path, CPU, quick=True)
     device.speed(CPU, record, device.Sizes(quick=True), seconds=-1.0)

@@ -421,6 +421,7 @@ def record_of(tmp_path, *options):
     return record
 
 
+@pytest.mark.slow
 def test_a_record_is_extended_by_other_shapes(tmp_path, capsys):
     old = record_of(tmp_path, "--shape", "6", "4", "--shape", "8", "4")
     new = record_of(tmp_path, "--shape", "8", "4", "--shape", "5", "5", "--judge", "long_double", "--extend")

@@ -10,6 +10,7 @@ import torch
 from families import FAMILIES, NAN_MATRICES, NARROW, Family, gapped, problem
 from jax.experimental import sparse
 from jax.test_util import check_grads
+from marks import slow_but
 
 import svdgrad
 import svdgrad.jax as sj
@@ -185,8 +186,14 @@ def test_forward_and_reverse_and_their_mixtures_agree(x64):
 # -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
-@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "complex_"),
+    slow_but(
+        [((6, 4), True), ((4, 6), False), ((5, 5), True)],
+        [(shape, complex_) for shape in [(6, 4), (4, 6), (5, 5)] for complex_ in (False, True)],
+    ),
+    ids=str,
+)
 def test_the_two_sides_agree(x64, shape, complex_):
     A = normal(*shape, complex_=complex_)
     a, b = normal(shape[0], complex_=complex_, seed=1), normal(shape[1], complex_=complex_, seed=2)
@@ -676,7 +683,8 @@ def test_a_start_of_zeros_gives_nan():
     assert jnp.isnan(sj.operator_triplet(lambda d, x: d * x, jnp.ones(3), jnp.zeros(3)).sigma)
 
 
-@pytest.mark.parametrize("complex_", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["complex", "real"])
+@pytest.mark.slow
+@pytest.mark.parametrize("complex_", [True, False], ids=["complex", "real"])
 def test_a_given_adjoint_serves_the_iterations_alone(x64, complex_):
     """It reads the parameters as a constant, and takes a traced number from elsewhere; no derivative is lost."""
     A, v0 = jnp.asarray(normal(6, 4, complex_=complex_)), jnp.asarray(normal(2, 2, seed=1, complex_=complex_))

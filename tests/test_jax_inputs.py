@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from families import Family, gapped
+from marks import slow_but
 
 import svdgrad
 import svdgrad.jax as sj
@@ -139,7 +140,10 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    "state",
+    slow_but([("double precision",), ("rank promotion",), ("default device",), ("leaks",)], [(x,) for x in STATES]),
+)
 def test_a_global_state_changes_nothing(state):
     truth = numbers(np.float32, "svd")
     with STATES[state]():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from jax import lax
+from marks import slow_but
 from torch import nn
 
 import svdgrad.nn
@@ -87,7 +88,7 @@ def test_the_gain_is_that_of_the_formed_matrix_and_of_the_other_side(name):
     assert abs(sigma / svdgrad.nn.operator_norm(theirs, shape).item() - 1) < 1e-5
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", slow_but([("conv2d, stride",), ("conv2d, circle",)], [(x,) for x in LAYERS]))
 def test_its_gradient_is_that_of_the_formed_matrix(name):
     with jax.enable_x64(True):
         layer, weight, shape, _ = made(name)
@@ -118,7 +119,7 @@ def test_a_bias_takes_no_digits_of_a_small_weight():
     assert jnp.isnan(operator_norm(biased, missing, shape))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", slow_but([(jnp.bfloat16,)], [(jnp.float16,), (jnp.bfloat16,)]))
 def test_half_precision_is_computed_in_single(dtype):
     kernel = jax.random.normal(jax.random.key(0), (4, 2, 3, 3), dtype)
     truth = operator_norm(convolution, kernel.astype(jnp.float32), (2, 9, 9))
@@ -152,7 +153,7 @@ def kernels(count=1):
     return jax.random.normal(jax.random.key(1), (count, 8, 3, 3, 3)) / 5
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", slow_but([("linear",), ("conv2d, stride",)], [(x,) for x in LAYERS]))
 def test_the_bound_lies_above_and_close(name):
     layer, weight, shape, theirs = made(name)
     with jax.enable_x64(True):
@@ -170,6 +171,7 @@ def optimised(f):
     return jax.jit(f, compiler_options=options)
 
 
+@pytest.mark.slow
 def test_the_bound_is_never_below():
     kernels = jax.random.normal(jax.random.key(5), (200, 4, 3, 3, 3))
     with jax.enable_x64(True):
@@ -198,7 +200,7 @@ def train(rate, steps, maxiter=48):
     return jax.jit(lambda carry: lax.scan(step, carry, length=steps)[1])((kernels()[0], init_state(SHAPE)))
 
 
-@pytest.mark.parametrize("rate", [0.01, 1.0])
+@pytest.mark.parametrize("rate", slow_but([(0.01,)], [(0.01,), (1.0,)]))
 def test_the_gain_is_held_through_a_scan_of_twenty_steps(rate):
     used, _ = train(rate, 20)
     gains = [true_gain(convolution, kernel, SHAPE) for kernel in used]

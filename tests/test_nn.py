@@ -768,6 +768,7 @@ def test_a_circle_of_any_scale(dtype, scales):
         assert truth * (1 - 1e-6) <= upper_bound(layer, (3, 8)) / scale <= 1.01 * truth
 
 
+@pytest.mark.slow
 def test_long_signals_have_close_values():
     for layer, shape in (
         (nn.Conv1d(1, 1, 2, padding=1), (1, 181)),
