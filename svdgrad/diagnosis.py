@@ -8,8 +8,9 @@ from torch.linalg import vector_norm
 
 from .adjoint.solver import Solver
 from .auto import AdjointName, ForwardName, name_of
+from .copies import values_near
 from .forward import Method, Ritz, RitzBlock
-from .gap import expected_error, following, relative_cut, relative_gap, values_near
+from .gap import expected_error, following, relative_cut, relative_gap
 from .inputs import prepare, prepare_many
 from .operator import Sparse
 from .steps import find_triplet, full_precision
@@ -94,17 +95,17 @@ def diagnose(
     known = how.forward.leaves(*left)
     with full_precision(X.leaves):
         gap = relative_gap(sigma, values_near(X, sigma, known)[0], *X.shape, u.is_complex())
-    residual = torch.maximum(vector_norm(X.mv(v) - sigma * u), vector_norm(X.rmv(u) - sigma * v))
-    residual = residual / torch.where(sigma > 0, sigma, 1)
+    unit = torch.where(sigma > 0, sigma, 1)  # before squares, which may leave the range of numbers
+    residual = torch.maximum(*(vector_norm(x / unit) for x in (X.mv(v) - sigma * u, X.rmv(u) - sigma * v))).item()
     steps = int(known.steps) if isinstance(known, Ritz) else 0
     return Diagnosis(
         sigma=sigma.item(),
         gap=gap,
         kappa=((sigma + known.S[0]) / (gap * known.S[0])).item() if gap else float("inf"),
-        predicted_error=expected_error(gap, known.S.dtype) if gap else float("inf"),
+        predicted_error=expected_error(gap, known.S.dtype, residual) if gap else float("inf"),
         steps=steps,
         products=int(known.products) if isinstance(known, Ritz) else 0,
-        residual=residual.item(),
+        residual=residual,
         missed=known.missed.item() if isinstance(known, Ritz) else 0.0,
         stopped=_why(known, min(X.shape)) if isinstance(known, Ritz) else "direct method",
         forward=how.forward.name,
@@ -141,17 +142,17 @@ def _of_many(
         beyond = following(*X.shape, how.k, known.S)
         gap = relative_cut(sigma, beyond)
         s, top = sigma.unsqueeze(-1), torch.where(sigma[0] > 0, sigma[0], 1)
-        residual = torch.maximum((X.mv(V) - s * U).norm(dim=-1), (X.rmv(U) - s * V).norm(dim=-1)).max() / top
+        residual = max((x / top).norm(dim=-1).max().item() for x in (X.mv(V) - s * U, X.rmv(U) - s * V))
     block = known if isinstance(known, RitzBlock) else None
     last, next_ = sigma[-1].item(), 0.0 if beyond is None else beyond.item()
     return Diagnosis(
         sigma=last,
         gap=gap,
         kappa=(last + next_) / (gap * sigma[0].item()) if gap else float("inf"),
-        predicted_error=expected_error(gap, known.S.dtype) if gap else float("inf"),
+        predicted_error=expected_error(gap, known.S.dtype, residual) if gap else float("inf"),
         steps=int(block.steps) if block else 0,
         products=int(block.products) if block else 0,
-        residual=residual.item(),
+        residual=residual,
         missed=block.missed.item() if block else 0.0,
         stopped=("the residuals reached the tolerance" if block else "direct method"),
         forward=how.forward.name,

@@ -8,9 +8,9 @@ from operator import sub
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from .gap import NearTieWarning, TieError, expected_error, level_of_the_caller, near_tie, tie
+from .numerators import Numerator, along, antihermitian, far, length, numerators, rounding, spaces
 from .products import extremes
 from .transforms import in_forward_mode, transformed
 
@@ -20,42 +20,9 @@ def hermitian(X: Tensor) -> Tensor:
     return (X + X.mH) / 2
 
 
-def antihermitian(X: Tensor) -> Tensor:
-    """(X − Xᴴ)/2."""
-    return (X - X.mH) / 2
-
-
-def along(U: Tensor, Phi: Tensor) -> Tensor:
-    """UᴴΦ of rows, uᵢᴴφⱼ at i, j."""
-    return U.conj() @ Phi.mT
-
-
 def off(U: Tensor, X: Tensor) -> Tensor:
     """(I − UUᴴ)X of rows."""
     return X - (X @ U.mH) @ U
-
-
-def length(X: Tensor) -> Tensor:
-    """‖xᵢ‖ of rows, also where squares of the entries leave the range of numbers."""
-    largest = X.abs().amax(-1, keepdim=True)
-    largest = torch.where(largest > 0, largest, 1)
-    lengths: Tensor = vector_norm(X / largest, dim=-1) * largest.squeeze(-1)
-    return lengths
-
-
-def lengths(X: Tensor, Y: Tensor) -> Tensor:
-    """‖xᵢ‖ + ‖yᵢ‖ of rows."""
-    found: Tensor = vector_norm(X, dim=-1) + vector_norm(Y, dim=-1)
-    if not transformed() and found.numel():  # where numbers can be read: one look costs less than units for all rows
-        least, most = extremes(found)
-        if torch.finfo(found.dtype).tiny ** 0.4 < least and most < torch.finfo(found.dtype).max ** 0.4:
-            return found
-    return length(X) + length(Y)
-
-
-def spaces(sigma: Tensor) -> Tensor:
-    """σⱼ − σᵢ at i, j."""
-    return sigma.unsqueeze(-2) - sigma.unsqueeze(-1)
 
 
 def closest(sigma: Tensor) -> float:
@@ -94,22 +61,6 @@ def turned(U: Tensor, sigma: Tensor, h: Tensor, Phi: Tensor) -> Tensor:
     return Phi + commutator(sigma, h).mT @ U
 
 
-def numerators(U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """a + b and a − b, with a = aherm UᴴΦ and b = aherm VᴴΨ, and ‖φᵢ‖ + ‖φⱼ‖ + ‖ψᵢ‖ + ‖ψⱼ‖ at i, j.
-
-    (a + b)ᵢⱼ is how fast the loss changes as the triplets i and j turn into each other. Rounding makes it up to 1.2 ε
-    times those lengths.
-    """
-    C, D = along(U, Phi), along(V, Psi)
-    size = lengths(Phi, Psi)
-    return antihermitian(C + D), antihermitian(C - D), size.unsqueeze(-1) + size.unsqueeze(-2)
-
-
-def seen(W: Tensor, size: Tensor, eps: float) -> Tensor:
-    """Whether a numerator is more than rounding of that size (the numerator rule)."""
-    return W.abs() > 4 * eps * size
-
-
 def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor | None, Phi: Tensor, Psi: Tensor, eps: float) -> Tensor:
     """M of the gradient (U M + P)Vᴴ + U Qᴴ (eq-core), for Φ as ``turned`` returns it, where a has become a + [S, h]:
 
@@ -119,12 +70,12 @@ def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor | None, Phi: Tensor,
     """
     W, difference, size = numerators(U, V, Phi, Psi)
     nothing: Tensor | int = 0
-    if torch.is_grad_enabled() or in_forward_mode():
-        # a numerator that is zero may have a derivative; near a tie to which the loss is blind that derivative is
-        # rounding too, and would be divided by the gap twice
-        far = spaces(sigma).abs() > torch.finfo(sigma.dtype).eps ** (1 / 3) * sigma[..., :1, None]
-        nothing = torch.where(far | (size == 0), W - W.detach(), 0)
-    W = torch.where(seen(W, size, eps), W, nothing)
+    if in_forward_mode():  # a numerator that is zero may have a derivative
+        nothing = Numerator.apply(W - W.detach(), U, V, Phi, Psi, eps)
+    elif torch.is_grad_enabled():
+        # near a tie to which the loss is blind that derivative is rounding, and would be divided by the gap twice
+        nothing = torch.where(far(sigma) | (size == 0), W - W.detach(), 0)
+    W = torch.where(W.abs() > rounding(U, V, Phi, Psi, size, eps), W, nothing)
     space, total = divisors(sigma, U.shape[-1], V.shape[-1])
     if h is None:
         return W / space + difference / total
@@ -154,7 +105,7 @@ def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, 
     if closest(sigma) >= near_tie(m, n, sigma.dtype):
         return
     W, _, size = numerators(U, V, Phi, Psi)
-    real, distance = seen(W, size, eps), spaces(sigma).abs() / sigma[..., :1, None]
+    real, distance = W.abs() > rounding(U, V, Phi, Psi, size, eps), spaces(sigma).abs() / sigma[..., :1, None]
     real = real & ~torch.eye(sigma.shape[-1], dtype=torch.bool, device=sigma.device)
     if not (real & (distance < near_tie(m, n, sigma.dtype))).any():
         return
@@ -222,6 +173,22 @@ def check_again(sigma: Tensor, m: int, n: int, power: int) -> None:
             f"distance of two kept singular values, relative gap {gap:.1e}, more often than the result needs: a "
             f"relative error of about {eps / gap**power:.0e} is to be expected. A second derivative by reverse mode "
             "over reverse mode, or by forward over reverse, as in torch.func.hessian, does not"
+        )
+
+
+def check_still(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, eps: float) -> None:
+    """Warn in reverse mode over reverse mode where ``rotation`` takes a loss for blind that may be stationary."""
+    gap = closest(sigma)
+    if gap > torch.finfo(sigma.dtype).eps ** (1 / 3):
+        return
+    W, _, size = numerators(U, V, Phi, Psi)
+    still = ~far(sigma) & (W.abs() <= rounding(U, V, Phi, Psi, size, eps)) & (size > 0)
+    if (still & ~torch.eye(sigma.shape[-1], dtype=torch.bool, device=sigma.device)).any():
+        warn(
+            f"two kept singular values are close, relative gap {gap:.1e}, and the loss does not change as their "
+            "vectors turn into each other. It is taken to be blind to that turn, as U Uᴴ and A_k are. The second "
+            "derivative of a loss that is only stationary there, as an alignment at its optimum, lacks a large part: "
+            "forward mode over reverse mode, as in torch.func.hessian, has it"
         )
 
 

@@ -10,7 +10,7 @@ from .adjoint import SOLVERS, assemble
 from .adjoint.solver import Solver
 from .auto import AdjointName, ForwardName, How
 from .forward import Lanczos, Method, Triplet
-from .inputs import check_k, prepare
+from .inputs import check_k, prepare, rounding_of_cotangents
 from .operator import Function, Sparse, function
 from .products import check_not_meta
 from .rule import differentiable_triplet
@@ -163,12 +163,11 @@ def _operator_triplets(
     missed: float | None,
 ) -> Triplets:
     check_function(matvec, v0)
+    eps = rounding_of_cotangents(v0.dtype, v0.device)
     with plain_mode(), full_precision((v0,)):
         A, start = operator_of(matvec, params, v0, rmatvec)
         check_k(k, *A.shape)
-        how = How(
-            0, Lanczos(tol, maxiter, missed), SOLVERS["cg"], None if k == 1 else int(k), eps=torch.finfo(v0.dtype).eps
-        )
+        how = How(0, Lanczos(tol, maxiter, missed), SOLVERS["cg"], None if k == 1 else int(k), eps=eps)
         sigma, U, V = rows_of(A, how, start.reshape(-1) if k == 1 else start.reshape(1, -1))
     U, V = U.mT.reshape(*A.out, -1), V.mT.reshape(*v0.shape, -1)
     return Triplets(*Triplet(sigma, U, V).to(v0.dtype))
@@ -233,6 +232,7 @@ def rank_two_gradient(
     """The value of ``loss(triplet)`` and its gradient with respect to A as (u, v, p, q, ξ), with no m×n array made.
 
     A is one real matrix (m, n); the other arguments, the errors and the warnings are those of ``singular_triplet``.
+    What a loss makes of A apart from the triplet has no low rank: where A requires a gradient that is a ValueError.
 
     >>> A = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     >>> value, G = rank_two_gradient(lambda t: t.sigma + t.u[1], A)
@@ -243,8 +243,8 @@ def rank_two_gradient(
     X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
     if len(A.shape) != 2 or A.dtype.is_complex:
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
-    X = X.at([x.detach() for x in X.leaves])
+    leaves, X = X.leaves, X.at([x.detach() for x in X.leaves])
     sigma, u, v, *known = find_triplet(X, v0, how)
-    value, (xi, phi, psi) = value_and_cotangents(loss, Triplet(sigma, u, v))
+    value, (xi, phi, psi) = value_and_cotangents(loss, Triplet(sigma, u, v), leaves)
     p, q = solve_adjoint(X, Triplet(sigma, u, v), phi, psi, how, "loss", known)
     return value, RankTwo(u, v, p, q, xi)

@@ -27,7 +27,7 @@ def precisely(method: Any) -> Any:
 
 
 #: roles in which nothing is solved
-CHECKS = "phase", "values", "nested", "moves"
+CHECKS = "phase", "values", "nested", "moves", "still"
 
 
 class Solve(torch.autograd.Function):
@@ -40,7 +40,8 @@ class Solve(torch.autograd.Function):
     those ("reversed" in reverse mode over a tangent), "third" for the derivative of that. With the others nothing is
     solved, but something is checked: with "phase" the phase of the loss, with "values" what it makes of k values, whose
     cotangent stands last, with "nested d" their distances, for d derivatives, with "moves" those of the triplets that
-    (φ, ψ) moves, for a second derivative. With "loss" ξ may stand last too, to be looked at and no more.
+    (φ, ψ) moves, and with "still" of those that it does not, for a second derivative. With "loss" ξ may stand last too,
+    to be looked at and no more.
     """
 
     @staticmethod
@@ -64,6 +65,8 @@ class Solve(torch.autograd.Function):
         role = {"loss": "again", "tangent": "reversed"}.get(ctx.role, "third")
         y, z = Solve.apply(A, ctx.how, role, *leaves, sigma, u, v, p_bar, q_bar, *known)
         many = ctx.how.k is not None
+        if many and ctx.role == "loss":
+            Solve.apply(A, ctx.how, "still", *leaves, sigma, u, v, phi, psi, *known)
         lam, mu, alpha, gamma = (_against(x, y, many) for x, y in ((u, phi), (v, psi), (u, p_bar), (v, q_bar)))
         A_bar = A.pull((y, p), (q, z), ctx.needs_input_grad[3 : 3 + ctx.count])
         sigma_bar = -(vecdot(y, p) + vecdot(z, q)).real

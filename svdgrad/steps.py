@@ -15,6 +15,7 @@ from .adjoint.columns import columns_cg
 from .adjoint.krylov import cg_of
 from .adjoint.spectral import spectral_rows
 from .auto import How
+from .copies import values_near
 from .forward import FullSVD, GramVectors, Ritz, RitzBlock, Triplet
 from .gap import (
     TieError,
@@ -25,9 +26,8 @@ from .gap import (
     near_tie,
     relative_cut,
     tied_with_the_rest,
-    values_near,
 )
-from .inside import check_again, check_forward, check_inside, check_values, off, warn_of_lost
+from .inside import check_again, check_forward, check_inside, check_still, check_values, off, warn_of_lost
 from .operator import Dense, Operator
 from .phase import check_phase
 from .products import direction, extremes
@@ -68,7 +68,7 @@ def solve_adjoint(
     A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, how: How, role: str, known: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not
-    use, and so does autograd to matrices of a batch. With the roles "phase", "values", "nested d" and "moves"
+    use, and so does autograd to matrices of a batch. With the roles "phase", "values", "nested d", "moves" and "still"
     nothing is solved, but something checked: here numbers can be read, under vmap too. See ``Solve``.
     """
     sigma, u, v = triplet
@@ -99,8 +99,11 @@ def solve_adjoint(
             found = solve_adjoint(A.at([X]), Triplet(*rest[:3]), phi[wanted], psi[wanted], how, role, rest[3:])
             p, q = (torch.zeros_like(x).index_put((wanted,), y) for x, y in zip((phi, psi), found))
             return p, q
-    if role == "moves":
-        check_again(sigma, *A.shape, power=0)
+    if role in ("moves", "still"):
+        if role == "moves":
+            check_again(sigma, *A.shape, power=0)
+        else:
+            check_still(sigma, u, v, phi, psi, how.eps)
         return torch.zeros_like(phi), torch.zeros_like(psi)
     if many:
         return _solve_many(A, triplet, phi, psi, how, role, left)
@@ -140,8 +143,11 @@ def _solve_many(
     m, n = A.shape
     beyond = following(m, n, sigma.shape[-1], left.S)
     wanted = lost = None
-    tiny = torch.finfo(sigma.dtype).tiny
-    if relative_cut(sigma, beyond) < near_tie(m, n, sigma.dtype) or extremes(sigma)[0] < tiny:
+    tiny, residual = torch.finfo(sigma.dtype).tiny, 0.0
+    if isinstance(left, RitzBlock) and left.residual.numel() and role in ("loss", "tangent"):
+        residual = left.residual.max().item()
+    near = max(near_tie(m, n, sigma.dtype), 100 * residual)
+    if relative_cut(sigma, beyond) < near or extremes(sigma)[0] < tiny:
         wanted = (phi != 0).any(-1) | (psi != 0).any(-1)
         if role == "tangent":  # forward mode does not know what the loss reads: where some triplets have a derivative
             # they get theirs, and the tied ones NaN
@@ -151,7 +157,7 @@ def _solve_many(
                 lost, wanted = tied, wanted & ~tied
                 phi, psi = (x * wanted.unsqueeze(-1) for x in (phi, psi))
         check_normal(sigma.expand(wanted.shape)[wanted])
-        check_cut(m, n, sigma, beyond, wanted)
+        check_cut(m, n, sigma, beyond, wanted, residual)
     if role == "loss":
         check_inside(sigma, U, V, phi, psi, how.eps)
     elif role == "tangent":
@@ -210,8 +216,10 @@ def check_normal(sigma: Tensor) -> None:
         )
 
 
-def value_and_cotangents(loss: Any, found: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The value of a loss of a named tuple of tensors, and its cotangents, zeros for what it does not use."""
+def value_and_cotangents(loss: Any, found: Any, others: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The value of a loss of a named tuple of tensors, and its cotangents, zeros for what it does not use; an error for
+    a loss that depends on the ``others`` besides, as far as those require a gradient.
+    """
     if not callable(loss):
         raise TypeError(f"loss must be a function of a triplet, found {type(loss).__name__}")
     with torch.inference_mode(False), torch.enable_grad():
@@ -227,5 +235,12 @@ def value_and_cotangents(loss: Any, found: Any) -> tuple[Tensor, tuple[Tensor, .
                 f"loss(triplet) must be one real number, as a tensor, and a function of the triplet, found {what}: "
                 "end it with .sum(), and calculate with the sigma, u and v that it is given"
             )
-        bars = torch.autograd.grad(value, leaves, allow_unused=True)
+        others = [x for x in others if x.requires_grad]
+        bars = torch.autograd.grad(value, (*leaves, *others), allow_unused=True)
+    if any(bar is not None for bar in bars[len(leaves) :]):
+        raise ValueError(
+            "loss must be a function of the triplet that it is given, found one that depends on A besides: that part "
+            "of its gradient has no low rank. Likely cause: a residual such as A − σuvᵀ. Take the triplet from "
+            "singular_triplet or singular_triplets, and call backward()"
+        )
     return value.detach(), tuple(torch.zeros_like(x) if bar is None else bar for x, bar in zip(leaves, bars))

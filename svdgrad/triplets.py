@@ -118,7 +118,8 @@ def singular_triplets(
         U S Vᴴ does, whose gradient ``low_rank`` has; if a σ is exactly zero, as for ``singular_triplet``. In forward
         mode at a tie of kept values, or where some of them equal σₖ₊₁ up to rounding: NaN is the tangent of these and
         their vectors, and the others have theirs. In reverse mode over forward mode, in nested forward modes and in
-        third derivatives close to a tie of kept values.
+        third derivatives close to a tie of kept values; in reverse mode over reverse mode there, where the loss does
+        not change with a turn of two vectors: it is taken to be blind to it, and may be stationary only.
 
     Notes
     -----
@@ -243,7 +244,8 @@ def rank_2k_gradient(
     """The value of ``loss(triplets)`` and its gradient with respect to A as L Rᵀ, with no m×n array made.
 
     L = [U M + P, U] has the shape (m, 2k), R = [V, Q] the shape (n, 2k) (eq-outside, eq-inside). A is one real matrix;
-    the other arguments, the errors and the warnings are those of ``singular_triplets``.
+    the other arguments, the errors and the warnings are those of ``singular_triplets``. What a loss makes of A apart
+    from the triplets has no low rank: where A requires a gradient that is a ValueError.
 
     >>> A = torch.diag(torch.tensor([3.0, 3.0, 1.0]))
     >>> value, L, R = rank_2k_gradient(lambda t: (t.U @ t.U.mT)[0, 2], A, 2)
@@ -258,10 +260,10 @@ def rank_2k_gradient(
     if how.k is None:
         X, how = (
             Dense(X.A, rows=True) if isinstance(X, Dense) else X,
-            How(0, how.forward, how.adjoint, 1, eps=torch.finfo(A.dtype).eps),
+            How(0, how.forward, how.adjoint, 1),
         )
-    X = X.at([x.detach() for x in X.leaves])
+    leaves, X = X.leaves, X.at([x.detach() for x in X.leaves])
     sigma, U, V, *known = find_triplet(X, start, how)
-    value, (xi, Phi, Psi) = value_and_cotangents(loss, Triplets(sigma, U.mT, V.mT))
+    value, (xi, Phi, Psi) = value_and_cotangents(loss, Triplets(sigma, U.mT, V.mT), leaves)
     x, Q = left_and_right(X, Triplet(sigma, U, V), known, xi, Phi.mT, Psi.mT, None, how, Solve.forward)
     return value, torch.cat([x, U]).mT, torch.cat([V, Q]).mT

@@ -307,6 +307,13 @@ def test_rank_two_gradient_refuses():
             svdgrad.rank_two_gradient(lambda t: t.sigma, A)
     with pytest.raises(svdgrad.TieError):
         svdgrad.rank_two_gradient(lambda t: t.u[0], torch.eye(3))
+    A = torch.diag(torch.tensor([3.0, 1.0])).requires_grad_()
+    for call in (
+        lambda: svdgrad.rank_two_gradient(lambda t: (A - t.sigma * torch.outer(t.u, t.v)).square().sum(), A),
+        lambda: svdgrad.rank_2k_gradient(lambda t: (2 * A - t.U * t.sigma @ t.V.mT).square().sum(), A, 1),
+    ):
+        with pytest.raises(ValueError, match="depends on A besides"):
+            call()
     value, G = svdgrad.rank_two_gradient(lambda t: t.sigma, torch.eye(3))  # of σ alone, never
     assert value == 1 and torch.linalg.svdvals(G.dense()).sum() <= 1 + 1e-6
 
@@ -350,6 +357,13 @@ def test_what_diagnose_says_of_a_direct_method():
     assert svdgrad.diagnose(A, index=5).gap == pytest.approx(0.1)  # the distance to zero, since m ≠ n
     lines = str(found).splitlines()
     assert [line.split()[0] for line in lines] == list(found._fields)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+@pytest.mark.parametrize("k", [None, 2])
+def test_the_residual_that_diagnose_says_has_no_unit(scale, k):
+    A = (Family(9, 6, gapped(6, 0.25)).matrix() * scale).float()
+    assert 0 < svdgrad.diagnose(A, k=k).residual < 1e-5
 
 
 def test_what_diagnose_says_of_lanczos():

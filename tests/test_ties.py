@@ -11,8 +11,9 @@ import torch
 import svdgrad
 from svdgrad import matrices
 from svdgrad.certificate import RESOLUTION
+from svdgrad.copies import OVERLOOKED, largest_unseen
 from svdgrad.forward import lanczos
-from svdgrad.gap import OVERLOOKED, largest_unseen, near_tie, tie
+from svdgrad.gap import near_tie, tie
 
 # Importing forward mode makes PyTorch decompose operators for it, which warns.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")

@@ -607,7 +607,7 @@ FAULTS = {
         "rotation",
         lambda *x: inside.rotation(*x) - 1j * torch.diag(inside.rotation(*x).diag().imag),
     ),
-    "no rule for numerators": (inside, "seen", lambda W, size, eps: torch.ones_like(size, dtype=torch.bool)),
+    "no rule for numerators": (inside, "rounding", lambda U, V, Phi, Psi, size, eps: 0 * size),
     "a sign of the system": (steps, "off", lambda U, X: -inside.off(U, X)),
     "a dropped column": (steps, "off", lambda U, X: inside.off(U, X) * (torch.arange(len(X)) > 0)[:, None]),
     "no commutator": (inside, "commutator", lambda sigma, h: 0 * h),
@@ -665,6 +665,28 @@ def test_second_derivatives_at_a_tie_are_refused_and_warned_of_near_one(see):
     step, E = 1e-5, numbers(6, 5, seed=3)
     wanted = (gradient(f, A + step * E) - gradient(f, A - step * E)) / (2 * step)
     assert relative_error((hessian(f)(A) * E).sum((-2, -1)), wanted) < 1e-4
+    with pytest.warns(svdgrad.NearTieWarning, match="blind to that turn"):
+        assert relative_error((jacrev(jacrev(f))(A) * E).sum((-2, -1)), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-8])
+def test_second_derivatives_of_a_loss_that_is_stationary_for_a_turn(gap):
+    """−c·u₁ with c = u₁ has no slope, and the curvature (σ₁/(σ₁² − σ₂²))² as u₁ turns into u₂: no loss is blind that
+    has a gradient of zero.
+    """
+    A = torch.diag(torch.tensor([1, 1 - gap, 0.3], dtype=torch.float64))
+    c, eps = torch.eye(3, dtype=torch.float64)[0], torch.finfo(torch.float64).eps
+    wanted = (1 - (1 - gap) ** 2) ** -2
+    for vectors in (svdgrad.singular_triplets, svdgrad.low_rank):
+        f = lambda A, vectors=vectors: -c @ vectors(A, 2).U[:, 0]
+        right = lambda H: abs(H[1, 0, 1, 0] / wanted - 1) < 100 * eps / gap
+        assert right(hessian(f)(A)) and right(jacfwd(grad(f))(A))
+        if gap > eps ** (1 / 3):
+            assert right(jacrev(jacrev(f))(A))
+        else:
+            for second in (jacrev(jacrev(f)), partial(twice, f)):
+                with pytest.warns(svdgrad.NearTieWarning, match="only stationary there"):
+                    second(A)
 
 
 OF_VALUES = {"Σσ²": lambda s: (s**2).sum(), "Σσ": lambda s: s.sum(), "σ₁": lambda s: s[0]}
@@ -745,6 +767,28 @@ def test_ties_of_small_precisions(dtype):
             assert relative_error(gradient(f, A).double(), gradient(f, A.double())) < 12 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("form", [svdgrad.singular_triplets, svdgrad.low_rank])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_loss_of_single_vectors_in_small_precisions(dtype, form):
+    """Its numerators are small beside the cotangents of long vectors, and no rounding: leaving them out cost 40%."""
+    A = (numbers(256, 64, dtype=torch.float32) * 0.9 ** torch.arange(64)).to(dtype)
+    R = numbers(256, 3, dtype=torch.float32, seed=1).to(dtype)
+    f = lambda A: (form(A, 3).U * R.to(A)).sum()
+    assert relative_error(gradient(f, A).float(), gradient(f, A.float())) < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("gap", [1e-1, 1e-4])
+def test_a_loss_under_autocast_that_is_blind_to_turns(gap):
+    """Its cotangents are rounded to eight bits; divided by the gap that was 590% at 1e-4."""
+    X, Y = (torch.linalg.qr(numbers(size, 20, dtype=torch.float32, seed=size))[0] for size in (30, 20))
+    A = (X * torch.tensor([1, 1 - gap] + 18 * [0.5])) @ Y.T
+    x = numbers(16, 30, dtype=torch.float32, seed=2)
+    f = lambda A: (lambda U: ((x @ U) @ U.mT - x).square().mean())(svdgrad.singular_triplets(A, 2).U)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradient(f, A)
+    assert relative_error(found, gradient(f, A)) < torch.finfo(torch.bfloat16).eps
+
+
 @pytest.mark.parametrize("gap", [2e-14, 4e-14])
 @pytest.mark.parametrize("seed", range(5))
 def test_what_cannot_be_carried_is_told_near_a_tie_too(seed, gap):
@@ -754,6 +798,22 @@ def test_what_cannot_be_carried_is_told_near_a_tie_too(seed, gap):
         warnings.simplefilter("always")
         gradient(lambda A: (lambda t: ((t.U * t.sigma) @ t.V.mT)[0, 1])(svdgrad.singular_triplets(A, 2)), A)
     assert any("tied, or nearly" in str(one.message) for one in told)
+
+
+def test_a_tolerance_that_is_too_loose_for_the_cut_is_told():
+    """σₖ − σₖ₊₁ is 0.02: at a residual of 1% the gradient is wrong by 9%, and at the default by rounding."""
+    X, Y = (torch.linalg.qr(numbers(size, 300, seed=size))[0] for size in (350, 300))
+    s = torch.cat([torch.tensor([1.0, 0.98, 0.96]).double(), 0.94 * torch.linspace(1, 0.8, 297).double()])
+    A, C = (X * s) @ Y.mT, numbers(350, 350, seed=2)
+    start = Y[:, :3] + 0.3 * numbers(300, 3, seed=3) / 300**0.5
+    options = {"forward": "lanczos", "v0": start, "tol": 0.1, "missed": None}
+    f = lambda A, **how: (lambda U: (U @ U.mT * C).sum())(svdgrad.singular_triplets(A, 3, **how).U)
+    with pytest.warns(svdgrad.NearTieWarning, match="lower tol"):
+        found = gradient(partial(f, **options), A)
+    error = relative_error(found, gradient(f, A))
+    told = svdgrad.diagnose(A, k=3, **options)
+    assert 0.02 < error < told.predicted_error < 10 * error
+    assert svdgrad.diagnose(A, k=3).predicted_error < 1e-12
 
 
 # --- a start ----------------------------------------------------------------------------------------------------------

@@ -71,6 +71,8 @@ TESTS = {
     "diagnosis.py": ["test_operators", "doctest"],
     "steps.py": ["test_steps", "test_triplet", "test_operators", "test_properties", "test_transforms"],
     "certificate.py": ["test_certificate"],
+    "copies.py": ["test_ties"],
+    "numerators.py": ["test_topk"],
     "gap.py": ["test_steps", "test_ties", "test_triplet", "test_operators"],
     "forward/block.py": ["test_block", "test_topk"],
     "forward/evidence.py": ["test_block"],
