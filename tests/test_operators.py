@@ -364,6 +364,8 @@ def test_what_diagnose_says_of_a_direct_method():
 def test_the_residual_that_diagnose_says_has_no_unit(scale, k):
     A = (Family(9, 6, gapped(6, 0.25)).matrix() * scale).float()
     assert 0 < svdgrad.diagnose(A, k=k).residual < 1e-5
+    A = torch.diag(torch.tensor([3, 2, 1, 1e-13], dtype=torch.float64))  # residual and gap are in different units here
+    assert svdgrad.diagnose(A, index=-1).predicted_error < 1e-14
 
 
 def test_what_diagnose_says_of_lanczos():

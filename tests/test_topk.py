@@ -800,6 +800,14 @@ def test_what_cannot_be_carried_is_told_near_a_tie_too(seed, gap):
     assert any("tied, or nearly" in str(one.message) for one in told)
 
 
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_a_cotangent_that_is_not_finite_is_no_tie(forward, bad):
+    """A scaler of gradients expects it in the gradient, and then takes a smaller scale."""
+    G = gradient(lambda A: svdgrad.singular_triplets(A, 3, forward).U[1, 1] * bad, numbers(30, 20))
+    assert G.isnan().all()
+
+
 def test_a_tolerance_that_is_too_loose_for_the_cut_is_told():
     """σₖ − σₖ₊₁ is 0.02: at a residual of 1% the gradient is wrong by 9%, and at the default by rounding."""
     X, Y = (torch.linalg.qr(numbers(size, 300, seed=size))[0] for size in (350, 300))
