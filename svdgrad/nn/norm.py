@@ -43,7 +43,9 @@ class Found:
     leaves_many: ClassVar[type[RitzBlock]] = RitzBlock
 
     def find(self, A: Operator, index: int, v0: Tensor | None) -> tuple[Triplet, Ritz]:
-        return self.triplet, self.left
+        # new tensors of the same numbers: what an autograd.Function returns holds its context, which holds this method,
+        # and Python's collector does not see a circle through PyTorch
+        return Triplet(*(x.detach() for x in self.triplet)), self.left
 
     def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Rows, RitzBlock]:
         raise NotImplementedError

@@ -1,0 +1,98 @@
+"""The gain of a layer: what a call leaves behind, the ends of the range of numbers, Modules that are not affine."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from svdgrad.nn import operator_norm, spectral_norm, upper_bound
+
+
+def formed(layer, size):
+    """The layer as a matrix in float64, column by column, by the layer itself."""
+    n = torch.Size(size).numel()
+    with torch.no_grad():
+        X = torch.eye(n, dtype=layer.weight.dtype).reshape(n, *size)
+        return (layer(X) - layer(torch.zeros_like(X))).flatten(1).T.double()
+
+
+def gain(layer, size):
+    return torch.linalg.matrix_norm(formed(layer, size), 2).item()
+
+
+# --- what a call leaves behind ----------------------------------------------------------------------------------------
+
+
+def tensors_left(call, calls=4):
+    """Tensors more after so many calls, of those that Python's collector does not free."""
+
+    def count():
+        gc.collect()
+        return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
+
+    call()  # what is made once
+    before = count()
+    for _ in range(calls):
+        call()
+    return count() - before
+
+
+def held(make, size, moves=True):
+    layer, x = spectral_norm(make(), input_shape=size), torch.randn(1, *size)
+
+    def call():
+        if moves:
+            with torch.no_grad():
+                layer.parametrizations.weight.original.add_(0.01 * torch.randn(layer.weight.shape))
+        return layer(x).sum()
+
+    return call
+
+
+conv, wide = (lambda: nn.Conv1d(8, 4, 3, padding=1)), (lambda: nn.Linear(330, 325))
+CALLS = {
+    "operator_norm": lambda: lambda: operator_norm(conv(), (8, 20)),
+    "operator_norm, matrix": lambda: lambda: operator_norm(wide()),
+    "operator_norm, Module": lambda: lambda: operator_norm(nn.Sequential(conv()), (8, 20)),
+    "upper_bound": lambda: lambda: upper_bound(conv(), (8, 20)),
+    "upper_bound, matrix": lambda: lambda: upper_bound(wide()),
+    "spectral_norm": lambda: held(conv, (8, 20)),
+    "spectral_norm, matrix": lambda: held(wide, (330,)),
+    "spectral_norm, recalled": lambda: held(conv, (8, 20), moves=False),
+    "spectral_norm, circle": lambda: held(lambda: nn.Conv1d(8, 4, 3, padding="same", padding_mode="circular"), (8, 20)),
+}
+
+
+def twice(call):
+    y = call()
+    inputs = [x for x in sources(y) if x.ndim > 1]
+    (G,) = torch.autograd.grad(y, inputs[:1], create_graph=True)
+    G.square().sum().backward()
+
+
+def sources(y):
+    """The leaves of the graph of y."""
+    found, nodes = [], [y.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        nodes.extend(following for following, _ in node.next_functions if following is not None)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::svdgrad.NearTieWarning")
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param(lambda call: call(), marks=pytest.mark.slow, id="forward"),
+        pytest.param(lambda call: call().backward(), marks=pytest.mark.slow, id="backward"),
+        pytest.param(twice, id="backward twice"),
+    ],
+)
+@pytest.mark.parametrize("name", CALLS)
+def test_no_call_leaves_tensors_behind(name, after):
+    torch.manual_seed(0)
+    call = CALLS[name]()
+    assert tensors_left(lambda: after(call)) < 4  # one a call would be four
