@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from svdgrad import operator_triplet
 from svdgrad.nn import operator_norm, spectral_norm, upper_bound
 
 
@@ -96,3 +97,55 @@ def test_no_call_leaves_tensors_behind(name, after):
     torch.manual_seed(0)
     call = CALLS[name]()
     assert tensors_left(lambda: after(call)) < 4  # one a call would be four
+
+
+# --- the ends of the range of numbers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dtype, scales",
+    [
+        (torch.float32, (3e-30, 1e-22, 3e-22, 1e-10, 1.0, 3e19, 1e30, 1e37)),
+        (torch.float64, (1e-290, 1e-170, 1.0, 1e160, 1e306)),
+    ],
+)
+@pytest.mark.parametrize("make, size", [(conv, (8, 20)), (wide, (330,))])
+def test_an_unchanged_weight_of_any_scale_is_held(make, size, dtype, scales):
+    torch.manual_seed(0)
+    layer = make().to(dtype)
+    layer.bias = None
+    spectral_norm(layer, input_shape=size)
+    W = layer.parametrizations.weight.original
+    start = W.detach().clone()
+    for scale in scales:
+        with torch.no_grad():
+            W.copy_(start / gain(layer, size) * scale)
+        for _ in range(3):  # found, and twice recalled
+            layer.zero_grad()
+            assert 0.997 <= gain(layer, size) <= 1.001, scale
+            # along W the divided weight does not change: the gradient is orthogonal to it
+            layer.weight.square().sum().backward()
+            assert W.grad.isfinite().all(), scale
+            assert abs((W.grad * W.detach()).sum()) < 2e-2 * layer.weight.square().sum(), scale
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-18, 1e25, 1e35])
+def test_what_is_exported_is_held_at_any_scale(scale):
+    torch.manual_seed(0)
+    layer = nn.Conv1d(8, 4, 3, padding=1, bias=False)
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+    spectral_norm(layer, input_shape=(8, 20))
+    x = torch.randn(1, 8, 20)
+    truth = layer(x)
+    assert (torch.export.export(layer.eval(), (x,)).module()(x) - truth).norm() < 1e-5 * truth.norm()
+
+
+def test_a_change_is_told_at_any_scale():
+    for scale in (1e-25, 1.0, 1e25, 1e35):
+        W = scale * torch.ones(20, 30).cumsum(1)
+        params = W.clone().requires_grad_()
+        sigma = operator_triplet(lambda W, x: W @ x, params, torch.ones(30)).sigma
+        params.data = 1.01 * W
+        with pytest.raises(ValueError, match=r"A v has changed by 1\.0e-02 of it"):
+            sigma.backward()

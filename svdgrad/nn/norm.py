@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.linalg import vector_norm
 
 from ..adjoint import SOLVERS
 from ..auto import GRAM_UP_TO, How
@@ -16,6 +15,7 @@ from ..forward import Lanczos, Ritz, RitzBlock, Rows, Triplet
 from ..forward.found import counts
 from ..forward.lanczos import check_stopping
 from ..inputs import check_range
+from ..inside import length
 from ..operator import Operator, plain
 from ..rule import differentiable_triplet
 from ..steps import find_triplet, full_precision
@@ -75,12 +75,12 @@ def recalled(A: Operator, v: Tensor) -> Triplet:
     """The triplet that v belongs to, found before for the same A: two products, and nothing to search."""
     with torch.no_grad():
         matvec, rmatvec = A.at([x.detach() for x in A.leaves]).products()
-        v = v / vector_norm(v)
+        v = v / length(v)
         image = matvec(v)
-        sigma = vector_norm(image)
+        sigma = length(image)
         size = sigma.clamp_min(torch.finfo(sigma.dtype).tiny)  # of a zero matrix
         u = image / size
-        residual = vector_norm(rmatvec(u) - sigma * v) / size
+        residual = length(rmatvec(u) - sigma * v) / size
         W = (v if len(u) >= len(v) else u).unsqueeze(1)
         left = Ritz(sigma.reshape(1), W, *counts(0, 2, residual.item(), 0.0, 0.0))
     return differentiable_from(A, Triplet(sigma, u, v), left)

@@ -13,6 +13,7 @@ from ..certificate import check_missed
 from ..forward import Lanczos
 from ..forward.basis import noise
 from ..forward.lanczos import check_stopping
+from ..inside import length
 from ..operator import plain
 from ..steps import full_precision
 from ..transforms import in_forward_mode, plain_mode, transformed
@@ -200,8 +201,7 @@ class SpectralNorm(nn.Module):
             return norm
         v = self.v.to(W)
         image: Tensor = W @ v if self.A.product is None else self.A.one(W, v.reshape(self.A.input_shape))
-        sigma: Tensor = vector_norm(image)
-        return sigma * self.margin(self.excess)
+        return length(image.reshape(-1)) * self.margin(self.excess)
 
     def margin(self, excess: Tensor) -> Tensor:
         """What σ is multiplied by where the true gain may exceed it by more than is promised."""
