@@ -149,3 +149,83 @@ def test_a_change_is_told_at_any_scale():
         params.data = 1.01 * W
         with pytest.raises(ValueError, match=r"A v has changed by 1\.0e-02 of it"):
             sigma.backward()
+
+
+# --- Modules that are not what they seem ------------------------------------------------------------------------------
+
+
+class Then(nn.Module):
+    """A convolution, and what becomes of its output."""
+
+    def __init__(self, after, channels=4):
+        super().__init__()
+        self.conv, self.after = nn.Conv1d(3, channels, 3, padding=1), after
+
+    def forward(self, x):
+        return self.after(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    "after, found",
+    [
+        (lambda y: y.squeeze(), r"the shape \(4, 8\)"),
+        (lambda y: y.flatten(), r"the shape \(32,\)"),
+        (lambda y: y.transpose(0, 1), r"the shape \(4, 1, 8\)"),
+        (lambda y: y.permute(2, 0, 1), r"the shape \(8, 1, 4\)"),
+        (lambda y: y.mean(0), r"the shape \(4, 8\)"),
+        (lambda y: y.sum(), r"the shape \(\)"),
+        (lambda y: y.repeat(5, 1, 1), r"the shape \(5, 4, 8\)"),
+        (lambda y: (y[:, :1], y[:, 1:]), "tuple"),
+        (lambda y: [y[:, :1], y[:, 1:]], "list"),
+        (lambda y: {"a": y}, "dict"),
+        (lambda y: None, "NoneType"),
+    ],
+)
+def test_an_output_without_its_batch_is_refused(after, found):
+    layer = Then(after)
+    with pytest.raises(ValueError, match=f"with the batch first.* found {found} from a Then: likely causes"):
+        operator_norm(layer, (3, 8))
+    with pytest.raises(ValueError, match="with the batch first"):
+        torch.func.vmap(lambda _: operator_norm(layer, (3, 8)))(torch.zeros(2))
+
+
+def test_an_output_of_one_number_has_a_gain():
+    torch.manual_seed(0)
+    for after in (lambda y: y.sum((1, 2)), lambda y: y.sum((1, 2), keepdim=True), lambda y: y.mean(0, keepdim=True)):
+        layer = Then(after)
+        with torch.no_grad():
+            X = torch.eye(24).reshape(24, 1, 3, 8)
+            rows = [(layer(x) - layer(torch.zeros(1, 3, 8))).flatten() for x in X]
+        assert abs(operator_norm(layer, (3, 8)) / torch.linalg.matrix_norm(torch.stack(rows), 2) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e25, 1e30, 1e36])
+def test_a_module_of_any_scale_has_a_gradient(scale):
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(30, 20, bias=False), nn.Linear(20, 25, bias=False))
+    with torch.no_grad():
+        layer[0].weight.mul_(scale)
+    truth = [part.weight.detach().double().requires_grad_() for part in layer]
+    wanted = torch.autograd.grad(torch.linalg.svdvals(truth[1] @ truth[0])[0], truth)
+    found = torch.autograd.grad(operator_norm(layer, (30,)), tuple(layer.parameters()))
+    for x, y in zip(found, wanted):
+        assert (x.double() - y).norm() < 1e-3 * y.norm()
+
+
+def test_modules_are_mapped():
+    class Gain(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self):
+            return operator_norm(self.layer, (30,))
+
+    torch.manual_seed(0)
+    W = torch.randn(3, 20, 30)
+    layer = Gain(nn.Sequential(nn.Linear(30, 20)))
+    value_and_grad = torch.func.grad_and_value(lambda W: torch.func.functional_call(layer, {"layer.0.weight": W}, ()))
+    G, sigma = torch.func.vmap(value_and_grad)(W)
+    U, S, Vh = torch.linalg.svd(W)
+    assert torch.allclose(sigma, S[:, 0], rtol=1e-5)
+    assert torch.allclose(G, U[:, :, :1] * Vh[:, :1], atol=1e-3)

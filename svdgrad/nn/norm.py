@@ -127,7 +127,8 @@ def operator_norm(
         ``layer`` is no Module; ``input_shape`` is not integers.
     ValueError
         ``input_shape`` is missing where the gain depends on it, or does not fit; the layer is not affine (a ReLU,
-        dropout in training), as far as four products show, near 0 and far from it; a weight is NaN or Inf.
+        dropout in training), as far as four products show, near 0 and far from it; its output for a batch of one is no
+        tensor with that batch first; a weight is NaN or Inf.
     ConvergenceError
         The iteration ran out of steps, as it may for a long signal, whose singular values lie close: loosen tol.
 
