@@ -1,13 +1,16 @@
 """The gain of a layer: what a call leaves behind, the ends of the range of numbers, Modules that are not affine."""
 
 import gc
+import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from svdgrad import operator_triplet
 from svdgrad.nn import operator_norm, spectral_norm, upper_bound
+from svdgrad.nn.spectral import fingerprint
 
 
 def formed(layer, size):
@@ -41,11 +44,12 @@ def tensors_left(call, calls=4):
 
 def held(make, size, moves=True):
     layer, x = spectral_norm(make(), input_shape=size), torch.randn(1, *size)
+    W = layer.parametrizations.weight.original
 
     def call():
         if moves:
             with torch.no_grad():
-                layer.parametrizations.weight.original.add_(0.01 * torch.randn(layer.weight.shape))
+                W.add_(0.01 * torch.randn_like(W))
         return layer(x).sum()
 
     return call
@@ -229,3 +233,73 @@ def test_modules_are_mapped():
     U, S, Vh = torch.linalg.svd(W)
     assert torch.allclose(sigma, S[:, 0], rtol=1e-5)
     assert torch.allclose(G, U[:, :, :1] * Vh[:, :1], atol=1e-3)
+
+
+# --- whether a weight has changed -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 3, 6, 4099, 20_001])
+def test_changes_that_cancel_in_a_plain_sum_show_in_the_fingerprint(size, dtype):
+    x = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    changed = [x, -x, 2 * x, x / 2]
+    for k in range(min(size - 3, 500)):
+        for factors in ((2, 0.5, 2, 0.5), (2, 0.5, 0.5, 2), (-1, -1, 1, 1), (1, -1, 1, -1), (4, 4, 0.25, 0.25)):
+            y = x.clone()
+            y[k : k + 4] *= torch.tensor(factors, dtype=dtype)
+            changed.append(y)
+        changed.append(torch.cat([x[:k], x[k : k + 2].flip(0), x[k + 2 :]]))
+    for k in range(size):
+        if k < 8 or size - k < 8 or k % 1000 < 2:
+            y = x.clone()
+            y[k] *= 1 + 2 * torch.finfo(dtype).eps
+            changed.append(y)
+    different = {y.view(torch.uint8).numpy().tobytes(): y for y in changed}  # two neighbours may be equal
+    assert len({fingerprint(y).item() for y in different.values()}) == len(different) > size / 50
+
+
+def test_a_fingerprint_knows_nothing_of_how_numbers_lie_in_memory():
+    x = torch.randn(4001)
+    for y in (x[1:], x[::2], x.reshape(1, -1).expand(2, -1).T, torch.complex(x, -x)[3:]):
+        assert fingerprint(y) == fingerprint(y.clone(memory_format=torch.contiguous_format))
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that is made, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        found = op(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and not op.is_view:
+            self.bytes = max(self.bytes, found.nbytes)
+        return found
+
+
+def test_a_fingerprint_makes_no_array_as_large_as_the_weight():
+    x = torch.randn(2000, 2000)
+    with Largest() as largest:
+        fingerprint(x)
+    assert 0 < largest.bytes < x.nbytes / 10
+
+
+def test_one_fingerprint_for_the_weight_and_one_for_the_state(monkeypatch):
+    taken = []
+
+    def counted(x, seed=0):
+        taken.append(x.numel())
+        return fingerprint(x, seed)
+
+    call = held(conv, (8, 20))
+    monkeypatch.setattr(sys.modules["svdgrad.nn.spectral"], "fingerprint", counted)
+    for _ in range(3):
+        call()
+    assert taken == 3 * [8 * 4 * 3, 8 * 20 + 1]
+
+
+def test_numbers_whose_sum_is_too_large_are_finite():
+    layer = nn.Linear(3, 2)
+    nn.init.constant_(layer.weight, 1e38)
+    assert abs(operator_norm(layer) / 1e38 - 6**0.5) < 1e-5

@@ -140,7 +140,8 @@ def _is_its_own(layer: nn.Module, kind: type) -> bool:
 
 def check_finite(weight: Tensor) -> None:
     """Raise an error for NaN or Inf, where numbers can be read."""
-    if not transformed() and not torch.isfinite(weight.detach()).all():
+    # a sum is cheap, and no finite number where one of its terms is none; of large numbers it may be infinite too
+    if not transformed() and not weight.detach().sum().isfinite() and not weight.detach().isfinite().all():
         raise ValueError(
             "the weight of a layer must be finite, found NaN or Inf: look upstream for the first, as a loss that "
             "overflowed or too long a step"

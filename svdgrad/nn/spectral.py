@@ -88,9 +88,10 @@ def spectral_norm(
     Notes
     -----
     State: the right singular vector of the last forward, in a buffer, from which the next starts. A weight that has not
-    changed since costs two products; a layer of few inputs is formed, and needs no state. The gradient is
-    that of W/σ, σ included, from v as it is: its error, and that of a second derivative, is at most √tol over the gap,
-    and a second derivative warns of it.
+    changed since costs two products, and a fingerprint of its numbers, by which that is told: for a large Linear layer
+    as long as some ten products. A layer of few inputs is formed, and needs no state. The gradient is that of W/σ, σ
+    included, from v as it is: its error, and that of a second derivative, is at most √tol over the gap, and a second
+    derivative warns of it.
     The options of the layer are read now: after a change of its stride or padding, or of the shape of its input,
     register it again. The promise is that of the last parametrization of the weight: one that is registered later, on
     top of this, changes the gain again, and this one cannot see it.
@@ -210,7 +211,8 @@ class SpectralNorm(nn.Module):
 
     def state(self) -> Tensor:
         """The fingerprint of v and excess."""
-        return fingerprint(self.v) + fingerprint(self.excess, 1)
+        v = torch.view_as_real(self.v) if self.v.is_complex() else self.v
+        return fingerprint(torch.cat([v.reshape(-1), self.excess.reshape(1)]))
 
     def extra_repr(self) -> str:
         return f"bound={self.bound:g}, input_shape={self.A.input_shape}" + ", soft=True" * self.soft
@@ -227,16 +229,32 @@ def fingerprint(x: Tensor, seed: int = 0) -> Tensor:
     What differs has the same by chance only, as with any hash of 64 bits. A copy would tell as well, but takes memory,
     and a state that is loaded could not be told to belong to it.
     """
-    x = torch.view_as_real(x.detach()) if x.is_complex() else x.detach()
-    bits = x.contiguous().view(_BITS[x.element_size()]).reshape(-1).to(torch.int64)
-    # a number times two differs in its exponent, in high bits of which a product modulo 2⁶⁴ keeps little: fold
-    bits = bits ^ ((bits >> 31) & (2**33 - 1))
-    weights = torch.arange(1, len(bits) + 1, device=x.device) * _GOLDEN
-    weights = weights ^ (weights >> 29)
-    return (bits * ((weights * _GOLDEN) | 1)).sum() + seed
+    x = (torch.view_as_real(x.detach()) if x.is_complex() else x.detach()).contiguous()
+    x = x.clone() if x.storage_offset() * x.element_size() % 8 else x  # words begin at multiples of eight bytes
+    data = x.reshape(-1).view(torch.uint8)
+    words, rest = data[: len(data) // 8 * 8].view(torch.int64), data[len(data) // 8 * 8 :].to(torch.int64)
+    full = len(words) // _BLOCK * _BLOCK
+    first, second = _weights(2 * min(_BLOCK, max(len(words), len(rest))), x.device).view(2, -1)
+    sums = []
+    # so many rows at once stay in the caches, and no array is made as large as x
+    for rows in filter(torch.numel, (*words[:full].view(-1, _BLOCK).split(16), words[full:][None], rest[None])):
+        n = rows.shape[1]
+        # the upper half of a word has a weight of its own: exponents stand there, and a multiple of 2⁵⁵ times a weight
+        # is, modulo 2⁶⁴, nine bits of that
+        sums.append((rows * first[:n]).sum(1) + ((rows >> 32) * second[:n]).sum(1))
+    found = torch.cat(sums)
+    return (found * _weights(len(found), x.device, 1)).sum() + seed
 
 
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+def _weights(count: int, device: torch.device, seed: int = 0) -> Tensor:
+    """Odd integers that look random, the same on every device."""
+    weights = (torch.arange(1, count + 1, device=device) + (seed << 32)) * _GOLDEN
+    for factor in (_GOLDEN, -4658895280553007687):
+        weights = (weights ^ (weights >> 29)) * factor
+    return (weights ^ (weights >> 31)) | 1
+
+
+_BLOCK = 4096
 _GOLDEN = -7046029254386353131  # 2⁶⁴ over the golden ratio, odd, whose multiples spread evenly
 
 
@@ -256,8 +274,7 @@ def _gain(norm: SpectralNorm, weight: Tensor) -> Tensor:
             if buffer.is_inference():  # made, or copied, in inference mode, outside of which it cannot be written to
                 setattr(norm, name, buffer.clone())
         ours = fingerprint(weight, norm.options)
-        same = torch.equal(torch.stack([ours, norm.state()]), norm.seen)
-        if same:
+        if torch.equal(ours, norm.seen[0]) and torch.equal(norm.state(), norm.seen[1]):
             return recalled(A, v0).sigma * norm.margin(norm.excess.clone())
         if not (v0.isfinite().all() and v0.any()):  # a state that was lost
             v0 = noise(norm.A.size, W)
