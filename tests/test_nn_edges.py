@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -303,3 +304,118 @@ def test_numbers_whose_sum_is_too_large_are_finite():
     layer = nn.Linear(3, 2)
     nn.init.constant_(layer.weight, 1e38)
     assert abs(operator_norm(layer) / 1e38 - 6**0.5) < 1e-5
+
+
+# --- what a layer does not show at first ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, nn.Sequential])
+def test_a_gain_that_float16_does_not_hold_is_an_error(wrap):
+    layer = nn.Linear(512, 512, bias=False).half()
+    nn.init.constant_(layer.weight, 200.0)
+    with pytest.raises(ValueError, match=r"found σ = 1\.024e\+05 for torch\.float16"):
+        operator_norm(wrap(layer), (512,))
+
+
+@pytest.mark.parametrize("dtype, bound, fits", [(torch.float16, 1e5, 6e4), (torch.bfloat16, 3.4e38, 3e38)])
+def test_a_bound_that_the_weight_cannot_hold_is_refused(dtype, bound, fits):
+    with pytest.raises(ValueError, match=f"bound must be a number between .* for a weight of {dtype}"):
+        spectral_norm(nn.Linear(1, 1).to(dtype), bound=bound)
+    assert spectral_norm(nn.Linear(1, 1).to(dtype), bound=fits).weight.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_no_tolerance_below_rounding_is_promised(dtype):
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    with pytest.raises(ValueError, match="tol must be at least .*e-.* for a weight of torch.float"):
+        spectral_norm(nn.Linear(3, 3).to(dtype), tol=eps)
+    if dtype == torch.float32:
+        for make, size in ((lambda: nn.Linear(30, 20), (30,)), (conv, (8, 20)), (wide, (330,))):
+            layer = spectral_norm(make(), input_shape=size, tol=4e-6)
+            layer.bias = None
+            assert gain(layer, size) <= 1 + 4e-6
+
+
+@pytest.mark.parametrize(
+    "make, size, weight",
+    [
+        (lambda: nn.Conv2d(8, 16, 3, padding=1, padding_mode="circular"), (8, 8, 8), (16, 8, 1, 1)),
+        (lambda: nn.Conv2d(8, 16, 3, padding=1, padding_mode="circular"), (8, 8, 8), (16, 8, 5, 5)),
+        (lambda: nn.Conv2d(8, 16, 3, padding=1, padding_mode="reflect"), (8, 8, 8), (16, 8, 5, 5)),
+        (lambda: nn.Conv2d(8, 16, 3, padding=1), (8, 8, 8), (4, 8, 3, 3)),
+        (lambda: nn.ConvTranspose2d(8, 16, 3), (8, 8, 8), (8, 4, 3, 3)),
+        (lambda: nn.Linear(10, 5), None, (5, 7)),
+    ],
+)
+def test_a_weight_of_another_shape_than_the_layer_says_is_named(make, size, weight):
+    layer, kept = make(), spectral_norm(make(), input_shape=size)
+    layer.weight = nn.Parameter(torch.randn(weight))
+    kept.parametrizations.weight.original = nn.Parameter(torch.randn(weight))
+    for call in (
+        lambda: operator_norm(layer, size),
+        lambda: upper_bound(layer, size),
+        lambda: spectral_norm(layer, input_shape=size),
+        lambda: kept.weight,
+    ):
+        with pytest.raises(ValueError, match=rf"must have the shape .* found \({', '.join(map(str, weight))}\)"):
+            call()
+
+
+def test_whatever_changes_a_call_counts():
+    class Tripled(nn.Linear):
+        def __call__(self, x):
+            return 3 * super().__call__(x)
+
+    class Padded(nn.ConvTranspose1d):
+        def _output_padding(self, *args, **options):
+            return [1]
+
+    torch.manual_seed(0)
+    louder = nn.Conv1d(3, 4, 3)
+    louder._conv_forward = lambda x, weight, bias: 5 * nn.functional.conv1d(x, weight)
+    for layer, size in (
+        (Tripled(9, 4, bias=False), (9,)),
+        (Padded(3, 4, 3, stride=2, bias=False), (3, 8)),
+        (louder, (3, 8)),
+    ):
+        assert abs(operator_norm(layer, size) / gain(layer, size) - 1) < 1e-5
+        with pytest.raises(TypeError, match="takes a Linear"):
+            spectral_norm(layer, input_shape=size)
+    hook = nn.modules.module.register_module_forward_hook(lambda layer, x, y: 2 * y if type(layer) is nn.Linear else y)
+    try:
+        layer = nn.Linear(9, 4, bias=False)
+        assert abs(operator_norm(layer, (9,)) / torch.linalg.matrix_norm(layer.weight, 2) - 2) < 1e-5
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("mode, taps", [("circular", 3), ("replicate", 3), ("replicate", 5)])
+def test_the_bound_is_above_where_taps_cancel(mode, taps):
+    """An image of one pixel, which the padding repeats: the gain is the modulus of the sum of the taps."""
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Conv1d(1, 1, taps, padding=taps // 2, padding_mode=mode).double()
+    for k in range(40):
+        weight = 10 * torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64)
+        weight[0, 0, -1] = -weight[0, 0, :-1].sum() + 10.0 ** -(k % 10)
+        layer.weight.data = weight
+        truth = abs(sum(map(Fraction, weight.flatten().tolist())))
+        bound = Fraction(upper_bound(layer, (1, 1)).item())
+        assert truth <= bound < truth + Fraction(1e-12) * sum(map(abs, map(Fraction, weight.flatten().tolist())))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("mode, length", [("circular", 20), ("zeros", 20), ("zeros", 80)])
+def test_a_weight_that_is_not_finite_is_named_under_torch_func(mode, length, bad):
+    layer = spectral_norm(nn.Conv1d(3, 4, 3, padding=1, padding_mode=mode), input_shape=(3, length))
+    x, W = torch.ones(1, 3, length), torch.randn(4, 3, 3)
+    W[0, 0, 0] = bad
+    name = "parametrizations.weight.original"
+    with pytest.raises(ValueError, match="must be finite, found"):
+        torch.func.grad(lambda W: torch.func.functional_call(layer, {name: W}, (x,)).sum())(W)
+
+
+def test_a_weight_that_moves_with_each_call_is_a_likely_cause():
+    layer = nn.utils.spectral_norm(nn.Conv1d(3, 4, 3))
+    with pytest.raises(ValueError, match="a hook that changes the weight at each call, as of torch.nn.utils.spect"):
+        operator_norm(layer, (3, 60))
+    operator_norm(layer.eval(), (3, 60))

@@ -100,8 +100,9 @@ def check_affine(layer: nn.Module, tensors: dict[str, Tensor], x: Tensor, far: f
     if not all(size(y / scale - once) <= allowed for y, scale in zip(away, (far, -far))):
         raise ValueError(
             f"the layer must be affine in its input, x ↦ A x + b, found that {type(layer).__name__} is not: likely "
-            "causes: a ReLU or a normalisation in it, or dropout or BatchNorm in training; of a network the gain at a "
-            "point is that of its Jacobian, by operator_triplet"
+            "causes: a ReLU or a normalisation in it; dropout or BatchNorm in training; a hook that changes the weight "
+            "at each call, as of torch.nn.utils.spectral_norm in training. Call layer.eval() for the last three; of a "
+            "network the gain at a point is that of its Jacobian, by operator_triplet"
         )
 
 

@@ -18,12 +18,14 @@ from ..operator import plain
 from ..steps import full_precision
 from ..transforms import in_forward_mode, plain_mode, transformed
 from ..triplet import spectral_norm as norm_of_matrix
-from .layer import LinearMap, check_finite, linear_map
+from .layer import LinearMap, check_weight, linear_map
 from .norm import found, recalled, small_matrix
 
 #: how far below the bound a gain may end: a value that exceeds σ by less than this part may be missed, and so the
 #: weight is divided by as much more
 SHORT = 3e-3
+#: the least tol, in units of ε: rounding was seen to leave a gain up to four of them above the bound
+ROUNDING = 32
 
 
 def spectral_norm(
@@ -43,7 +45,8 @@ def spectral_norm(
         true gain ≤ bound · (1 + tol)   with probability 1 − missed,
 
     and true gain ≥ 0.997 bound, unless ``soft`` leaves a smaller gain, ``maxiter`` stops the iteration, tol exceeds
-    0.003, or the weight is next to zero or in half precision.
+    0.003, or the weight is next to zero or in half precision. Taps of a convolution that all but cancel, where the
+    padding repeats a number or a Fourier transform adds them, lose digits of the gain, and of both.
 
     ``torch.nn.utils.parametrizations.spectral_norm`` has the same form, and divides by the norm of the kernel as a
     matrix, from a step of power iteration; for a convolution that is another number than its gain.
@@ -60,7 +63,7 @@ def spectral_norm(
     bound : float, optional
         The gain to keep.
     tol : float, optional
-        By what part of it the gain may exceed the bound.
+        By what part of it the gain may exceed the bound: at least 4e-6, in float64 7e-15.
     missed : float, optional
         With what probability it may.
     soft : bool, optional
@@ -81,9 +84,9 @@ def spectral_norm(
     TypeError
         The layer is none of these.
     ValueError
-        ``bound``, ``tol`` or ``missed`` is not positive, or ``bound`` out of range; ``input_shape`` is missing, or
-        does not fit; the layer has no parameter of this name, or one that is kept already; in forward, the weight holds
-        NaN or Inf.
+        ``bound``, ``tol`` or ``missed`` is not positive, ``bound`` out of range, or ``tol`` below rounding;
+        ``input_shape`` is missing, or does not fit; the layer has no parameter of this name, or one that is kept
+        already; in forward, the weight holds NaN or Inf, or has another shape than the layer was made with.
 
     Notes
     -----
@@ -135,11 +138,16 @@ def spectral_norm(
             f"name must be that of the parameter that the gain belongs to, 'weight' in a {type(layer).__name__}, found "
             f"{name!r}"
         )
-    single = torch.promote_types(weight.dtype, torch.float32)
-    if not least(single) <= bound <= torch.finfo(single).max:
+    single, most = torch.promote_types(weight.dtype, torch.float32), torch.finfo(weight.dtype).max
+    if not least(single) <= bound <= most / (1 + tol):
         raise ValueError(
-            f"bound must be a number between {least(single):.0e} and {torch.finfo(single).max:.0e} for a weight of "
-            f"{weight.dtype}, found {bound!r}"
+            f"bound must be a number between {least(single):.0e} and {most:.0e} for a weight of {weight.dtype}, found "
+            f"{bound!r}"
+        )
+    if not tol >= (rounding := ROUNDING * torch.finfo(single).eps):
+        raise ValueError(
+            f"tol must be at least {rounding:.0e} for a weight of {weight.dtype}, since rounding alone may exceed what "
+            f"is less, found {tol!r}: convert the layer with .double(), or ask for a smaller bound"
         )
     parametrize.register_parametrization(layer, name, SpectralNorm(A, weight, bound, tol, missed, soft, maxiter))
     return layer
@@ -262,7 +270,7 @@ def _gain(norm: SpectralNorm, weight: Tensor) -> Tensor:
     """σ of the layer, or more where a larger one cannot be excluded; differentiable, and a step of the state."""
     with plain_mode(), full_precision((weight,)):
         W = plain(weight)
-        check_finite(W)
+        check_weight(norm.A, W)
         small = small_matrix(norm.A, W)
         if small is not None:
             return norm_of_matrix(small)
