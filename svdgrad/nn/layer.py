@@ -30,6 +30,7 @@ _BACK: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_tran
 class LinearMap:
     """The matrix A(weight) of a layer, of which only the options are kept: it can be copied, and refers to no layer."""
 
+    weight_shape: tuple[int, ...]
     input_shape: tuple[int, ...]
     """of one input, without the batch"""
     output_shape: tuple[int, ...]
@@ -97,7 +98,7 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
             raise ValueError(f"a {type(part).__name__} has no weight yet: call it once on an input")
     shape = as_shape(input_shape)
     for kind in KINDS:
-        if isinstance(layer, kind) and type(layer).forward is kind.forward and not _is_its_own(layer, kind):
+        if isinstance(layer, kind) and not _is_its_own(layer, kind):
             break
     else:
         return None
@@ -105,7 +106,7 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
         shape = (layer.in_features,) if shape is None else shape
         if shape[-1:] != (layer.in_features,):
             raise ValueError(f"input_shape of {layer} must end with {layer.in_features}, found {shape}")
-        return LinearMap((layer.in_features,), (layer.out_features,))
+        return LinearMap((layer.out_features, layer.in_features), (layer.in_features,), (layer.out_features,))
     assert isinstance(layer, Convolution | ConvTranspose)
     dims, channels = len(layer.kernel_size), layer.in_channels
     wanted = f"({channels}, {('length', 'height, width', 'depth, height, width')[dims - 1]})"
@@ -116,10 +117,10 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
         )
     if len(shape) != dims + 1 or shape[0] != channels or min(shape) < 1:
         raise ValueError(f"input_shape of a {kind.__name__} must be {wanted}, without the batch, found {shape}")
-    product = _product(layer)
+    product, kernel_shape = _product(layer), _kernel_shape(layer)
     try:
         with torch.no_grad():
-            kernel, x = torch.zeros(_kernel_shape(layer), device="meta"), torch.zeros(1, *shape, device="meta")
+            kernel, x = torch.zeros(kernel_shape, device="meta"), torch.zeros(1, *shape, device="meta")
             out = product(kernel, x)
         fits = out.numel() > 0
     except RuntimeError as error:
@@ -127,20 +128,36 @@ def linear_map(layer: nn.Module, input_shape: Sequence[int] | None) -> LinearMap
     if not fits:
         raise ValueError(f"an input of shape {shape} does not fit {layer}: the output would be empty")
     size = tuple(out.shape[1:])
-    return LinearMap(shape, size, product, _adjoint(layer, shape[1:], size[1:]), _circle(layer, shape, size[1:]))
+    adjoint, circle = _adjoint(layer, shape[1:], size[1:]), _circle(layer, shape, size[1:])
+    return LinearMap(kernel_shape, shape, size, product, adjoint, circle)
 
 
 def _is_its_own(layer: nn.Module, kind: type) -> bool:
     """Whether hooks, as those of pruning, or a forward or a part of it that was replaced, change what it applies."""
-    inner = "_conv_forward"
-    return bool("forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks) or (
-        getattr(type(layer), inner, None) is not getattr(kind, inner, None)
+    own, every = vars(layer), nn.modules.module
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, every._global_forward_hooks, every._global_forward_pre_hooks
+    parts = "forward", "_conv_forward", "_output_padding"
+    return any(hooks) or any(
+        name in own or getattr(type(layer), name, None) is not getattr(kind, name, None)
+        for name in (*parts, "__call__")
     )
+
+
+def check_weight(A: LinearMap, weight: Tensor) -> None:
+    """Raise an error for a weight of another shape than that of A, or one that is not finite."""
+    if weight.shape != A.weight_shape:
+        raise ValueError(
+            f"the weight must have the shape {A.weight_shape}, by the numbers of channels and the sizes that the layer "
+            f"was made with, found {tuple(weight.shape)}: likely cause: it was replaced, as by pruning. Make a new "
+            "layer of the weight's sizes"
+        )
+    check_finite(weight)
 
 
 def check_finite(weight: Tensor) -> None:
     """Raise an error for NaN or Inf, where numbers can be read."""
-    if not transformed() and not torch.isfinite(weight.detach()).all():
+    # a sum is cheap, and no finite number where one of its terms is none; of large numbers it may be infinite too
+    if not transformed() and not weight.detach().sum().isfinite() and not weight.detach().isfinite().all():
         raise ValueError(
             "the weight of a layer must be finite, found NaN or Inf: look upstream for the first, as a loss that "
             "overflowed or too long a step"

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.linalg import vector_norm
 
 from ..adjoint import SOLVERS
 from ..auto import GRAM_UP_TO, How
@@ -16,13 +15,14 @@ from ..forward import Lanczos, Ritz, RitzBlock, Rows, Triplet
 from ..forward.found import counts
 from ..forward.lanczos import check_stopping
 from ..inputs import check_range
+from ..inside import length
 from ..operator import Operator, plain
 from ..rule import differentiable_triplet
 from ..steps import find_triplet, full_precision
 from ..transforms import in_forward_mode, plain_mode, transformed
 from ..triplet import spectral_norm as norm_of_matrix
 from .affine import affine_operator, like
-from .layer import LinearMap, check_finite, linear_map
+from .layer import LinearMap, check_weight, linear_map
 
 #: up to so many inputs a layer's matrix is formed, which then costs a third of an iteration or less (measured on a CPU)
 FORMED_UP_TO = 128
@@ -43,7 +43,9 @@ class Found:
     leaves_many: ClassVar[type[RitzBlock]] = RitzBlock
 
     def find(self, A: Operator, index: int, v0: Tensor | None) -> tuple[Triplet, Ritz]:
-        return self.triplet, self.left
+        # new tensors of the same numbers: what an autograd.Function returns holds its context, which holds this method,
+        # and Python's collector does not see a circle through PyTorch
+        return Triplet(*(x.detach() for x in self.triplet)), self.left
 
     def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Rows, RitzBlock]:
         raise NotImplementedError
@@ -73,12 +75,12 @@ def recalled(A: Operator, v: Tensor) -> Triplet:
     """The triplet that v belongs to, found before for the same A: two products, and nothing to search."""
     with torch.no_grad():
         matvec, rmatvec = A.at([x.detach() for x in A.leaves]).products()
-        v = v / vector_norm(v)
+        v = v / length(v)
         image = matvec(v)
-        sigma = vector_norm(image)
+        sigma = length(image)
         size = sigma.clamp_min(torch.finfo(sigma.dtype).tiny)  # of a zero matrix
         u = image / size
-        residual = vector_norm(rmatvec(u) - sigma * v) / size
+        residual = length(rmatvec(u) - sigma * v) / size
         W = (v if len(u) >= len(v) else u).unsqueeze(1)
         left = Ritz(sigma.reshape(1), W, *counts(0, 2, residual.item(), 0.0, 0.0))
     return differentiable_from(A, Triplet(sigma, u, v), left)
@@ -124,8 +126,10 @@ def operator_norm(
     TypeError
         ``layer`` is no Module; ``input_shape`` is not integers.
     ValueError
-        ``input_shape`` is missing where the gain depends on it, or does not fit; the layer is not affine (a ReLU,
-        dropout in training), as far as four products show, near 0 and far from it; a weight is NaN or Inf.
+        ``input_shape`` is missing where the gain depends on it, or does not fit; the weight has another shape than the
+        layer was made with, or holds a gain that float16 does not; the layer is not affine (a ReLU,
+        dropout in training), as far as four products show, near 0 and far from it; its output for a batch of one is no
+        tensor with that batch first; a weight is NaN or Inf.
     ConvergenceError
         The iteration ran out of steps, as it may for a long signal, whose singular values lie close: loosen tol.
 
@@ -154,12 +158,14 @@ def operator_norm(
         with plain_mode(), full_precision(tensors := [*layer.parameters(), *layer.buffers()]):
             X = affine_operator(layer, input_shape)
             triplet = differentiable_triplet(X, None, _how(X.vector, tol, missed, maxiter))
-        return triplet.sigma.to(like(tensors).real.dtype)
+        first = like(tensors)
+        check_range(triplet.sigma, first.dtype)
+        return triplet.sigma.to(first.real.dtype)
     weight = layer.weight
     assert isinstance(weight, Tensor)
     with plain_mode(), full_precision((weight,)):
         W = plain(weight)
-        check_finite(W)
+        check_weight(A, W)
         small = small_matrix(A, W)
         if small is not None:
             sigma = norm_of_matrix(small)
@@ -182,7 +188,8 @@ def small_matrix(A: LinearMap, W: Tensor) -> Tensor | None:
             scale = blocks.abs().amax()  # or squares would leave the range of numbers
             unit = blocks / torch.where(scale > 0, scale, 1)
             squares = unit @ unit.mH if unit.shape[-2] <= unit.shape[-1] else unit.mH @ unit
-            largest = torch.linalg.eigvalsh(squares)[:, -1].argmax()
+            # under torch.func NaN is not seen before; whoever takes the block finds it
+            largest = torch.linalg.eigvalsh(squares.nan_to_num())[:, -1].argmax()
         return blocks.index_select(0, largest.reshape(1))[0]
     if A.product is None:
         return W if min(W.shape) <= GRAM_UP_TO else None
@@ -197,10 +204,12 @@ def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, fail
     The probability is that of the random start of the iteration, and so holds for every layer, whatever its weights
     are: of all starts there are, at most a part ``failure`` would have returned a number below σ. (The start is
     seeded, so it is always the same. Whoever chose a weight with that start in mind could hide a value from it.)
-    Where a Fourier transform or a small matrix gives σ itself, τ is σ and a few times its rounding error.
+    Where a Fourier transform or a small matrix gives σ itself, τ is σ and a few times its rounding error. That is above
+    1% only where the taps of a convolution all but cancel.
 
     Parameters as for ``operator_norm``: a Linear, Conv or ConvTranspose layer. Computed in float64, and returned in it,
-    whatever the precision of the layer, since a rounded bound is none. Differentiable: as σ, times τ/σ.
+    whatever the precision of the layer, since a rounded bound is none. Differentiable: as σ, times τ/σ but for
+    rounding.
 
     Raises
     ------
@@ -232,10 +241,11 @@ def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, fail
         W = plain(weight)
         W = W.to(torch.promote_types(W.dtype, torch.float64))
         eps = torch.finfo(W.dtype).eps
-        check_finite(W)
+        check_weight(A, W)
         small = small_matrix(A, W)
+        cancelled = 8 * eps * rounded(A, W)
         if small is not None:
-            return norm_of_matrix(small) * (1 + 8 * eps * sum(small.shape))
+            return norm_of_matrix(small) * (1 + 8 * eps * sum(small.shape)) + cancelled
         X = A.operator(W)
         floor = math.sqrt(2 * min(X.shape) / math.pi) * eps
         if failure <= floor:
@@ -245,4 +255,21 @@ def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, fail
             )
         method = Lanczos(1.0, None, failure, resolution=CLOSE, best=True)
         triplet, excess = found(X, None, method)
-    return triplet.sigma * ((1 + excess.item()) * (1 + 8 * eps * sum(X.shape)))
+    return triplet.sigma * ((1 + excess.item()) * (1 + 8 * eps * sum(X.shape))) + cancelled
+
+
+def rounded(A: LinearMap, W: Tensor) -> Tensor | float:
+    """What the rounding error of products with a convolution is relative to, which may be far above σ: taps cancel
+    where they meet, in a Fourier transform or where the padding repeats a number.
+
+    That is ‖|A|‖ times the number of taps, with |A| the matrix for the moduli of the taps, and ‖|A|‖² at most its
+    largest row sum times its largest column sum.
+    """
+    if A.product is None:
+        return 0.0
+    with torch.no_grad():
+        X = A.operator(W.abs().to(W.dtype))
+        matvec, rmatvec = X.products()
+        one = torch.ones(X.shape[1], dtype=W.dtype, device=W.device)
+        rows, columns = matvec(one).abs().amax(), rmatvec(one.new_ones(X.shape[0])).abs().amax()
+    return math.prod(W.shape[2:]) * rows.sqrt() * columns.sqrt()

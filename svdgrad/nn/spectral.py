@@ -13,16 +13,19 @@ from ..certificate import check_missed
 from ..forward import Lanczos
 from ..forward.basis import noise
 from ..forward.lanczos import check_stopping
+from ..inside import length
 from ..operator import plain
 from ..steps import full_precision
 from ..transforms import in_forward_mode, plain_mode, transformed
 from ..triplet import spectral_norm as norm_of_matrix
-from .layer import LinearMap, check_finite, linear_map
+from .layer import LinearMap, check_weight, linear_map
 from .norm import found, recalled, small_matrix
 
 #: how far below the bound a gain may end: a value that exceeds σ by less than this part may be missed, and so the
 #: weight is divided by as much more
 SHORT = 3e-3
+#: the least tol, in units of ε: rounding was seen to leave a gain up to four of them above the bound
+ROUNDING = 32
 
 
 def spectral_norm(
@@ -42,7 +45,8 @@ def spectral_norm(
         true gain ≤ bound · (1 + tol)   with probability 1 − missed,
 
     and true gain ≥ 0.997 bound, unless ``soft`` leaves a smaller gain, ``maxiter`` stops the iteration, tol exceeds
-    0.003, or the weight is next to zero or in half precision.
+    0.003, or the weight is next to zero or in half precision. Taps of a convolution that all but cancel, where the
+    padding repeats a number or a Fourier transform adds them, lose digits of the gain, and of both.
 
     ``torch.nn.utils.parametrizations.spectral_norm`` has the same form, and divides by the norm of the kernel as a
     matrix, from a step of power iteration; for a convolution that is another number than its gain.
@@ -59,7 +63,7 @@ def spectral_norm(
     bound : float, optional
         The gain to keep.
     tol : float, optional
-        By what part of it the gain may exceed the bound.
+        By what part of it the gain may exceed the bound: at least 4e-6, in float64 7e-15.
     missed : float, optional
         With what probability it may.
     soft : bool, optional
@@ -80,16 +84,17 @@ def spectral_norm(
     TypeError
         The layer is none of these.
     ValueError
-        ``bound``, ``tol`` or ``missed`` is not positive, or ``bound`` out of range; ``input_shape`` is missing, or
-        does not fit; the layer has no parameter of this name, or one that is kept already; in forward, the weight holds
-        NaN or Inf.
+        ``bound``, ``tol`` or ``missed`` is not positive, ``bound`` out of range, or ``tol`` below rounding;
+        ``input_shape`` is missing, or does not fit; the layer has no parameter of this name, or one that is kept
+        already; in forward, the weight holds NaN or Inf, or has another shape than the layer was made with.
 
     Notes
     -----
     State: the right singular vector of the last forward, in a buffer, from which the next starts. A weight that has not
-    changed since costs two products; a layer of few inputs is formed, and needs no state. The gradient is
-    that of W/σ, σ included, from v as it is: its error, and that of a second derivative, is at most √tol over the gap,
-    and a second derivative warns of it.
+    changed since costs two products, and a fingerprint of its numbers, by which that is told: for a large Linear layer
+    as long as some ten products. A layer of few inputs is formed, and needs no state. The gradient is that of W/σ, σ
+    included, from v as it is: its error, and that of a second derivative, is at most √tol over the gap, and a second
+    derivative warns of it.
     The options of the layer are read now: after a change of its stride or padding, or of the shape of its input,
     register it again. The promise is that of the last parametrization of the weight: one that is registered later, on
     top of this, changes the gain again, and this one cannot see it.
@@ -133,11 +138,16 @@ def spectral_norm(
             f"name must be that of the parameter that the gain belongs to, 'weight' in a {type(layer).__name__}, found "
             f"{name!r}"
         )
-    single = torch.promote_types(weight.dtype, torch.float32)
-    if not least(single) <= bound <= torch.finfo(single).max:
+    single, most = torch.promote_types(weight.dtype, torch.float32), torch.finfo(weight.dtype).max
+    if not least(single) <= bound <= most / (1 + tol):
         raise ValueError(
-            f"bound must be a number between {least(single):.0e} and {torch.finfo(single).max:.0e} for a weight of "
-            f"{weight.dtype}, found {bound!r}"
+            f"bound must be a number between {least(single):.0e} and {most:.0e} for a weight of {weight.dtype}, found "
+            f"{bound!r}"
+        )
+    if not tol >= (rounding := ROUNDING * torch.finfo(single).eps):
+        raise ValueError(
+            f"tol must be at least {rounding:.0e} for a weight of {weight.dtype}, since rounding alone may exceed what "
+            f"is less, found {tol!r}: convert the layer with .double(), or ask for a smaller bound"
         )
     parametrize.register_parametrization(layer, name, SpectralNorm(A, weight, bound, tol, missed, soft, maxiter))
     return layer
@@ -200,8 +210,7 @@ class SpectralNorm(nn.Module):
             return norm
         v = self.v.to(W)
         image: Tensor = W @ v if self.A.product is None else self.A.one(W, v.reshape(self.A.input_shape))
-        sigma: Tensor = vector_norm(image)
-        return sigma * self.margin(self.excess)
+        return length(image.reshape(-1)) * self.margin(self.excess)
 
     def margin(self, excess: Tensor) -> Tensor:
         """What σ is multiplied by where the true gain may exceed it by more than is promised."""
@@ -210,7 +219,8 @@ class SpectralNorm(nn.Module):
 
     def state(self) -> Tensor:
         """The fingerprint of v and excess."""
-        return fingerprint(self.v) + fingerprint(self.excess, 1)
+        v = torch.view_as_real(self.v) if self.v.is_complex() else self.v
+        return fingerprint(torch.cat([v.reshape(-1), self.excess.reshape(1)]))
 
     def extra_repr(self) -> str:
         return f"bound={self.bound:g}, input_shape={self.A.input_shape}" + ", soft=True" * self.soft
@@ -227,16 +237,32 @@ def fingerprint(x: Tensor, seed: int = 0) -> Tensor:
     What differs has the same by chance only, as with any hash of 64 bits. A copy would tell as well, but takes memory,
     and a state that is loaded could not be told to belong to it.
     """
-    x = torch.view_as_real(x.detach()) if x.is_complex() else x.detach()
-    bits = x.contiguous().view(_BITS[x.element_size()]).reshape(-1).to(torch.int64)
-    # a number times two differs in its exponent, in high bits of which a product modulo 2⁶⁴ keeps little: fold
-    bits = bits ^ ((bits >> 31) & (2**33 - 1))
-    weights = torch.arange(1, len(bits) + 1, device=x.device) * _GOLDEN
-    weights = weights ^ (weights >> 29)
-    return (bits * ((weights * _GOLDEN) | 1)).sum() + seed
+    x = (torch.view_as_real(x.detach()) if x.is_complex() else x.detach()).contiguous()
+    x = x.clone() if x.storage_offset() * x.element_size() % 8 else x  # words begin at multiples of eight bytes
+    data = x.reshape(-1).view(torch.uint8)
+    words, rest = data[: len(data) // 8 * 8].view(torch.int64), data[len(data) // 8 * 8 :].to(torch.int64)
+    full = len(words) // _BLOCK * _BLOCK
+    first, second = _weights(2 * min(_BLOCK, max(len(words), len(rest))), x.device).view(2, -1)
+    sums = []
+    # so many rows at once stay in the caches, and no array is made as large as x
+    for rows in filter(torch.numel, (*words[:full].view(-1, _BLOCK).split(16), words[full:][None], rest[None])):
+        n = rows.shape[1]
+        # the upper half of a word has a weight of its own: exponents stand there, and a multiple of 2⁵⁵ times a weight
+        # is, modulo 2⁶⁴, nine bits of that
+        sums.append((rows * first[:n]).sum(1) + ((rows >> 32) * second[:n]).sum(1))
+    found = torch.cat(sums)
+    return (found * _weights(len(found), x.device, 1)).sum() + seed
 
 
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+def _weights(count: int, device: torch.device, seed: int = 0) -> Tensor:
+    """Odd integers that look random, the same on every device."""
+    weights = (torch.arange(1, count + 1, device=device) + (seed << 32)) * _GOLDEN
+    for factor in (_GOLDEN, -4658895280553007687):
+        weights = (weights ^ (weights >> 29)) * factor
+    return (weights ^ (weights >> 31)) | 1
+
+
+_BLOCK = 4096
 _GOLDEN = -7046029254386353131  # 2⁶⁴ over the golden ratio, odd, whose multiples spread evenly
 
 
@@ -244,7 +270,7 @@ def _gain(norm: SpectralNorm, weight: Tensor) -> Tensor:
     """σ of the layer, or more where a larger one cannot be excluded; differentiable, and a step of the state."""
     with plain_mode(), full_precision((weight,)):
         W = plain(weight)
-        check_finite(W)
+        check_weight(norm.A, W)
         small = small_matrix(norm.A, W)
         if small is not None:
             return norm_of_matrix(small)
@@ -256,8 +282,7 @@ def _gain(norm: SpectralNorm, weight: Tensor) -> Tensor:
             if buffer.is_inference():  # made, or copied, in inference mode, outside of which it cannot be written to
                 setattr(norm, name, buffer.clone())
         ours = fingerprint(weight, norm.options)
-        same = torch.equal(torch.stack([ours, norm.state()]), norm.seen)
-        if same:
+        if torch.equal(ours, norm.seen[0]) and torch.equal(norm.state(), norm.seen[1]):
             return recalled(A, v0).sigma * norm.margin(norm.excess.clone())
         if not (v0.isfinite().all() and v0.any()):  # a state that was lost
             v0 = noise(norm.A.size, W)

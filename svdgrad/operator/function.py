@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
-from ..products import Map
+from ..products import Map, size_of
 from ..transforms import (
     alive,
     in_forward_mode,
@@ -185,8 +185,13 @@ class Function:
         if self.seen is None or transformed():
             return
         seen, error = self.seen
-        size, change = vector_norm(seen).item(), vector_norm(image.detach() - seen).item()
-        if not change <= (torch.finfo(image.dtype).eps ** 0.5 + 2 * error) * size:
+        unit = size_of(seen.reshape(-1), image.detach().reshape(-1))  # or squares would leave the range of numbers
+        seen, image = seen / unit, image.detach() / unit
+        size, change = vector_norm(seen).item(), vector_norm(image - seen).item()
+        eps = torch.finfo(image.dtype).eps
+        # below that size some terms of a product are subnormal, or taken for zero
+        least = torch.finfo(image.dtype).tiny / eps / unit.item()
+        if not change <= (eps**0.5 + 2 * error) * max(size, least):
             raise ValueError(
                 "A must be the same in backward as it was in the call, found that A v has changed by "
                 f"{change / size if size else change:.1e} of it: likely causes: a weight or another of params whose "
