@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .gap import NearTieWarning, TieError, expected_error, level_of_the_caller, near_tie, tie
-from .numerators import Numerator, along, antihermitian, far, length, numerators, rounding, spaces
-from .products import extremes
+from .numerators import Numerator, along, antihermitian, far, numerators, rounding, spaces
+from .products import extremes, length
 from .transforms import in_forward_mode, transformed
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .products import extremes
+from .products import extremes, length
 from .transforms import to_front, transformed
 
 
@@ -22,14 +22,6 @@ def antihermitian(X: Tensor) -> Tensor:
 def along(U: Tensor, Phi: Tensor) -> Tensor:
     """UᴴΦ of rows, uᵢᴴφⱼ at i, j."""
     return U.conj() @ Phi.mT
-
-
-def length(X: Tensor) -> Tensor:
-    """‖xᵢ‖ of rows, also where squares of the entries leave the range of numbers."""
-    largest = X.abs().amax(-1, keepdim=True)
-    largest = torch.where(largest > 0, largest, 1)
-    lengths: Tensor = vector_norm(X / largest, dim=-1) * largest.squeeze(-1)
-    return lengths
 
 
 def lengths(X: Tensor, Y: Tensor) -> Tensor:

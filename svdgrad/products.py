@@ -163,3 +163,11 @@ def root_of_scale(A: Tensor) -> Tensor:
     largest = A.abs().amax((-2, -1))
     half = torch.frexp(largest).exponent.div(2, rounding_mode="floor")
     return torch.ldexp(torch.ones_like(largest), -half)
+
+
+def length(X: Tensor) -> Tensor:
+    """‖xᵢ‖ of rows, also where squares of the entries leave the range of numbers."""
+    largest = X.abs().amax(-1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1)
+    lengths: Tensor = torch.linalg.vector_norm(X / largest, dim=-1) * largest.squeeze(-1)
+    return lengths

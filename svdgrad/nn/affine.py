@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..forward.basis import noise
-from ..inside import length
 from ..operator import Operator, of_module, plain
 from ..operators import operator_of
+from ..products import length
 from ..transforms import transformed
 from .layer import as_shape, check_finite
 

@@ -15,8 +15,8 @@ from ..forward import Lanczos, Ritz, RitzBlock, Rows, Triplet
 from ..forward.found import counts
 from ..forward.lanczos import check_stopping
 from ..inputs import check_range
-from ..inside import length
 from ..operator import Operator, plain
+from ..products import length
 from ..rule import differentiable_triplet
 from ..steps import find_triplet, full_precision
 from ..transforms import in_forward_mode, plain_mode, transformed

@@ -13,8 +13,8 @@ from ..certificate import check_missed
 from ..forward import Lanczos
 from ..forward.basis import noise
 from ..forward.lanczos import check_stopping
-from ..inside import length
 from ..operator import plain
+from ..products import length
 from ..steps import full_precision
 from ..transforms import in_forward_mode, plain_mode, transformed
 from ..triplet import spectral_norm as norm_of_matrix
