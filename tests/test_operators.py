@@ -301,6 +301,21 @@ def test_rank_two_gradient_is_the_gradient(shape, loss, how):
     assert abs(G.u @ G.p) + abs(G.v @ G.q) <= 10 * EPS * (G.p.norm() + G.q.norm())
 
 
+def test_a_hessian_is_an_operator_by_torch_func_and_refused_by_autograd():
+    w, X = normal(4, seed=1).requires_grad_(), normal(9, 4, seed=2)
+    f = lambda w: torch.tanh(X @ w).pow(3).sum()
+
+    def by_autograd(w, v):
+        (g,) = torch.autograd.grad(f(w), w, create_graph=True)
+        return torch.autograd.grad(g @ v, w, create_graph=True)[0]
+
+    by_func = lambda w, v: torch.func.jvp(torch.func.grad(f), (w,), (v,))[1]
+    sigma = svdgrad.operator_triplet(by_func, w, torch.ones(4, dtype=w.dtype)).sigma
+    assert abs(sigma - torch.linalg.matrix_norm(torch.func.hessian(f)(w.detach()), 2)) < 1e-12
+    with pytest.raises(RuntimeError, match="a derivative of its own by torch.autograd.grad"):
+        svdgrad.operator_triplet(by_autograd, w, torch.ones(4, dtype=w.dtype))
+
+
 def test_rank_two_gradient_refuses():
     for A in (torch.eye(3).expand(2, 3, 3), torch.eye(3, dtype=torch.complex64)):
         with pytest.raises(ValueError, match=r"takes one real matrix \(m, n\), found torch.* of shape"):

@@ -82,7 +82,16 @@ class Function:
             if w.ndim > 1:
                 return torch.stack([forth(row) for row in w])
             with torch.no_grad():
-                return self.matvec(params, w.reshape(self.zero.shape)).reshape(-1)
+                try:
+                    return self.matvec(params, w.reshape(self.zero.shape)).reshape(-1)
+                except RuntimeError as error:
+                    if "does not require grad" not in str(error):
+                        raise
+                    raise RuntimeError(
+                        "matvec is called with params that require no gradient, where the iteration needs numbers "
+                        "only, and takes a derivative of its own by torch.autograd.grad, which finds no graph: take "
+                        "it by torch.func.grad, jvp or vjp, which need none"
+                    ) from error
 
         if (rmatvec := self.rmatvec) is not None:
 
