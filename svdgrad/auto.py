@@ -55,7 +55,7 @@ class How:
     core: bool = False
     """whether the loss of k triplets gets the core (eq-core) for σ, which has all that a derivative needs at a tie"""
     eps: float = 0.0
-    """the rounding of the cotangents of a loss of k triplets"""
+    """the rounding of the vectors that a loss of k triplets gets, and so of its cotangents"""
 
     def values(self, found: Tensor) -> Tensor:
         """σ, of what a derivative is taken of: the core has it on its diagonal."""

@@ -95,8 +95,8 @@ def diagnose(
     known = how.forward.leaves(*left)
     with full_precision(X.leaves):
         gap = relative_gap(sigma, values_near(X, sigma, known)[0], *X.shape, u.is_complex())
-    unit = torch.where(sigma > 0, sigma, 1)  # before squares, which may leave the range of numbers
-    residual = torch.maximum(*(vector_norm(x / unit) for x in (X.mv(v) - sigma * u, X.rmv(u) - sigma * v))).item()
+        unit = torch.where(sigma > 0, sigma, 1)  # before squares, which may leave the range of numbers
+        residual = max(vector_norm(x / unit).item() for x in (X.mv(v) - sigma * u, X.rmv(u) - sigma * v))
     steps = int(known.steps) if isinstance(known, Ritz) else 0
     return Diagnosis(
         sigma=sigma.item(),

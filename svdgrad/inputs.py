@@ -184,15 +184,7 @@ def prepare_many(
         )
     if isinstance(X, Dense):
         X = Dense(X.A, rows=True)
-    return X, How(0, how.forward, how.adjoint, int(k), core, rounding_of_cotangents(A.dtype, X.vector.device)), start
-
-
-def rounding_of_cotangents(dtype: torch.dtype, device: torch.device) -> float:
-    """ε of what a loss hands back: that of the results, or of an autocast around, which takes those in float32."""
-    dtypes = [dtype]
-    if dtype == torch.float32 and torch.is_autocast_enabled(device.type):
-        dtypes.append(torch.get_autocast_dtype(device.type))
-    return max(torch.finfo(x).eps for x in dtypes)
+    return X, How(0, how.forward, how.adjoint, int(k), core, torch.finfo(A.dtype).eps), start
 
 
 def _rows_to_start_from(v0: Tensor, A: Dense | Sparse, forward: ForwardName | Method, how: How) -> Tensor | None:

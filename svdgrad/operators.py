@@ -10,7 +10,7 @@ from .adjoint import SOLVERS, assemble
 from .adjoint.solver import Solver
 from .auto import AdjointName, ForwardName, How
 from .forward import Lanczos, Method, Triplet
-from .inputs import check_k, prepare, rounding_of_cotangents
+from .inputs import check_k, prepare
 from .operator import Function, Sparse, function
 from .products import check_not_meta
 from .rule import differentiable_triplet
@@ -163,11 +163,12 @@ def _operator_triplets(
     missed: float | None,
 ) -> Triplets:
     check_function(matvec, v0)
-    eps = rounding_of_cotangents(v0.dtype, v0.device)
     with plain_mode(), full_precision((v0,)):
         A, start = operator_of(matvec, params, v0, rmatvec)
         check_k(k, *A.shape)
-        how = How(0, Lanczos(tol, maxiter, missed), SOLVERS["cg"], None if k == 1 else int(k), eps=eps)
+        how = How(
+            0, Lanczos(tol, maxiter, missed), SOLVERS["cg"], None if k == 1 else int(k), eps=torch.finfo(v0.dtype).eps
+        )
         sigma, U, V = rows_of(A, how, start.reshape(-1) if k == 1 else start.reshape(1, -1))
     U, V = U.mT.reshape(*A.out, -1), V.mT.reshape(*v0.shape, -1)
     return Triplets(*Triplet(sigma, U, V).to(v0.dtype))
