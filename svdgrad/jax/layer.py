@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from .auto import computed_in
-from .operators import operator_of
+from .operators import HALF, operator_of, or_nan, probe, products_of
 from .triplet import Products, unit
 
 Layer = Callable[[Any, Array], Array]
@@ -56,12 +56,22 @@ def layer_operator(layer: Layer, params: Any, v0: Array) -> tuple[Products, Any,
             f"layer must return {v0.dtype} for parameters and an input of it, found {at_zero.dtype}: likely cause: a "
             "layer with a dtype of its own, as nnx.Conv(…, dtype=jnp.bfloat16): leave dtype out here"
         )
-    # all is checked of this map, but its values have the rounding of the bias; those of a derivative have not
-    _, _, v0, _ = operator_of(lambda params, x: layer(params, x) - at_zero, params, v0)
+    # what can be seen without a number is seen of this map, but its values have the rounding of the bias; those of a
+    # derivative have not
+    v0 = products_of(lambda params, x: layer(params, x) - at_zero, params, v0)[2]
 
     def linear_part(params: Any, x: Array) -> Array:
         y: Array = jax.jvp(partial(layer, params), (jnp.zeros_like(x),), (x,))[1]
         return y
 
+    fixed, bias, v = lax.stop_gradient((params, at_zero, probe(v0)))
+    along = linear_part(fixed, v)
+    beside = layer(fixed, v) - bias - along
+    v0 = or_nan(
+        v0,
+        jnp.abs(beside).max() > HALF * (jnp.abs(bias).max() + jnp.abs(along).max()),
+        "layer must be affine in x, found layer(x) − layer(0) that is not its derivative along x: likely cause: it is "
+        "not linear, as where it rounds x to integers",
+    )
     products, everything, v0, _ = operator_of(linear_part, params, v0)
     return products, everything, unit(jnp.ravel(v0))

@@ -58,15 +58,17 @@ def operator_norm(
     Raises
     ------
     TypeError, ValueError
-        What ``operator_triplet`` raises: a layer that is not affine, as one with a ReLU, cannot be transposed. The
-        layer computes in another precision than that of its parameters.
+        What ``operator_triplet`` raises: a layer that is not affine, as one with a ReLU, cannot be transposed, or
+        differs from its derivative, as one that rounds x to integers. The layer computes in another precision than that
+        of its parameters.
 
     Notes
     -----
-    As JAX cannot raise under jit, σ is NaN where a parameter is NaN or Inf, and where the iteration ran out of steps,
-    as it may for a long signal, whose singular values lie close: loosen tol. Cost: some tens of products with A and as
-    many with its transpose, for an input each. ``circular_norm`` needs none, for a convolution that wraps around.
-    Source: the book (eq-operator-gradient).
+    As JAX cannot raise under jit, σ is NaN where a parameter is NaN or Inf, where numbers show that the layer is not
+    affine, and where the iteration ran out of steps, as it may for a long signal, whose singular values lie close:
+    loosen tol. Cost: some tens of products with A and as many with its transpose, for an input each; of these one each,
+    and one call of the layer, to see that it is affine and JAX's transpose its adjoint. ``circular_norm`` needs
+    none, for a convolution that wraps around. Source: the book (eq-operator-gradient).
 
     Examples
     --------
