@@ -40,7 +40,8 @@ def circular_norm(
     Returns
     -------
     Array
-        σ, of no dimensions, real, in the precision of the kernel; float16 and bfloat16 are computed in float32.
+        σ, of no dimensions, real, in the precision of the kernel; float16 and bfloat16 are computed in float32, and
+        then rounded to the nearest: to divide by it, convert the kernel to float32 first.
 
     Raises
     ------

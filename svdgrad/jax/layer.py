@@ -75,3 +75,16 @@ def layer_operator(layer: Layer, params: Any, v0: Array) -> tuple[Products, Any,
     )
     products, everything, v0, _ = operator_of(linear_part, params, v0)
     return products, everything, unit(jnp.ravel(v0))
+
+
+def rounded_up(x: Array, dtype: Any) -> Array:
+    """x in this dtype, and the next number above where rounding to the nearest would lose some of it."""
+    limits = jnp.finfo(dtype)
+    if limits.bits >= jnp.finfo(x.dtype).bits:
+        return x.astype(dtype)
+    # XLA may leave out a conversion there and back, but not this
+    near = lax.reduce_precision(x, limits.nexp, limits.nmant)
+    narrow: Array = near.astype(dtype)
+    fixed = lax.stop_gradient(narrow)
+    above = jnp.nextafter(fixed, jnp.full_like(fixed, jnp.inf))
+    return narrow + jnp.where(near < x, above - fixed, 0)

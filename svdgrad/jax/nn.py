@@ -12,7 +12,7 @@ from jax import Array, lax
 from .auto import as_integer, as_number, iteration
 from .circular import circular_norm
 from .lanczos import NOISE
-from .layer import Layer, is_inexact, layer_operator, numbers, widened
+from .layer import Layer, is_inexact, layer_operator, numbers, rounded_up, widened
 from .rule import find_triplet
 from .state import GainState, init_state, usable
 from .triplet import How, norm
@@ -182,8 +182,9 @@ def gain_step(
     Returns
     -------
     sigma : Array
-        Of no dimensions, real, in the precision of params. A layer of zeros has 0, by which nothing can be divided:
-        the soft form below can be used, or ``jnp.where(sigma > 0, sigma, 1)``.
+        Of no dimensions, real, in the precision of params, in half precision the next number above: up to 0.8% more in
+        bfloat16. The rounding of W/σ to half precision is not in the promise. A layer of zeros has 0, by which nothing
+        can be divided: the soft form below can be used, or ``jnp.where(sigma > 0, sigma, 1)``.
     state : GainState
         With the shapes and dtypes of the one given: it can be the carry of ``lax.scan``, be mapped by ``vmap`` and be
         donated. It stays what it was where params hold NaN or Inf, and σ is NaN. One that was lost, of zeros or with
@@ -249,4 +250,4 @@ def gain_step(
         found = GainState(v.reshape(v0.shape).astype(state.v.dtype), known.excess.astype(state.excess.dtype))
         following = jax.tree.map(partial(jnp.where, jnp.isfinite(sigma)), lax.stop_gradient(found), state)
     margin = jnp.maximum((1 + following.excess) / (1 + tol), 1)
-    return (sigma * margin.astype(sigma.dtype)).astype(narrow), following
+    return rounded_up(sigma * margin.astype(sigma.dtype), narrow), following
