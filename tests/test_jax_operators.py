@@ -92,6 +92,57 @@ def test_the_look_costs_one_product_and_one_transpose():
     assert steps.count("dot_general") == 1 + 2 + 2, steps
 
 
+@jax.tree_util.register_pytree_node_class
+class Sequential:
+    """As Equinox has its layers: every field is a leaf, of whatever type."""
+
+    def __init__(self, *fields):
+        self.weight, self.activation, self.inference, self.rate, self.name = self.fields = fields
+
+    def tree_flatten(self):
+        return self.fields, None
+
+    @classmethod
+    def tree_unflatten(cls, _, fields):
+        return cls(*fields)
+
+    def __call__(self, x):
+        y = self.activation(self.weight @ x) + len(self.name)
+        return y if self.inference else self.rate * y
+
+
+def test_what_is_no_array_in_a_layer_stays_what_it_is():
+    W = normal(5, 4)
+    call = lambda layer, x: layer(x)
+    for inference, rate in ((True, 1.0), (False, 0.5)):
+        layer = Sequential(W, lambda y: 2 * y, inference, 0.5, "dense")
+        truth = 2 * rate * jnp.linalg.norm(W, 2)
+        assert abs(operator_norm(call, layer, 4) / truth - 1) < 1e-5
+        assert abs(gain_step(call, layer, init_state(4))[0] / truth - 1) < 4e-3
+        assert 1 <= upper_bound(call, layer, 4, failure=0.1) / truth < 1.01
+    # Python's integers stay, and its floats are differentiated by
+    of = lambda p, x: p["c"] * (p["w"] @ x).reshape(p["n"], -1)
+    back = lambda p, y: p["c"] * p["w"].T @ y.reshape(4 + p["n"])
+    params = lambda c: {"w": W, "n": 1, "c": c, "of": jnp.tanh}
+    for rmatvec in (None, back):
+        slope = jax.grad(lambda c: sj.operator_triplet(of, params(c), jnp.ones(4), rmatvec=rmatvec).sigma)(2.0)
+        assert abs(slope / jnp.linalg.norm(W, 2) - 1) < 1e-5
+    assert abs(sj.operator_triplet(of, params(2.0), jnp.ones(4)).sigma / (2 * slope) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("result", [lambda y: (y, 0), lambda y: [y], lambda y: None])
+def test_a_layer_that_returns_no_array_is_named(result):
+    W, state = normal(5, 4), init_state(4)
+    found = type(result(0)).__name__
+    for call in (
+        lambda f: operator_norm(f, W, 4),
+        lambda f: gain_step(f, W, state),
+        lambda f: upper_bound(f, W, 4, 0.1),
+    ):
+        with pytest.raises(TypeError, match=f"layer must return one array, found {found}"):
+            call(lambda W, x: result(W @ x))
+
+
 ON_DEVICES = """
 import sys
 import numpy as np

@@ -13,6 +13,7 @@ from .auto import as_integer, as_number, iteration
 from .circular import circular_norm
 from .lanczos import NOISE
 from .layer import Layer, is_inexact, layer_operator, numbers, rounded_up, widened
+from .operators import as_arrays
 from .rule import find_triplet
 from .state import GainState, init_state, usable
 from .triplet import How, norm
@@ -40,8 +41,9 @@ def operator_norm(
     layer : callable
         ``layer(params, x)``, affine in one input x without a batch, of JAX operations, such as a convolution by
         ``jax.lax.conv_general_dilated``, or a layer of Equinox or Flax.
-    params : pytree of arrays
-        What the result is differentiated by.
+    params : pytree
+        Its arrays are what the result is differentiated by; functions, names, integers and bools of Python are handed
+        on as they are.
     input_shape : int or tuple of int
         The shape of one input, without the batch, in the order of the layer.
     tol : float, optional
@@ -136,7 +138,7 @@ def upper_bound(
     True
     """
     failure = as_number("failure", failure)
-    params = jax.tree.map(jnp.asarray, params)
+    params = as_arrays(params)
     dtype = jnp.promote_types(jnp.result_type(*numbers(params)), jnp.result_type(float))
     real = jnp.finfo(dtype).dtype
     wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, real)) if is_inexact(x) else x, params)

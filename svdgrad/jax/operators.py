@@ -43,8 +43,9 @@ def operator_triplet(
     ----------
     matvec : callable
         ``matvec(params, x)``, linear in x, of JAX operations; x of the shape and dtype of v0, the result of any shape.
-    params : pytree of arrays
-        What the result is differentiated by. So it is by traced values that ``matvec`` takes from elsewhere.
+    params : pytree
+        What the result is differentiated by: its arrays, and Python's floats; so it is by traced values that ``matvec``
+        takes from elsewhere. Integers and bools of Python, functions and names are handed on as they are.
     v0 : array
         The vector to start from, of any shape; it also fixes the sign, or phase, v0ᴴv > 0.
     tol, maxiter, missed : float, int, float or None, optional
@@ -206,9 +207,9 @@ def products_of(
     )
     # inside shard_map the iteration runs on each device by itself if the products differ there
     v0 = v0 + 0 * zero.sum()
-    params = jax.tree.map(jnp.asarray, params)
-    of_x, constants = _traced(lambda params, x: jnp.ravel(matvec(params, x.reshape(shape))), params, jnp.ravel(v0))
-    everything: tuple[Any, ...] = (params, constants)
+    arrays, whole = _parts(as_arrays(params))
+    of_x, constants = _traced(lambda x, y: jnp.ravel(matvec(whole(x), y.reshape(shape))), arrays, jnp.ravel(v0))
+    everything: tuple[Any, ...] = (arrays, constants)
 
     def product(everything: Any, x: Array) -> Array:
         return of_x(everything[0], everything[1], x)
@@ -227,11 +228,11 @@ def products_of(
         raise ValueError(f"matvec must be linear in x, and JAX cannot transpose it: {why}") from reason
     products: Products = (product, adjoint)
     if rmatvec is not None:
-        found = jax.eval_shape(rmatvec, params, zero)
+        found = jax.eval_shape(lambda x, y: rmatvec(whole(x), y), arrays, zero)
         if not isinstance(found, jax.ShapeDtypeStruct) or (found.shape, found.dtype) != (shape, dtype):
             raise TypeError(f"rmatvec(params, y) must return an array like v0, {dtype} of shape {shape}, found {found}")
         of_y, constants = _traced(
-            lambda params, y: jnp.ravel(rmatvec(params, y.reshape(zero.shape))), params, jnp.ravel(zero)
+            lambda x, y: jnp.ravel(rmatvec(whole(x), y.reshape(zero.shape))), arrays, jnp.ravel(zero)
         )
         everything = (*everything, constants)
         # again as y does over the devices, also where they have added their parts of the result
@@ -247,6 +248,25 @@ def or_nan(v0: Array, wrong: Array, message: str) -> Array:
     except jax.errors.TracerBoolConversionError:
         v0 = jnp.where(wrong, jnp.nan, v0)
     return v0
+
+
+def as_arrays(params: Any) -> Any:
+    """The numbers among the leaves as arrays; functions, names, and Python's integers and bools stay what they are."""
+    kinds = (Array, np.ndarray, np.generic, float, complex)
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, kinds) or hasattr(x, "__jax_array__") else x, params)
+
+
+def _parts(params: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
+    """The arrays among the leaves, and how to make the whole of others in their place."""
+    leaves, tree = jax.tree.flatten(params)
+    arrays = [x for x in leaves if isinstance(x, Array)]
+    static = [(isinstance(x, Array), None if isinstance(x, Array) else x) for x in leaves]
+
+    def whole(arrays: list[Array]) -> Any:
+        given = iter(arrays)
+        return jax.tree.unflatten(tree, [next(given) if is_array else x for is_array, x in static])
+
+    return arrays, whole
 
 
 def _traced(function: MatVec, params: Any, x: Array) -> tuple[Callable[[Any, Any, Array], Array], tuple[Array, ...]]:
