@@ -143,6 +143,34 @@ def test_a_layer_that_returns_no_array_is_named(result):
             call(lambda W, x: result(W @ x))
 
 
+@jax.custom_vjp
+def symmetric(A, x):
+    return A @ x
+
+
+symmetric.defvjp(lambda A, x: (A @ x, (A, x)), lambda kept, y: (jnp.outer(y, kept[1]), kept[0] @ y))
+
+
+def by_conjugate_gradients(A, x):
+    return jax.scipy.sparse.linalg.cg(lambda y: A @ y, x)[0]
+
+
+@pytest.mark.parametrize("name", ["a rule of its own", "an iterative solver"])
+def test_what_jax_cannot_transpose_has_a_triplet_by_rmatvec(name):
+    f = symmetric if name == "a rule of its own" else by_conjugate_gradients
+    A = normal(4, 4) @ normal(4, 4).T + jnp.eye(4)
+    truth = jnp.linalg.norm(A if f is symmetric else jnp.linalg.inv(A), 2)
+    words = "an iterative solver or a custom_vjp: solve by jax.lax.custom_linear_solve, or give rmatvec"
+    with pytest.raises(ValueError, match=words):
+        sj.operator_triplet(f, A, jnp.ones(4))
+    with_rmatvec = lambda A: sj.operator_triplet(f, A, jnp.ones(4), rmatvec=f).sigma
+    assert abs(with_rmatvec(A) / truth - 1) < 1e-4
+    with pytest.raises(ValueError, match=words):
+        jax.grad(with_rmatvec)(A)
+    with pytest.raises(ValueError, match="not linear"):
+        sj.operator_triplet(lambda A, x: A @ (x * x), A, jnp.ones(4), rmatvec=f)
+
+
 ON_DEVICES = """
 import sys
 import numpy as np

@@ -52,7 +52,7 @@ def operator_triplet(
         As for "lanczos" and "cg" in ``singular_triplet``; maxiter is 1000 by default.
     rmatvec : callable, optional
         ``rmatvec(params, y)`` = Aᴴ y for the iterations, where that is faster than the transpose of ``matvec``, by
-        which the result is differentiated all the same.
+        which the result is differentiated all the same. Where JAX cannot transpose matvec there is only the value.
 
     Returns
     -------
@@ -217,15 +217,20 @@ def products_of(
     def adjoint(everything: Any, y: Array) -> Array:
         # the example varies over the devices of a shard_map as y does, or else the transpose would sum over them
         example = jnp.zeros(size, dtype) + 0 * y.sum()
-        (x,) = jax.linear_transpose(partial(product, everything), example)(y.conj())
+        try:
+            (x,) = jax.linear_transpose(partial(product, everything), example)(y.conj())
+        except Exception as reason:
+            raise ValueError(
+                "matvec must be linear in x, of operations that JAX can transpose, and JAX cannot transpose it: likely "
+                "cause: it is not linear, or holds what has no transpose in JAX, an iterative solver or a custom_vjp: "
+                "solve by jax.lax.custom_linear_solve, or give rmatvec, which is enough for a triplet that is not "
+                f"differentiated: {type(reason).__name__} {reason}"
+            ) from reason
         result: Array = jnp.conj(x)
         return result
 
-    try:
+    if rmatvec is None:
         jax.eval_shape(adjoint, everything, jnp.ravel(zero))
-    except Exception as reason:
-        why = f"{type(reason).__name__} {reason}"
-        raise ValueError(f"matvec must be linear in x, and JAX cannot transpose it: {why}") from reason
     products: Products = (product, adjoint)
     if rmatvec is not None:
         found = jax.eval_shape(lambda x, y: rmatvec(whole(x), y), arrays, zero)
