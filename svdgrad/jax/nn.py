@@ -106,7 +106,7 @@ def upper_bound(
         As for ``operator_norm``. Computed in float64 where ``jax_enable_x64`` is set, and the layer is called with
         params and x of that precision.
     failure : float
-        Static under jit, as ``maxiter``.
+        Static under jit, as ``maxiter``. The default needs ``jax_enable_x64``; in float32 give 1e-4 or more.
     maxiter : int
         After at most so many steps it returns the bound that is proved by then. Where they suffice, the bound lies at
         most 0.5% above the gain.
@@ -126,7 +126,8 @@ def upper_bound(
 
     Notes
     -----
-    NaN where a parameter is NaN or Inf. Memory: a basis of ``maxiter`` vectors. Source: the book (eq-above).
+    NaN where a parameter is NaN or Inf, or numbers show that the layer is not affine. Numbers below the smallest normal
+    one count as zero. Memory: a basis of ``maxiter`` vectors. Source: the book (eq-above).
 
     Examples
     --------
@@ -202,6 +203,7 @@ def gain_step(
 
     Notes
     -----
+    Outside of ``jax.jit`` each call is compiled anew, in seconds. Cost of the look at the layer: as ``operator_norm``.
     Memory: a basis of ``maxiter`` vectors. Of a second derivative, the error is √tol over the gap.
     Source: the book (eq-hidden).
 

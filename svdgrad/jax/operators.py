@@ -77,8 +77,9 @@ def operator_triplet(
     a hundredth, is let through.
 
     Cost: two products for that, two a step forward, two a step of conjugate gradients for each tangent or cotangent.
-    Memory: a basis of 48 vectors; when it is full, the 16 best Ritz vectors go on. Numbers below the smallest normal
-    one count as zero, since XLA takes them for that. Source: the book (eq-operator-gradient).
+    Outside of ``jax.jit`` each call is compiled anew. Memory: a basis of 48 vectors; when it is full, the 16 best Ritz
+    vectors go on. Numbers below the smallest normal one count as zero, since XLA takes them for that. Source: the book
+    (eq-operator-gradient).
 
     Examples
     --------
