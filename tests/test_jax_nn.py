@@ -14,6 +14,7 @@ from torch import nn
 
 import svdgrad.nn
 from svdgrad.jax import lanczos
+from svdgrad.jax.layer import rounded_up
 from svdgrad.jax.nn import GainState, gain_step, init_state, operator_norm, upper_bound
 
 
@@ -126,6 +127,17 @@ def test_half_precision_is_computed_in_single(dtype):
     assert operator_norm(convolution, kernel, (2, 9, 9)) == truth.astype(dtype)
     sigma, state = gain_step(convolution, kernel, init_state((2, 9, 9)))
     assert sigma.dtype == dtype and state.v.dtype == state.excess.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_in_half_precision_the_promise_holds_for_the_number_returned(dtype):
+    kernels = jax.random.normal(jax.random.key(4), (20, 4, 2, 3, 3)).astype(dtype)
+    state = init_state((2, 6, 6))
+    both = lambda K: (gain_step(convolution, K, state)[0], gain_step(convolution, K.astype(jnp.float32), state)[0])
+    sigmas, singles = jax.jit(jax.vmap(both))(kernels)
+    over = np.asarray(sigmas, np.float64) / np.asarray(singles, np.float64)
+    assert sigmas.dtype == dtype and over.min() >= 1 and over.max() <= 1 + float(jnp.finfo(dtype).eps)
+    assert abs(jax.grad(lambda x: rounded_up(x, dtype).astype(float))(1.0001) - 1) == 0
 
 
 def test_a_complex_layer():

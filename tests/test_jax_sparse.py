@@ -137,6 +137,14 @@ def test_a_number_beside_padding_is_none():
     assert sj.spectral_norm(sparse.empty((3, 2))) == 0
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16])
+def test_a_side_may_be_longer_than_the_indices_count(dtype):
+    n = int(jnp.iinfo(dtype).max) + 45
+    indices = jnp.stack(2 * [jnp.arange(100)], 1).astype(dtype)
+    sigma = sj.spectral_norm(sparse.BCOO((jnp.arange(1.0, 101.0), indices), shape=(n, n)))
+    assert abs(sigma - 100) < 1e-12
+
+
 def test_a_batch_of_sparse_matrices_is_mapped_over():
     p = Problem((6, 4))
     M = sparse.bcoo_concatenate([p.sparse(c * p.theta)[None] for c in (1, 2)], dimension=0)

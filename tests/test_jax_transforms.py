@@ -240,6 +240,19 @@ def test_a_function_that_changes_what_it_takes_is_traced_anew():
         assert abs(sj.operator_triplet(matvec, jnp.array([1.0, 3.0, 2.0]), jnp.ones(3)).sigma - 3 * c) < 1e-12
 
 
+def test_products_may_sum_over_an_axis_of_vmap():
+    """JAX's transpose of a sum over lanes is a sum over lanes, and not the adjoint where x is the same in all."""
+    A = jnp.asarray(normal(4, 7, 6))
+    gram = lambda A, x: lax.psum(A.T @ (A @ x), "parts")
+    of = lambda **given: jax.vmap(lambda A: sj.operator_triplet(gram, A, jnp.ones(6), **given).sigma, axis_name="parts")
+    np.testing.assert_allclose(of(rmatvec=gram)(A), np.linalg.norm(A.reshape(28, 6), 2) ** 2, rtol=1e-12)
+    assert jnp.isnan(of()(A)).all()
+    mean = lambda A, x: lax.pmean(A, "parts") @ x
+    ours = jax.vmap(jax.grad(lambda A: sj.operator_triplet(mean, A, jnp.ones(6)).u[0] ** 2), axis_name="parts")(A)
+    truth = jax.grad(lambda A: sj.singular_triplet(A, forward="svd").u[0] ** 2)(A.mean(0))
+    np.testing.assert_allclose(ours, jnp.stack(4 * [truth]), atol=1e-10)
+
+
 ON_FOUR_DEVICES = """
 import sys
 from functools import partial

@@ -72,10 +72,12 @@ def as_entries(A: Any) -> Any:
         raise ValueError(
             f"A must have at least one row and one column, found shape {A.shape}: an empty side has no triplet"
         )
+    # in a short type of indices the sides of A may be no numbers
+    indices = A.indices.astype(jnp.int32) if jnp.iinfo(A.indices.dtype).bits < 32 else A.indices
     # an index out of range is padding: nothing, whatever number is beside it
-    kept = (A.indices < jnp.array(A.shape, A.indices.dtype)).all(-1)
+    kept = (indices < jnp.array(A.shape, indices.dtype)).all(-1)
     data = jnp.where(kept, A.data, 0).astype(computed_in(A.dtype))
-    return BCOO((data, A.indices), shape=A.shape)
+    return BCOO((data, indices), shape=A.shape)
 
 
 def choose_sparse(

@@ -40,7 +40,8 @@ def circular_norm(
     Returns
     -------
     Array
-        σ, of no dimensions, real, in the precision of the kernel; float16 and bfloat16 are computed in float32.
+        σ, of no dimensions, real, in the precision of the kernel; float16 and bfloat16 are computed in float32, and
+        then rounded to the nearest: to divide by it, convert the kernel to float32 first.
 
     Raises
     ------
@@ -52,8 +53,8 @@ def circular_norm(
 
     Notes
     -----
-    NaN where the kernel holds NaN or Inf. The gradient needs no gap; where two frequencies, but for ω and −ω, have the
-    same norm, it is one of the subgradients.
+    NaN where the kernel holds NaN or Inf; numbers below the smallest normal one count as zero. The gradient needs no
+    gap; where two frequencies, but for ω and −ω, have the same norm, it is one of the subgradients.
     Cost: the eigenvalues of a Gram matrix of size min(out, in)/groups for each frequency, of which a real kernel has
     half: less than ``operator_norm`` takes for the same layer (measured on a CPU, for 8 to 128 channels). Memory: as
     many numbers as the kernel would have if it were as large as the image.

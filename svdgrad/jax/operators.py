@@ -11,11 +11,15 @@ from jax import Array, lax
 
 from .auto import as_count, iteration
 from .inside import separate
+from .lanczos import white_noise
 from .rule import find_triplet
 from .several import Operator, find_spaces
-from .triplet import How, Products, Triplet, Triplets, dot, norm, unit
+from .triplet import How, Products, Triplet, Triplets, divided, dot, norm, or_one, unit
 
 MatVec = Callable[[Any, Array], Array]
+
+#: what half precision within a map, as of products on a GPU or TPU, may do to it, as a part of it: four roundings
+HALF = 2.0**-7
 
 
 def operator_triplet(
@@ -39,15 +43,16 @@ def operator_triplet(
     ----------
     matvec : callable
         ``matvec(params, x)``, linear in x, of JAX operations; x of the shape and dtype of v0, the result of any shape.
-    params : pytree of arrays
-        What the result is differentiated by. So it is by traced values that ``matvec`` takes from elsewhere.
+    params : pytree
+        What the result is differentiated by: its arrays, and Python's floats; so it is by traced values that ``matvec``
+        takes from elsewhere. Integers and bools of Python, functions and names are handed on as they are.
     v0 : array
         The vector to start from, of any shape; it also fixes the sign, or phase, v0ᴴv > 0.
     tol, maxiter, missed : float, int, float or None, optional
         As for "lanczos" and "cg" in ``singular_triplet``; maxiter is 1000 by default.
     rmatvec : callable, optional
         ``rmatvec(params, y)`` = Aᴴ y for the iterations, where that is faster than the transpose of ``matvec``, by
-        which the result is differentiated all the same.
+        which the result is differentiated all the same. Where JAX cannot transpose matvec there is only the value.
 
     Returns
     -------
@@ -60,14 +65,21 @@ def operator_triplet(
         v0 has fewer than 32 bits or is not floating point; the result of matvec is not one array, or has another dtype
         than v0; that of rmatvec is not like v0.
     ValueError
-        matvec is not linear: JAX cannot transpose it, or it does not send zero to zero; or rmatvec is not its adjoint.
-        The last two give a triplet of NaN under jit, as v0 = 0 does and an iteration that ran out of steps. An option
-        is out of its range.
+        matvec is not linear: JAX cannot transpose it, or it does not send zero to zero; or its transpose by JAX, or
+        rmatvec, is not its adjoint. What is seen of numbers gives a triplet of NaN under jit, as v0 = 0 does and an
+        iteration that ran out of steps. An option is out of its range.
 
     Notes
     -----
-    Cost: two products a step forward, two a step of conjugate gradients for each tangent or cotangent. Memory: a basis
-    of 48 vectors; when it is full, the 16 best Ritz vectors go on. Source: the book (eq-operator-gradient).
+    Whether ⟨w, Av⟩ = ⟨Aᴴw, v⟩ is tried once, with noise v and w along Av. It differs where matvec rounds x or takes its
+    real part, and inside ``shard_map`` where matvec sums over devices and JAX does not know x to be the same on all of
+    them (with ``check_vma=False`` it never does): there give rmatvec. What half precision does within matvec, less than
+    a hundredth, is let through.
+
+    Cost: two products for that, two a step forward, two a step of conjugate gradients for each tangent or cotangent.
+    Outside of ``jax.jit`` each call is compiled anew. Memory: a basis of 48 vectors; when it is full, the 16 best Ritz
+    vectors go on. Numbers below the smallest normal one count as zero, since XLA takes them for that. Source: the book
+    (eq-operator-gradient).
 
     Examples
     --------
@@ -78,7 +90,10 @@ def operator_triplet(
     [1. 0. 0.]
     """
     how = How("lanczos", "cg", 0, *iteration(tol, maxiter, missed))
-    products, everything, v0, zero = operator_of(matvec, params, v0, rmatvec)
+    return _triplet(how, *operator_of(matvec, params, v0, rmatvec))
+
+
+def _triplet(how: How, products: Products, everything: Any, v0: Array, zero: Array) -> Triplet:
     sigma, u, v = find_triplet(products, how, everything, unit(jnp.ravel(v0)))[0]
     return Triplet(sigma, u.reshape(zero.shape), v.reshape(v0.shape))
 
@@ -108,10 +123,10 @@ def operator_triplets(
     [1. 0. 1.]
     """
     products, everything, v0, zero = operator_of(matvec, params, v0, rmatvec)
-    if (k := as_count(k, zero.size, v0.size)) == 1:
-        sigma, u, v = operator_triplet(matvec, params, v0, tol, maxiter, rmatvec, missed)
-        return Triplets(sigma[None], u[..., None], v[..., None])
     how = How("lanczos", "cg", 0, *iteration(tol, maxiter, missed))
+    if (k := as_count(k, zero.size, v0.size)) == 1:
+        sigma, u, v = _triplet(how, products, everything, v0, zero)
+        return Triplets(sigma[None], u[..., None], v[..., None])
     A = Operator(products, zero.size, v0.size, v0.dtype)
     sigma, U, V = separate(find_spaces(A, how, k, everything, jnp.ravel(v0)[None])[0])
     return Triplets(sigma, U.reshape(*zero.shape, k), V.reshape(*v0.shape, k))
@@ -120,7 +135,56 @@ def operator_triplets(
 def operator_of(
     matvec: MatVec, params: Any, v0: Any, rmatvec: MatVec | None = None
 ) -> tuple[Products, tuple[Any, ...], Array, Array]:
-    """The products on flat vectors, what they depend on, v0, and matvec(params, 0), after every check."""
+    """What ``products_of`` returns, after every check."""
+    products, everything, v0, zero = products_of(matvec, params, v0, rmatvec)
+    if rmatvec is not None:
+        tol, cause = 0.0, "an rmatvec of another matrix, or one without the conjugate; or a matvec that is not linear"
+    else:
+        tol = 2 * HALF / v0.size**0.5  # roundings are of any sign, and noise v has a part of 1/√n along Aᴴw and more
+        cause = (
+            "matvec is not linear (it rounds x, or takes its real part), it tells JAX of a wrong transpose (symmetric="
+            "True), or inside shard_map or vmap it sums over an axis that x does not vary over: give rmatvec there"
+        )
+    v0 = or_nan(
+        v0,
+        _differ(products, *lax.stop_gradient((everything, v0)), tol),
+        f"the two products are not those of a matrix and its adjoint, ⟨w, Av⟩ ≠ ⟨Aᴴw, v⟩: likely cause: {cause}",
+    )
+    return products, everything, v0, zero
+
+
+def _differ(products: Products, everything: Any, v0: Array, tol: float) -> Array:
+    """Whether ⟨w, Av⟩ ≠ ⟨Aᴴw, v⟩ for noise v and w along A v.
+
+    A complex w has another phase than A v has, or a map of the conjugate of x would pass.
+    """
+    A, AH = products[0], products[-1]
+    limits = jnp.finfo(v0.dtype)
+    v = jnp.ravel(probe(v0))
+    y = A(everything, v)
+    w = unit(y)
+    if w.dtype.kind == "c":
+        w = w * (0.6 + 0.8j)
+    x = AH(everything, w)
+    size = jnp.maximum(jnp.abs(x).max(), jnp.abs(y).max())
+    x, y = divided(x, or_one(size)), divided(y, or_one(size))
+    bound = max(float(limits.eps) ** 0.5, tol) * jnp.maximum(norm(y), norm(x) * norm(v))
+    # what is so small has lost digits to the range, and its triplet is not a number (is_lost)
+    differ: Array = (jnp.abs(dot(w, y) - dot(x, v)) > bound) & (size > float(limits.tiny) / float(limits.eps))
+    return differ
+
+
+def probe(v0: Array) -> Array:
+    """Noise like v0, of entries about one, as those that a layer is made for; the same for the same shape."""
+    noise = white_noise(3, v0.size, v0.dtype) * v0.size**0.5
+    like: Array = noise.reshape(v0.shape) + 0 * v0  # varying over the devices of a shard_map as v0 does
+    return like
+
+
+def products_of(
+    matvec: MatVec, params: Any, v0: Any, rmatvec: MatVec | None = None
+) -> tuple[Products, tuple[Any, ...], Array, Array]:
+    """The products on flat vectors, what they depend on, v0, and matvec(params, 0)."""
     v0 = lax.stop_gradient(jnp.asarray(v0))
     if not jnp.issubdtype(v0.dtype, jnp.inexact) or jnp.finfo(v0.dtype).bits < 32:
         raise TypeError(f"v0 must be floating point of 32 bits or more, found {v0.dtype}")
@@ -137,16 +201,16 @@ def operator_of(
     if zero.size == 0:
         raise ValueError(f"matvec must return at least one entry, found shape {zero.shape}")
     zero = lax.stop_gradient(jnp.asarray(zero))
-    v0 = _or_nan(
+    v0 = or_nan(
         v0,
         (jnp.abs(zero) > 0).any(),
         "matvec must be linear in x, found matvec(params, 0) ≠ 0: likely cause: a bias; leave it out",
     )
     # inside shard_map the iteration runs on each device by itself if the products differ there
     v0 = v0 + 0 * zero.sum()
-    params = jax.tree.map(jnp.asarray, params)
-    of_x, constants = _traced(lambda params, x: jnp.ravel(matvec(params, x.reshape(shape))), params, jnp.ravel(v0))
-    everything: tuple[Any, ...] = (params, constants)
+    arrays, whole = _parts(as_arrays(params))
+    of_x, constants = _traced(lambda x, y: jnp.ravel(matvec(whole(x), y.reshape(shape))), arrays, jnp.ravel(v0))
+    everything: tuple[Any, ...] = (arrays, constants)
 
     def product(everything: Any, x: Array) -> Array:
         return of_x(everything[0], everything[1], x)
@@ -154,39 +218,35 @@ def operator_of(
     def adjoint(everything: Any, y: Array) -> Array:
         # the example varies over the devices of a shard_map as y does, or else the transpose would sum over them
         example = jnp.zeros(size, dtype) + 0 * y.sum()
-        (x,) = jax.linear_transpose(partial(product, everything), example)(y.conj())
+        try:
+            (x,) = jax.linear_transpose(partial(product, everything), example)(y.conj())
+        except Exception as reason:
+            raise ValueError(
+                "matvec must be linear in x, of operations that JAX can transpose, and JAX cannot transpose it: likely "
+                "cause: it is not linear, or holds what has no transpose in JAX, an iterative solver or a custom_vjp: "
+                "solve by jax.lax.custom_linear_solve, or give rmatvec, which is enough for a triplet that is not "
+                f"differentiated: {type(reason).__name__} {reason}"
+            ) from reason
         result: Array = jnp.conj(x)
         return result
 
-    try:
+    if rmatvec is None:
         jax.eval_shape(adjoint, everything, jnp.ravel(zero))
-    except Exception as reason:
-        why = f"{type(reason).__name__} {reason}"
-        raise ValueError(f"matvec must be linear in x, and JAX cannot transpose it: {why}") from reason
     products: Products = (product, adjoint)
     if rmatvec is not None:
-        found = jax.eval_shape(rmatvec, params, zero)
+        found = jax.eval_shape(lambda x, y: rmatvec(whole(x), y), arrays, zero)
         if not isinstance(found, jax.ShapeDtypeStruct) or (found.shape, found.dtype) != (shape, dtype):
             raise TypeError(f"rmatvec(params, y) must return an array like v0, {dtype} of shape {shape}, found {found}")
         of_y, constants = _traced(
-            lambda params, y: jnp.ravel(rmatvec(params, y.reshape(zero.shape))), params, jnp.ravel(zero)
+            lambda x, y: jnp.ravel(rmatvec(whole(x), y.reshape(zero.shape))), arrays, jnp.ravel(zero)
         )
         everything = (*everything, constants)
-        products = (product, adjoint, lambda everything, y: of_y(everything[0], everything[2], y))
-        y = product(*lax.stop_gradient((everything, jnp.ravel(v0))))
-        x = products[2](lax.stop_gradient(everything), y)
-        square, back = norm(y) ** 2, dot(jnp.ravel(v0), x)
-        bound = jnp.finfo(dtype).eps ** 0.5 * jnp.maximum(square, norm(x) * norm(jnp.ravel(v0)))
-        v0 = _or_nan(
-            v0,
-            jnp.abs(square.astype(back.dtype) - back) > bound,
-            "the two products are not those of a matrix and its adjoint, ‖Av‖² ≠ ⟨v, Aᴴ(Av)⟩: likely cause: an rmatvec "
-            "of another matrix, or one without the conjugate",
-        )
+        # again as y does over the devices, also where they have added their parts of the result
+        products = (product, adjoint, lambda everything, y: of_y(everything[0], everything[2], y) + 0 * y.sum())
     return products, everything, v0, zero
 
 
-def _or_nan(v0: Array, wrong: Array, message: str) -> Array:
+def or_nan(v0: Array, wrong: Array, message: str) -> Array:
     """v0; where something is wrong an error with this message, or under jit NaN."""
     try:
         if wrong:
@@ -194,6 +254,25 @@ def _or_nan(v0: Array, wrong: Array, message: str) -> Array:
     except jax.errors.TracerBoolConversionError:
         v0 = jnp.where(wrong, jnp.nan, v0)
     return v0
+
+
+def as_arrays(params: Any) -> Any:
+    """The numbers among the leaves as arrays; functions, names, and Python's integers and bools stay what they are."""
+    kinds = (Array, np.ndarray, np.generic, float, complex)
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, kinds) or hasattr(x, "__jax_array__") else x, params)
+
+
+def _parts(params: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
+    """The arrays among the leaves, and how to make the whole of others in their place."""
+    leaves, tree = jax.tree.flatten(params)
+    arrays = [x for x in leaves if isinstance(x, Array)]
+    static = [(isinstance(x, Array), None if isinstance(x, Array) else x) for x in leaves]
+
+    def whole(arrays: list[Array]) -> Any:
+        given = iter(arrays)
+        return jax.tree.unflatten(tree, [next(given) if is_array else x for is_array, x in static])
+
+    return arrays, whole
 
 
 def _traced(function: MatVec, params: Any, x: Array) -> tuple[Callable[[Any, Any, Array], Array], tuple[Array, ...]]:

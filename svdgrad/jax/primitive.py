@@ -20,14 +20,15 @@ class Mapped(NamedTuple):
     rule: Callable[..., Any]
     static: tuple[Any, ...]
     tree: Any
-    axes: tuple[tuple[int | None, ...], ...] = ()
+    maps: tuple[tuple[tuple[int | None, ...], Any], ...] = ()
+    """for each vmap, the axes of the leaves, and its own, with the name that products may sum over"""
 
     def value(self, *leaves: Any) -> list[Any]:
         def f(*leaves: Any) -> list[Any]:
             return jax.tree.leaves(self.function(*self.static, *jax.tree.unflatten(self.tree, leaves)))
 
-        for axes in self.axes:
-            f = jax.vmap(f, axes)
+        for axes, axis in self.maps:
+            f = _vmap(f, axes, axis)
         return f(*leaves)
 
     def both(self, leaves: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
@@ -38,8 +39,8 @@ class Mapped(NamedTuple):
             value, move = self.rule(*self.static, primals, moves)
             return jax.tree.leaves(value), jax.tree.leaves(move)
 
-        for axes in self.axes:
-            f = jax.vmap(f, (axes, axes))
+        for axes, axis in self.maps:
+            f = _vmap(f, (axes, axes), axis)
         return f(tuple(leaves), tuple(tangents))
 
 
@@ -55,8 +56,17 @@ def _tangent(leaves: Any, tangents: Any, *, what: Mapped) -> Any:
     return what.both(leaves, [ad.instantiate_zeros(t) for t in tangents])
 
 
-def _batched(leaves: Any, axes: Any, *, what: Mapped) -> Any:
-    mapped = what._replace(axes=(*what.axes, tuple(axes)))
+def _vmap(f: Callable[..., Any], axes: Any, axis: Any) -> Callable[..., Any]:
+    mapped: Callable[..., Any] = jax.vmap(
+        f, axes, axis_name=axis.name, axis_size=axis.size, spmd_axis_name=axis.spmd_name
+    )
+    return mapped
+
+
+def _batched(axis: Any, leaves: Any, axes: Any, *, what: Mapped) -> Any:
+    if all(a is None for a in axes):
+        return with_rule.bind(*leaves, what=what), [None] * len(_shapes(*leaves, what=what))
+    mapped = what._replace(maps=(*what.maps, (tuple(axes), axis)))
     out = with_rule.bind(*leaves, what=mapped)
     return out, [0] * len(out)
 
@@ -64,7 +74,7 @@ def _batched(leaves: Any, axes: Any, *, what: Mapped) -> Any:
 with_rule.def_impl(lambda *leaves, what: jax.jit(what.value)(*leaves))
 with_rule.def_abstract_eval(_shapes)
 ad.primitive_jvps[with_rule] = _tangent
-batching.primitive_batchers[with_rule] = _batched
+batching.fancy_primitive_batchers[with_rule] = _batched
 mlir.register_lowering(with_rule, mlir.lower_fun(lambda *leaves, what: what.value(*leaves), multiple_results=True))
 
 

@@ -72,7 +72,10 @@ def _find(A: Operator, how: How, k: int, params: Any, v0: Array | None) -> tuple
     anchor = jnp.take_along_axis(V, jnp.abs(V).argmax(0)[None], 0)
     c = jnp.where(anchor == 0, 1, jnp.sign(anchor).conj())
     core = jnp.diag(sigma).astype(A.dtype)
-    return LowRank(*(jnp.where(is_lost(known.S[0], params), jnp.nan, x) for x in (U * c, core, V * c))), known
+    lost = is_lost(known.S[0], params)
+    if v0 is not None:  # also where no iteration starts from it: by NaN an operator says that it is none
+        lost |= ~jnp.isfinite(v0).all()
+    return LowRank(*(jnp.where(lost, jnp.nan, x) for x in (U * c, core, V * c))), known
 
 
 def _svd(k: int, A: Array) -> tuple[Array, Array, Array, Known]:
