@@ -37,6 +37,9 @@ def singular_triplets(
     that is right at any distance, zero included. One of A_k = U S Vᴴ is blind too, but at a tie its gradient is not to
     be had from the cotangents of U, σ and V, and is NaN: see ``low_rank``.
 
+    In half precision the cotangents are rounded to three digits or four, and the distances of the kept values divide
+    that error: calculate such a loss in float32.
+
     Parameters
     ----------
     A : array, or BCOO
