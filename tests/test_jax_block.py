@@ -94,6 +94,7 @@ def test_entries_and_operators(way):
     assert abs(jax.jvp(f, (M.data,), (E,))[1] - wanted @ E) <= 1e-12 * jnp.linalg.norm(wanted) * jnp.linalg.norm(E)
 
 
+@pytest.mark.slow
 def test_a_batch_a_start_and_second_derivatives():
     A = jnp.asarray(np.stack([with_values([2, 1.7, 1.4], 80, 110, seed=i) for i in range(2)]))
     E = jnp.asarray(normal(80, 110, seed=7))

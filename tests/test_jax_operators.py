@@ -47,8 +47,13 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(
+    ("name", "call"),
+    slow_but(
+        [*((name, "triplet") for name in MAPS), ("quantised", "norm")],
+        [(name, call) for name in MAPS for call in CALLS],
+    ),
+)
 def test_a_map_that_is_not_linear_is_named_and_nan_under_jit(name, call):
     f, dtype = MAPS[name]
     A = normal(4, 4, dtype=dtype)
@@ -76,6 +81,7 @@ def in_half(W, x):
     return (W.astype(jnp.bfloat16) @ x.astype(jnp.bfloat16)).astype(x.dtype)
 
 
+@pytest.mark.slow
 def test_a_layer_may_round_to_half_precision_within():
     for m, n in ((4, 4), (3, 50), (40, 6)):
         for seed in range(10):
@@ -217,7 +223,8 @@ print("agreed")
 """
 
 
-@pytest.mark.parametrize("call", slow_but([("triplet",)], [(x,) for x in CALLS]))
+@pytest.mark.slow
+@pytest.mark.parametrize("call", CALLS)
 def test_a_map_that_speaks_with_other_devices_is_right_or_nan(call):
     """JAX's transpose of a communication is not the adjoint on each device, unless x is known to be the same on all."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"

@@ -240,6 +240,7 @@ def test_a_function_that_changes_what_it_takes_is_traced_anew():
         assert abs(sj.operator_triplet(matvec, jnp.array([1.0, 3.0, 2.0]), jnp.ones(3)).sigma - 3 * c) < 1e-12
 
 
+@pytest.mark.slow
 def test_products_may_sum_over_an_axis_of_vmap():
     """JAX's transpose of a sum over lanes is a sum over lanes, and not the adjoint where x is the same in all."""
     A = jnp.asarray(normal(4, 7, 6))
