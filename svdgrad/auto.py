@@ -62,7 +62,7 @@ class How:
         return found.diagonal(dim1=-2, dim2=-1).real if self.core else found
 
     def left(self, known: Sequence[Tensor]) -> FullSVD | GramVectors | Ritz | RitzBlock:
-        """What the forward method left behind; more may follow."""
+        """What the forward method left behind: the first of ``known``, after which a cotangent may stand."""
         kind = self.forward.leaves if self.k is None else self.forward.leaves_many
         return kind(*known[: len(kind._fields)])
 

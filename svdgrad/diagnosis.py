@@ -26,7 +26,7 @@ class Diagnosis(NamedTuple):
     kappa: float
     """condition number (σ + σ₁)/(gap σ₁) of the adjoint system with its null vector deflated"""
     predicted_error: float
-    """relative error to expect of the gradient of a loss of u or v, 4 ε/gap"""
+    """relative error to expect of the gradient of a loss of u or v: 4 ε/gap, or residual/gap where tol was loose"""
     steps: int
     """steps of the iteration; zero for a direct method"""
     products: int

@@ -64,8 +64,8 @@ def relative_gap(sigma: Tensor, S: Tensor, m: int, n: int, is_complex: bool = Fa
 
 
 def expected_error(gap: float, dtype: torch.dtype, residual: float = 0.0) -> float:
-    """The relative error to expect of the gradient of a loss of u or v, 4 ε/gap: within a factor of 30 of what is
-    measured. Or residual/gap, after an iteration with a looser tolerance than the default.
+    """The relative error to expect of the gradient of a loss of u or v: 4 ε/gap, within a factor of 30 of what is
+    measured; or residual/gap, where an iteration stopped at a residual above its default tolerance.
     """
     eps = torch.finfo(dtype).eps
     return max(4 * eps, residual if residual > 20 * eps else 0.0) / gap
@@ -93,12 +93,12 @@ def check_gap(m: int, n: int, sigma: Tensor, S: Tensor, residual: float = 0.0, i
             stacklevel=level_of_the_caller(),
         )
     else:
-        check_residual(residual, gap)
+        check_residual(residual, gap, S.dtype)
 
 
-def check_residual(residual: float, gap: float) -> None:
+def check_residual(residual: float, gap: float, dtype: torch.dtype) -> None:
     """Warn of a tolerance that is too loose for the distance of the values."""
-    if residual > 0.01 * gap:
+    if residual > max(0.01 * gap, 20 * torch.finfo(dtype).eps):  # at the default tol there is little to lower
         warnings.warn(
             f"the iteration stopped at a residual of {residual:.0e} σ, and the relative gap is {gap:.0e}, so a "
             f"relative error of about {min(1.0, residual / gap):.0e} is to be expected in the gradient through u or v: "
@@ -113,8 +113,8 @@ def check_zero(sigma: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, many: bool, 
 
     A loss of σ u then has a cotangent σ φ = 0 of u: the derivative of u, of the size of 1/σ, is left out of a product
     of which it is half. It cannot be told from a loss of that σ alone. Whether the loss has ``read`` any vector is
-    known to autograd; torch.func and torch.compile hand zeros to those that were not, and there one of k triplets says
-    so for the others.
+    known to autograd; torch.func and torch.compile hand zeros to those that were not, and there the vectors count as
+    read where any of the k has a cotangent, or where every σ is zero.
     """
     if not sigma.numel() or extremes(sigma)[0] > 0:
         return
@@ -159,7 +159,7 @@ def check_cut(m: int, n: int, sigma: Tensor, following: Tensor | None, wanted: T
             stacklevel=level_of_the_caller(),
         )
     else:
-        check_residual(residual, gap)
+        check_residual(residual, gap, sigma.dtype)
 
 
 def relative_cut(sigma: Tensor, following: Tensor | None, wanted: Tensor | None = None) -> float:

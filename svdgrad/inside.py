@@ -71,7 +71,8 @@ def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor | None, Phi: Tensor,
     W, difference, size = numerators(U, V, Phi, Psi)
     nothing: Tensor | int = 0
     if in_forward_mode():  # a numerator that is zero may have a derivative
-        nothing = Numerator.apply(W - W.detach(), U, V, Phi, Psi, eps)
+        moving = W - W.detach()
+        nothing = torch.where(far(sigma), moving, Numerator.apply(moving, U, V, Phi, Psi, eps))
     elif torch.is_grad_enabled():
         # near a tie to which the loss is blind that derivative is rounding, and would be divided by the gap twice
         nothing = torch.where(far(sigma) | (size == 0), W - W.detach(), 0)
@@ -141,8 +142,8 @@ def check_values(sigma: Tensor, xi: Tensor, Phi: Tensor, Psi: Tensor) -> None:
         return
     different = (xi.unsqueeze(-1) - xi.unsqueeze(-2)).abs()
     size = xi.abs().unsqueeze(-1) + xi.abs().unsqueeze(-2)
-    far = spaces(sigma).abs() >= near * sigma[..., :1, None]
-    worst = torch.where(far | (size == 0), 0, different / torch.where(size == 0, 1, size)).max().item()
+    distant = spaces(sigma).abs() >= near * sigma[..., :1, None]
+    worst = torch.where(distant | (size == 0), 0, different / torch.where(size == 0, 1, size)).max().item()
     if worst > 1e3 * torch.finfo(sigma.dtype).eps:
         warn(
             "the loss tells singular values apart that are tied, or nearly, at a relative rate of "
@@ -158,7 +159,8 @@ def check_again(sigma: Tensor, m: int, n: int, power: int) -> None:
     The error is about ε/gapᵖ, measured for losses that are blind to turns inside: of the second derivative with p = 2
     in reverse mode over forward mode, which divides by σⱼ − σᵢ before the loss is known; with p = 3 of a third one;
     with p = d + 1 of d derivatives in nested forward modes, since each triplet has its own there. For a second one,
-    forward over reverse or reverse over reverse, ``power`` is 0: nothing is lost.
+    forward over reverse or reverse over reverse, ``power`` is 0: the distance costs no
+    digits. What reverse over reverse may lack is told by ``check_still``.
     """
     gap, eps = closest(sigma), torch.finfo(sigma.dtype).eps
     if gap <= tie(m, n, sigma.dtype):

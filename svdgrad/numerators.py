@@ -59,7 +59,7 @@ def rounding(U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, size: Tensor, eps: 
     own = torch.finfo(size.dtype).eps
     if eps <= own:
         return 4 * own * size
-    unit = lengths(Phi, Psi)
+    unit = size.diagonal(dim1=-2, dim2=-1) / 2
     unit = torch.where(unit > 0, unit, 1)
     entries = sum((X.abs() ** 2 @ (Y / unit.unsqueeze(-1)).abs().mT ** 2).sqrt() for X, Y in ((U, Phi), (V, Psi)))
     entries = entries * unit.unsqueeze(-2)
@@ -67,7 +67,9 @@ def rounding(U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, size: Tensor, eps: 
 
 
 def far(sigma: Tensor) -> Tensor:
-    """Whether a second derivative by reverse mode over reverse mode has its digits, for a loss blind to the turn."""
+    """Whether σᵢ and σⱼ differ by more than ε^⅓ σ₁: then a second derivative by reverse mode over reverse mode keeps
+    its digits, also for a loss that is blind to the turn.
+    """
     distant: Tensor = spaces(sigma).abs() > torch.finfo(sigma.dtype).eps ** (1 / 3) * sigma[..., :1, None]
     return distant
 
@@ -92,10 +94,10 @@ class Numerator(torch.autograd.Function):
         return W_bar, *(None,) * 5
 
     @staticmethod
-    def jvp(ctx: Any, dW: Tensor, *tangents: Tensor | None) -> Tensor:
-        W, *tensors = ctx.saved_tensors
+    def jvp(ctx: Any, dW: Tensor, *tangents: Tensor) -> Tensor:
+        _, *tensors = ctx.saved_tensors
         U, V, Phi, Psi = (length(x).unsqueeze(-1) for x in tensors)
-        dU, dV, dPhi, dPsi = (0 * W if x is None else length(x).unsqueeze(-1) for x in tangents[:4])
+        dU, dV, dPhi, dPsi = (length(x).unsqueeze(-1) for x in tangents[:4])
         size = dU @ Phi.mT + U @ dPhi.mT + dV @ Psi.mT + V @ dPsi.mT
         return torch.where(dW.abs() > 4 * ctx.eps * (size + size.mT), dW, 0)
 

@@ -244,8 +244,8 @@ def rank_two_gradient(
     X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
     if len(A.shape) != 2 or A.dtype.is_complex:
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
-    leaves, X = X.leaves, X.at([x.detach() for x in X.leaves])
+    X = X.at([x.detach() for x in X.leaves])
     sigma, u, v, *known = find_triplet(X, v0, how)
-    value, (xi, phi, psi) = value_and_cotangents(loss, Triplet(sigma, u, v), leaves)
+    value, (xi, phi, psi) = value_and_cotangents(loss, Triplet(sigma, u, v), A)
     p, q = solve_adjoint(X, Triplet(sigma, u, v), phi, psi, how, "loss", known)
     return value, RankTwo(u, v, p, q, xi)

@@ -96,7 +96,8 @@ class _Triplet(torch.autograd.Function):
             left = ctx.how.left(known)
             assert isinstance(left, Ritz | RitzBlock)
             A = replace(A, seen=(image.detach(), left.residual.item()))
-        again = torch.is_grad_enabled() or in_forward_mode()  # whether this may itself be differentiated
+        # whether this may itself be differentiated, or is mapped
+        again = torch.is_grad_enabled() or in_forward_mode() or transformed()
         # of k triplets that needs more, the solve, which refuses a tie among them
         if phi is None and psi is None and not (many and (again or ctx.how.core)):
             if xi is None:
@@ -216,7 +217,7 @@ def left_and_right(
             seen = True  # as far as can be known here, and kept as it is where it is not
             step(A, how, "phase", *A.leaves, sigma, u, v, phi, psi, *known)
         psi = keep_phase(u, v, phi, psi, v0) if seen else psi
-    # where numbers cannot be read, what is looked at goes along
+    # under a transform only Solve can read numbers, so ξ goes along for check_zero
     also = () if xi is None or many or step is Solve.forward else (xi,)
     try:
         p, q = step(A, how, "loss", *A.leaves, sigma, u, v, phi, psi, *known, *also)

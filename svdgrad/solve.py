@@ -40,8 +40,8 @@ class Solve(torch.autograd.Function):
     those ("reversed" in reverse mode over a tangent), "third" for the derivative of that. With the others nothing is
     solved, but something is checked: with "phase" the phase of the loss, with "values" what it makes of k values, whose
     cotangent stands last, with "nested d" their distances, for d derivatives, with "moves" those of the triplets that
-    (φ, ψ) moves, and with "still" of those that it does not, for a second derivative. With "loss" ξ may stand last too,
-    to be looked at and no more.
+    (φ, ψ) moves, for a second derivative, with "still" whether the loss with the cotangents (φ, ψ) stands still as two
+    close vectors turn. With "loss" ξ may stand last too: it is only looked at.
     """
 
     @staticmethod

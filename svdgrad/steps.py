@@ -28,7 +28,7 @@ from .gap import (
     tied_with_the_rest,
 )
 from .inside import check_again, check_forward, check_inside, check_still, check_values, off, warn_of_lost
-from .operator import Dense, Operator
+from .operator import Dense, Operator, Sparse
 from .phase import check_phase
 from .products import direction, extremes
 from .transforms import mapped_by_autograd, refuse_mapping_by_autograd, refuse_tracing
@@ -80,9 +80,9 @@ def solve_adjoint(
         check_cotangents(A, sigma, phi, psi, how, known, xi)
         check_zero(sigma, how.values(xi), phi, psi, many)
     left = how.left(known)
-    if role == "loss" and len(known) > len(left):
-        *known, xi = known
-        check_zero(sigma, xi, phi, psi, many)
+    known, also = known[: len(left)], known[len(left) :]  # ξ goes along to be looked at, and no later solve reads it
+    if role == "loss" and also:
+        check_zero(sigma, also[0], phi, psi, many)
     if role.startswith("nested"):
         check_again(sigma, *A.shape, power=1 + int(role.split()[1]))
     readable = not mapped_by_autograd(phi, psi)
@@ -216,9 +216,9 @@ def check_normal(sigma: Tensor) -> None:
         )
 
 
-def value_and_cotangents(loss: Any, found: Any, others: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def value_and_cotangents(loss: Any, found: Any, A: Tensor | Sparse) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The value of a loss of a named tuple of tensors, and its cotangents, zeros for what it does not use; an error for
-    a loss that depends on the ``others`` besides, as far as those require a gradient.
+    a loss that depends on A besides, where A requires a gradient.
     """
     if not callable(loss):
         raise TypeError(f"loss must be a function of a triplet, found {type(loss).__name__}")
@@ -235,7 +235,8 @@ def value_and_cotangents(loss: Any, found: Any, others: Sequence[Tensor]) -> tup
                 f"loss(triplet) must be one real number, as a tensor, and a function of the triplet, found {what}: "
                 "end it with .sum(), and calculate with the sigma, u and v that it is given"
             )
-        others = [x for x in others if x.requires_grad]
+        numbers = A.values if isinstance(A, Sparse) else A
+        others = [numbers] if numbers.requires_grad else []
         bars = torch.autograd.grad(value, (*leaves, *others), allow_unused=True)
     if any(bar is not None for bar in bars[len(leaves) :]):
         raise ValueError(

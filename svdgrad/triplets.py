@@ -265,8 +265,8 @@ def rank_2k_gradient(
             Dense(X.A, rows=True) if isinstance(X, Dense) else X,
             How(0, how.forward, how.adjoint, 1),
         )
-    leaves, X = X.leaves, X.at([x.detach() for x in X.leaves])
+    X = X.at([x.detach() for x in X.leaves])
     sigma, U, V, *known = find_triplet(X, start, how)
-    value, (xi, Phi, Psi) = value_and_cotangents(loss, Triplets(sigma, U.mT, V.mT), leaves)
+    value, (xi, Phi, Psi) = value_and_cotangents(loss, Triplets(sigma, U.mT, V.mT), A)
     x, Q = left_and_right(X, Triplet(sigma, U, V), known, xi, Phi.mT, Psi.mT, None, how, Solve.forward)
     return value, torch.cat([x, U]).mT, torch.cat([V, Q]).mT

@@ -323,9 +323,13 @@ def test_rank_two_gradient_refuses():
     with pytest.raises(svdgrad.TieError):
         svdgrad.rank_two_gradient(lambda t: t.u[0], torch.eye(3))
     A = torch.diag(torch.tensor([3.0, 1.0])).requires_grad_()
+    half = A.detach().bfloat16().requires_grad_()  # the triplet is that of a copy in single precision
+    sparse = svdgrad.operator.Sparse(torch.arange(2), torch.arange(2), (2, 2), half.diagonal())
     for call in (
         lambda: svdgrad.rank_two_gradient(lambda t: (A - t.sigma * torch.outer(t.u, t.v)).square().sum(), A),
         lambda: svdgrad.rank_2k_gradient(lambda t: (2 * A - t.U * t.sigma @ t.V.mT).square().sum(), A, 1),
+        lambda: svdgrad.rank_two_gradient(lambda t: (half * t.u[0]).sum(), half),
+        lambda: svdgrad.rank_two_gradient(lambda t: (sparse.values * t.u[0]).sum(), sparse),
     ):
         with pytest.raises(ValueError, match="depends on A besides"):
             call()

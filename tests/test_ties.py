@@ -355,6 +355,22 @@ def test_a_loss_of_sigma_and_vectors_at_zero_is_told(loss, shape, slope):
     assert any("exactly zero" in str(warning.message) for warning in told)
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 4), (2, 2, 2)], ids=str)
+def test_what_goes_along_for_a_look_disturbs_no_second_derivative(shape):
+    """Of a batch, two outputs at once: ξ has one dimension more than σ there, and belongs to the first solve alone."""
+    A = torch.stack([matrices.gaussian(*shape[1:], seed=i) for i in range(shape[0])])
+    f = lambda A: (lambda t: torch.stack([t.sigma[0] * t.u[0, 0], t.u[1, 1] * t.sigma[1]]))(svdgrad.singular_triplet(A))
+    twice = torch.func.jacrev(torch.func.jacrev(f))(A)
+    assert (twice - torch.func.jacfwd(torch.func.jacrev(f))(A)).abs().max() < 1e-11 * twice.abs().max()
+
+
+def test_a_transform_without_gradients_around_it():
+    A, f = matrices.gaussian(5, 4), lambda A: (lambda t: t.sigma * t.u[:3])(svdgrad.singular_triplet(A))
+    with torch.no_grad():
+        found = torch.func.jacrev(f)(A)
+    assert (found - torch.func.jacrev(f)(A)).abs().max() == 0
+
+
 def test_under_torch_func_no_zero_of_k_values_is_told_where_the_loss_reads_no_vectors():
     """There a loss of σ alone, and one of σ u for a single u, differ in nothing, so k = 1 is told in either case."""
     A = matrices.gaussian(5, 4)

@@ -788,6 +788,14 @@ def test_what_cannot_be_carried_is_told_near_a_tie_too(seed, gap):
     assert any("tied, or nearly" in str(one.message) for one in told)
 
 
+def test_in_half_precision_a_stationary_loss_keeps_its_curvature():
+    A = torch.diag(torch.tensor([1.0, 0.7, 0.3])).bfloat16()
+    c = torch.tensor([1.0, 0.004, 0.002], dtype=A.dtype)  # next to no slope as u₁ turns: less than rounding
+    f = lambda A: -c.to(A) @ svdgrad.singular_triplets(A, 2).U[:, 0]
+    found, wanted = (hessian(f)(X)[1, 0, 1, 0].item() for X in (A, A.double()))
+    assert abs(found / wanted - 1) < 4 * torch.finfo(A.dtype).eps
+
+
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
 @pytest.mark.parametrize("forward", FORWARDS)
 def test_a_cotangent_that_is_not_finite_is_no_tie(forward, bad):

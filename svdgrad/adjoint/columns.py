@@ -49,9 +49,9 @@ def _on_the_smaller_side(
     mm: Map, rmm: Map, s: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, ritz: RitzBlock | None
 ) -> tuple[Tensor, Tensor]:
     size = torch.maximum(_largest(Phi), _largest(Psi))
-    known = size.isfinite()  # an overflow in a loss is no tie
-    P, Q = (torch.zeros_like(x).masked_fill(~known, torch.nan) for x in (Phi, Psi))
-    given = ((size > 0) & known).squeeze(1).nonzero().squeeze(1)
+    finite = size.isfinite()  # a loss that overflowed gives NaN here, and no TieError
+    P, Q = (torch.zeros_like(x).masked_fill(~finite, torch.nan) for x in (Phi, Psi))
+    given = ((size > 0) & finite).squeeze(1).nonzero().squeeze(1)
     if len(given) == 0:
         return P, Q
     size = size[given].clamp_min(torch.finfo(size.dtype).tiny)

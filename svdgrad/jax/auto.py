@@ -72,7 +72,7 @@ def as_entries(A: Any) -> Any:
         raise ValueError(
             f"A must have at least one row and one column, found shape {A.shape}: an empty side has no triplet"
         )
-    # in a short type of indices the sides of A may be no numbers
+    # an index type as short as int8 may not hold the sizes of A
     indices = A.indices.astype(jnp.int32) if jnp.iinfo(A.indices.dtype).bits < 32 else A.indices
     # an index out of range is padding: nothing, whatever number is beside it
     kept = (indices < jnp.array(A.shape, indices.dtype)).all(-1)

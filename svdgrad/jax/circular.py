@@ -40,8 +40,8 @@ def circular_norm(
     Returns
     -------
     Array
-        σ, of no dimensions, real, in the precision of the kernel; float16 and bfloat16 are computed in float32, and
-        then rounded to the nearest: to divide by it, convert the kernel to float32 first.
+        σ, of no dimensions, real, in the precision of the kernel; float16 and bfloat16 are computed in float32. The
+        rounded σ may lie below the gain: before you divide by it, convert the kernel to float32.
 
     Raises
     ------

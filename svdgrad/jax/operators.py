@@ -222,10 +222,10 @@ def products_of(
             (x,) = jax.linear_transpose(partial(product, everything), example)(y.conj())
         except Exception as reason:
             raise ValueError(
-                "matvec must be linear in x, of operations that JAX can transpose, and JAX cannot transpose it: likely "
-                "cause: it is not linear, or holds what has no transpose in JAX, an iterative solver or a custom_vjp: "
-                "solve by jax.lax.custom_linear_solve, or give rmatvec, which is enough for a triplet that is not "
-                f"differentiated: {type(reason).__name__} {reason}"
+                "matvec must be linear in x, of operations that JAX can transpose, and JAX cannot transpose it. Likely "
+                "causes: it is not linear, or it holds what has no transpose in JAX, as an iterative solver or a "
+                "custom_vjp. Solve by jax.lax.custom_linear_solve; for a triplet that is not differentiated rmatvec is "
+                f"enough. JAX says: {type(reason).__name__} {reason}"
             ) from reason
         result: Array = jnp.conj(x)
         return result

@@ -21,7 +21,7 @@ class Mapped(NamedTuple):
     static: tuple[Any, ...]
     tree: Any
     maps: tuple[tuple[tuple[int | None, ...], Any], ...] = ()
-    """for each vmap, the axes of the leaves, and its own, with the name that products may sum over"""
+    """for each vmap, the axis of each leaf that it maps, and JAX's record of the mapped axis: name and size"""
 
     def value(self, *leaves: Any) -> list[Any]:
         def f(*leaves: Any) -> list[Any]:
@@ -65,7 +65,8 @@ def _vmap(f: Callable[..., Any], axes: Any, axis: Any) -> Callable[..., Any]:
 
 def _batched(axis: Any, leaves: Any, axes: Any, *, what: Mapped) -> Any:
     if all(a is None for a in axes):
-        return with_rule.bind(*leaves, what=what), [None] * len(_shapes(*leaves, what=what))
+        out = with_rule.bind(*leaves, what=what)
+        return out, [None] * len(out)
     mapped = what._replace(maps=(*what.maps, (tuple(axes), axis)))
     out = with_rule.bind(*leaves, what=mapped)
     return out, [0] * len(out)

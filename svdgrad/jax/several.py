@@ -73,7 +73,7 @@ def _find(A: Operator, how: How, k: int, params: Any, v0: Array | None) -> tuple
     c = jnp.where(anchor == 0, 1, jnp.sign(anchor).conj())
     core = jnp.diag(sigma).astype(A.dtype)
     lost = is_lost(known.S[0], params)
-    if v0 is not None:  # also where no iteration starts from it: by NaN an operator says that it is none
+    if v0 is not None:  # of NaN where an operator has failed a check under jit; a direct method would not see it
         lost |= ~jnp.isfinite(v0).all()
     return LowRank(*(jnp.where(lost, jnp.nan, x) for x in (U * c, core, V * c))), known
 

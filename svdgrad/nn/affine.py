@@ -47,7 +47,7 @@ def affine_operator(layer: nn.Module, input_shape: Sequence[int] | None) -> Oper
 
 
 def one_output(layer: nn.Module, x: Tensor) -> Tensor:
-    """f(x) for one x, by a batch of one: all that is returned for it, or an error where that is more, or less.
+    """f(x) for one x, by a batch of one; an error where the output is not one tensor with that batch first.
 
     What has a first dimension of one may still have lost its batch, as a mean over it has; but nothing is left out.
     """

@@ -127,7 +127,7 @@ def operator_norm(
         ``layer`` is no Module; ``input_shape`` is not integers.
     ValueError
         ``input_shape`` is missing where the gain depends on it, or does not fit; the weight has another shape than the
-        layer was made with, or holds a gain that float16 does not; the layer is not affine (a ReLU,
+        layer was made with; the gain is too large for float16; the layer is not affine (a ReLU,
         dropout in training), as far as four products show, near 0 and far from it; its output for a batch of one is no
         tensor with that batch first; a weight is NaN or Inf.
     ConvergenceError
@@ -204,8 +204,8 @@ def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, fail
     The probability is that of the random start of the iteration, and so holds for every layer, whatever its weights
     are: of all starts there are, at most a part ``failure`` would have returned a number below σ. (The start is
     seeded, so it is always the same. Whoever chose a weight with that start in mind could hide a value from it.)
-    Where a Fourier transform or a small matrix gives σ itself, τ is σ and a few times its rounding error. That is above
-    1% only where the taps of a convolution all but cancel.
+    Where a Fourier transform or a small matrix gives σ itself, the bound τ is σ and a few times its rounding error.
+    That is above 1% only where the taps of a convolution all but cancel.
 
     Parameters as for ``operator_norm``: a Linear, Conv or ConvTranspose layer. Computed in float64, and returned in it,
     whatever the precision of the layer, since a rounded bound is none. Differentiable: as σ, times τ/σ but for
@@ -243,7 +243,7 @@ def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, fail
         eps = torch.finfo(W.dtype).eps
         check_weight(A, W)
         small = small_matrix(A, W)
-        cancelled = 8 * eps * rounded(A, W)
+        cancelled = 8 * eps * rounding_scale(A, W)
         if small is not None:
             return norm_of_matrix(small) * (1 + 8 * eps * sum(small.shape)) + cancelled
         X = A.operator(W)
@@ -258,7 +258,7 @@ def upper_bound(layer: nn.Module, input_shape: Sequence[int] | None = None, fail
     return triplet.sigma * ((1 + excess.item()) * (1 + 8 * eps * sum(X.shape))) + cancelled
 
 
-def rounded(A: LinearMap, W: Tensor) -> Tensor | float:
+def rounding_scale(A: LinearMap, W: Tensor) -> Tensor | float:
     """What the rounding error of products with a convolution is relative to, which may be far above σ: taps cancel
     where they meet, in a Fourier transform or where the padding repeats a number.
 

@@ -141,13 +141,13 @@ def spectral_norm(
     single, most = torch.promote_types(weight.dtype, torch.float32), torch.finfo(weight.dtype).max
     if not least(single) <= bound <= most / (1 + tol):
         raise ValueError(
-            f"bound must be a number between {least(single):.0e} and {most:.0e} for a weight of {weight.dtype}, found "
-            f"{bound!r}"
+            f"bound must be a number between {least(single):.0e} and {most / (1 + tol):.4g} for a weight of "
+            f"{weight.dtype}, found {bound!r}"
         )
     if not tol >= (rounding := ROUNDING * torch.finfo(single).eps):
         raise ValueError(
-            f"tol must be at least {rounding:.0e} for a weight of {weight.dtype}, since rounding alone may exceed what "
-            f"is less, found {tol!r}: convert the layer with .double(), or ask for a smaller bound"
+            f"tol must be at least {rounding:.0e} for a weight of {weight.dtype}, found {tol!r}: rounding alone may "
+            "exceed a smaller one. Give a larger tol, or a layer of higher precision, where there is one"
         )
     parametrize.register_parametrization(layer, name, SpectralNorm(A, weight, bound, tol, missed, soft, maxiter))
     return layer
@@ -219,8 +219,7 @@ class SpectralNorm(nn.Module):
 
     def state(self) -> Tensor:
         """The fingerprint of v and excess."""
-        v = torch.view_as_real(self.v) if self.v.is_complex() else self.v
-        return fingerprint(torch.cat([v.reshape(-1), self.excess.reshape(1)]))
+        return fingerprint(torch.cat([self.v, self.excess.reshape(1)]))
 
     def extra_repr(self) -> str:
         return f"bound={self.bound:g}, input_shape={self.A.input_shape}" + ", soft=True" * self.soft
@@ -244,8 +243,9 @@ def fingerprint(x: Tensor, seed: int = 0) -> Tensor:
     full = len(words) // _BLOCK * _BLOCK
     first, second = _weights(2 * min(_BLOCK, max(len(words), len(rest))), x.device).view(2, -1)
     sums = []
-    # so many rows at once stay in the caches, and no array is made as large as x
-    for rows in filter(torch.numel, (*words[:full].view(-1, _BLOCK).split(16), words[full:][None], rest[None])):
+    # on a CPU so many rows at once stay in the caches; on a GPU each piece costs calls. None is as large as a large x
+    piece = 16 if x.is_cpu else 2048
+    for rows in filter(torch.numel, (*words[:full].view(-1, _BLOCK).split(piece), words[full:][None], rest[None])):
         n = rows.shape[1]
         # the upper half of a word has a weight of its own: exponents stand there, and a multiple of 2⁵⁵ times a weight
         # is, modulo 2⁶⁴, nine bits of that
