@@ -166,7 +166,7 @@ def test_what_jax_cannot_transpose_has_a_triplet_by_rmatvec(name):
     f = symmetric if name == "a rule of its own" else by_conjugate_gradients
     A = normal(4, 4) @ normal(4, 4).T + jnp.eye(4)
     truth = jnp.linalg.norm(A if f is symmetric else jnp.linalg.inv(A), 2)
-    words = "an iterative solver or a custom_vjp: solve by jax.lax.custom_linear_solve, or give rmatvec"
+    words = "an iterative solver or a custom_vjp. Solve by jax.lax.custom_linear_solve; for .* rmatvec is enough"
     with pytest.raises(ValueError, match=words):
         sj.operator_triplet(f, A, jnp.ones(4))
     with_rmatvec = lambda A: sj.operator_triplet(f, A, jnp.ones(4), rmatvec=f).sigma
