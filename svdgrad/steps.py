@@ -99,11 +99,11 @@ def solve_adjoint(
             found = solve_adjoint(A.at([X]), Triplet(*rest[:3]), phi[wanted], psi[wanted], how, role, rest[3:])
             p, q = (torch.zeros_like(x).index_put((wanted,), y) for x, y in zip((phi, psi), found))
             return p, q
+    if role == "moves":
+        check_again(sigma, *A.shape, power=0)
+    if role == "still":
+        check_still(sigma, u, v, phi, psi, how.eps)
     if role in ("moves", "still"):
-        if role == "moves":
-            check_again(sigma, *A.shape, power=0)
-        else:
-            check_still(sigma, u, v, phi, psi, how.eps)
         return torch.zeros_like(phi), torch.zeros_like(psi)
     if many:
         return _solve_many(A, triplet, phi, psi, how, role, left)

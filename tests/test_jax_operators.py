@@ -1,13 +1,10 @@
 """What an operator of JAX must be, a linear map with its own adjoint, and what becomes of one that is not."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from four_devices import output_on_four_devices
 from jax import lax
 from marks import slow_but
 
@@ -227,11 +224,4 @@ print("agreed")
 @pytest.mark.parametrize("call", CALLS)
 def test_a_map_that_speaks_with_other_devices_is_right_or_nan(call):
     """JAX's transpose of a communication is not the adjoint on each device, unless x is known to be the same on all."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    run = subprocess.run(
-        [sys.executable, "-c", ON_DEVICES, call],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-    )
-    assert run.stdout == "agreed\n", run.stderr[-3000:]
+    assert output_on_four_devices(ON_DEVICES, call) == "agreed\n"

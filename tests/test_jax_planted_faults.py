@@ -185,6 +185,7 @@ def copy(tmp_path):
     (tmp_path / "tests").mkdir()
     for name in {
         "families.py",
+        "four_devices.py",
         "marks.py",
         "test_jax_inputs.py",
         *(test.split("::")[0] for test, *_ in FAULTS.values()),

@@ -4,15 +4,13 @@ The witness is JAX's own derivative of its full SVD under the same transform. A 
 derivatives have four entries whatever the size of A.
 """
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from four_devices import output_on_four_devices
 from jax import lax
 from marks import slow_but
 
@@ -355,11 +353,4 @@ print("agreed")
 )
 def test_on_four_devices(program, name):
     """Inside shard_map a loop must leave its state as it found it, varying over the devices or not."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    run = subprocess.run(
-        [sys.executable, "-c", program, name],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-    )
-    assert run.stdout == "agreed\n", run.stderr[-3000:]
+    assert output_on_four_devices(program, name) == "agreed\n"
