@@ -593,6 +593,33 @@ def test_half_precision_is_computed_in_single(dtype):
     assert jax.grad(lambda A: sj.low_rank(A, 2).dense()[0, 0])(A).dtype == dtype
 
 
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 0])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_the_rounding_of_half_precision_is_divided_by_no_distance(dtype, gap):
+    """A loss that is blind to the turn had an error of ε over the gap: 30% at 1e-3 in bfloat16, 400% at 1e-4."""
+    A = jnp.asarray(with_values(np.r_[3, 3 - 3 * gap, 3 - 6 * gap, np.linspace(1.5, 0.1, 37)], 64, 40), dtype)
+    C, D = (jnp.asarray(normal(64, n, seed=n), dtype) for n in (64, 40))
+    for loss in (
+        lambda U, V: ((U @ U.T) * C.astype(U.dtype)).sum(),
+        lambda U, V: ((U @ V.T) * D.astype(U.dtype)).sum(),
+    ):
+        found, truth = (jax.grad(lambda A: loss(*sj.singular_triplets(A, 3)[1:]))(X) for X in (A, A.astype(np.float32)))
+        assert relative_error(found.astype(np.float32), truth) < float(jnp.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_takes_nothing_real_for_rounding(dtype):
+    """Numerators of single long vectors are small beside whole cotangents, and so is a slope next to a curvature."""
+    A = jnp.asarray(normal(256, 64) * 0.9 ** np.arange(64), dtype)
+    R = jnp.asarray(normal(256, 3, seed=1), dtype)
+    gradient = jax.grad(lambda A: (sj.singular_triplets(A, 3).U * R.astype(A.dtype)).sum())
+    assert relative_error(gradient(A).astype(np.float32), gradient(A.astype(np.float32))) < float(jnp.finfo(dtype).eps)
+    A, c = jnp.diag(jnp.asarray([1, 0.7, 0.3], dtype)), jnp.asarray([1, 0.004, 0.002], dtype)
+    curvature = jax.hessian(lambda A: -c.astype(A.dtype) @ sj.singular_triplets(A, 2).U[:, 0])
+    found, truth = (float(curvature(X)[1, 0, 1, 0]) for X in (A, A.astype(float)))
+    assert abs(found / truth - 1) < 4 * float(jnp.finfo(dtype).eps)
+
+
 def test_the_gram_matrix_costs_digits_of_the_smaller_triplets():
     """Its eigenvectors feel ε σ₁², so an error of up to ε (σ₁/σₖ)², which the full SVD has not."""
     A = jnp.asarray(with_values([1, 1e-4, 1e-5, 1e-6], 7, 4))

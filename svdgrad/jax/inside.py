@@ -14,24 +14,25 @@ from .triplet import LowRank, Triplets, adjoint, divided, half, mm, or_one, time
 ROUNDING = 4
 
 
-def separate(spaces: LowRank) -> Triplets:
-    """(σ, U, V) from (U, H, V) with H = diag(σ)."""
-    triplets: Triplets = call(_separated, _turn, (), spaces)[0]
+def separate(spaces: LowRank, dtype: Any = None) -> Triplets:
+    """(σ, U, V) from (U, H, V) with H = diag(σ); ``dtype`` is that in which a loss gets them, where it is another."""
+    eps = float(jnp.finfo(spaces.U.dtype if dtype is None else dtype).eps)
+    triplets: Triplets = call(_separated, _turn, (eps,), spaces)[0]
     return triplets
 
 
-def _separated(spaces: LowRank) -> tuple[Triplets, Array]:
+def _separated(eps: float, spaces: LowRank) -> tuple[Triplets, Array]:
     """With the rotation Z = I that makes ZᴴHZ diagonal: a result, since it moves."""
     U, H, V = spaces
     return Triplets(jnp.diagonal(H).real, U, V), jnp.eye(H.shape[0], dtype=H.dtype)
 
 
-def _turn(primals: Any, tangents: Any) -> Any:
+def _turn(eps: float, primals: Any, tangents: Any) -> Any:
     """dσ = diag(ZᴴdH Z), dZ = Z X with Xᵢⱼ (σⱼ − σᵢ) = (ZᴴdH Z)ᵢⱼ (eq-tangent-turn), and dU Z + U X, dV Z + V X for U
     and V.
     """
     (spaces,), ((dU, dH, dV),) = primals, tangents
-    triplets, Z = call(_separated, _turn, (), spaces)
+    triplets, Z = call(_separated, _turn, (eps,), spaces)
     sigma, U, V = triplets
     G = herm(mm(mm(adjoint(Z), dH), Z))
 
@@ -44,7 +45,7 @@ def _turn(primals: Any, tangents: Any) -> Any:
     # in one system with dσ, dU and dV, so that the adjoint solve sees all cotangents at once
     right = stacked(jnp.diagonal(G)[None], mm(dU, Z), mm(dV, Z), G - diagonal(G))
     fixed = lax.stop_gradient(triplets)
-    dsigma, dU, dV, X = parts(solution(turned, right, partial(_rotate, fixed), partial(_rotate_back, fixed)))
+    dsigma, dU, dV, X = parts(solution(turned, right, partial(_rotate, fixed), partial(_rotate_back, eps, fixed)))
     if U.dtype.kind == "c":  # the largest entry of each column of V stays real
         at = jnp.abs(V).argmax(0)[None]
         rate = jnp.take_along_axis(dV, at, 0).imag / jnp.take_along_axis(V, at, 0).real
@@ -76,7 +77,7 @@ def _rotate(triplets: Triplets, c: Array) -> Array:
     return stacked(dsigma, dU + mm(U, X), dV + mm(V, X), X)
 
 
-def _rotate_back(triplets: Triplets, c: Array) -> Array:
+def _rotate_back(eps: float, triplets: Triplets, c: Array) -> Array:
     """The adjoint of ``_rotate``: (UᴴΦ + VᴴΨ)ᵢⱼ/(σⱼ − σᵢ), its anti-Hermitian part, where the numerator is more than
     rounding, else 0.
 
@@ -86,7 +87,7 @@ def _rotate_back(triplets: Triplets, c: Array) -> Array:
     """
     _, U, V = triplets
     away, tied = _distances(triplets)
-    eps = float(jnp.finfo(away.dtype).eps)
+    own = float(jnp.finfo(away.dtype).eps)
     xi, phi, psi, chi = _parts(len(U), len(V), c)
     size = jnp.abs(c[1:]).max()
     phi, psi, chi = (divided(x, or_one(size)) for x in (phi, psi, chi))
@@ -94,14 +95,24 @@ def _rotate_back(triplets: Triplets, c: Array) -> Array:
     numerator = (numerator - adjoint(numerator)) / 2
     norms = jnp.linalg.norm(phi, axis=0) + jnp.linalg.norm(psi, axis=0)
     bound = norms[None] + norms[:, None] + jnp.abs(chi) + jnp.abs(chi.T)
-    seen = jnp.abs(numerator) > ROUNDING * eps * bound
-    unlike = jnp.abs(xi - xi.T) > eps**0.5 * (jnp.abs(xi) + jnp.abs(xi.T))
+    rounding = own * bound
+    if eps > own:  # of half precision, each entry of φ and ψ has its own: for long vectors far less than ε ‖φ‖
+        entries = _entries(U, phi) + _entries(V, psi)
+        rounding += eps * (entries + entries.T)
+    seen = jnp.abs(numerator) > ROUNDING * rounding
+    unlike = jnp.abs(xi - xi.T) > own**0.5 * (jnp.abs(xi) + jnp.abs(xi.T))
     part = half(or_one(triplets.sigma[0]))  # or size over a distance leaves the range
     X = jnp.where(seen, times(size / part, times(1 / (away / part), numerator)), 0)
     X = jnp.where(tied & (seen | unlike & (bound > 0)), jnp.nan, X)
     blurred = _undetermined(triplets)[None] & (xi != 0) & (c[1:] != 0).any()
     X = jnp.where(jnp.eye(len(norms), dtype=bool), 0, X)
     return stacked(jnp.where(blurred, jnp.nan, xi), c[1 : -len(xi.T)], X)
+
+
+def _entries(X: Array, Y: Array) -> Array:
+    """‖xᵢ ∘ yⱼ‖ at i, j, the product taken entry by entry."""
+    unit = or_one(jnp.linalg.norm(Y, axis=0, keepdims=True))
+    return unit * jnp.sqrt(mm(jnp.abs(X.T) ** 2, jnp.abs(divided(Y, unit)) ** 2))
 
 
 def _undetermined(triplets: Triplets) -> Array:
@@ -121,7 +132,7 @@ def watched(spaces: LowRank) -> LowRank:
     cotangents of those vectors are zero, whatever the loss does with them.
     """
     m, k = spaces.U.shape
-    undetermined = lax.stop_gradient(_undetermined(_separated(spaces)[0]))
+    undetermined = lax.stop_gradient(_undetermined(Triplets(jnp.diagonal(spaces.core).real, spaces.U, spaces.V)))
 
     def seen(c: Array) -> Array:
         h = herm(c[m : m + k])

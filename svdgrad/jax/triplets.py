@@ -37,8 +37,8 @@ def singular_triplets(
     that is right at any distance, zero included. One of A_k = U S Vᴴ is blind too, but at a tie its gradient is not to
     be had from the cotangents of U, σ and V, and is NaN: see ``low_rank``.
 
-    In half precision the cotangents are rounded to three digits or four, and the distances of the kept values divide
-    that error: calculate such a loss in float32.
+    A in half precision has results in half precision, and so has the loss cotangents that are rounded to two digits or
+    three. What that makes of a numerator of X⁺ counts as rounding, and no distance divides it.
 
     Parameters
     ----------
@@ -86,7 +86,8 @@ def singular_triplets(
     in ties, right for all losses that are blind to a rotation in them, and close to a tie such a loss loses digits, ε
     σ₁/(σᵢ − σⱼ). Second derivatives want distinct values too, or ``low_rank``.
 
-    A numerator of X⁺ counts as rounding up to 4ε times the cotangents of the columns that it belongs to. Where the
+    A numerator of X⁺ counts as rounding up to 4ε times the cotangents of the columns that it belongs to; in half
+    precision up to 4ε times those entries of them that meet in it. Where the
     cotangents are rounding themselves, as those of ‖A − U S Vᴴ‖² are, nothing tells that of them: at a tie a NaN that
     ``low_rank`` does not give. For complex A, JAX's gradient is the conjugate of PyTorch's, and the phases are held as
     said above.
@@ -113,7 +114,7 @@ def singular_triplets(
         sigma, u, v = singular_triplet(A, 0, forward, adjoint, tol, maxiter, None, missed)
         return Triplets(sigma[..., None], u[..., None], v[..., None])
     how = _choose(X, k, forward, adjoint, tol, maxiter, missed)
-    sigma, U, V = _separate_triplets(how, k, X, as_starts(v0, X, forward, how))
+    sigma, U, V = _separate_triplets(how, k, A.dtype, X, as_starts(v0, X, forward, how))
     return Triplets(sigma.astype(jnp.finfo(A.dtype).dtype), U.astype(A.dtype), V.astype(A.dtype))
 
 
@@ -179,9 +180,9 @@ def _choose(
     return choose_several(A, forward, adjoint, tol, maxiter, missed)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _separate_triplets(how: How, k: int, A: Any, v0: Array | None) -> Triplets:
-    return Triplets(*_of_each(lambda *x: separate(_spaces(how, k, *x)), "(k),(m,k),(n,k)", A, v0))
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _separate_triplets(how: How, k: int, dtype: Any, A: Any, v0: Array | None) -> Triplets:
+    return Triplets(*_of_each(lambda *x: separate(_spaces(how, k, *x), dtype), "(k),(m,k),(n,k)", A, v0))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
