@@ -111,11 +111,11 @@ def solve_adjoint(
     with full_precision(A.leaves):
         # made once: those of a sparse matrix are sorted by rows and by columns first
         pair = None if isinstance(A, Dense) else A.products()
-        if role in ("loss", "tangent"):
-            check_normal(sigma)
-            residual = left.residual.max().item() if isinstance(left, Ritz) and left.residual.numel() else 0.0
-            S, left = values_near(A, sigma, left, pair)
-            check_gap(*A.shape, sigma, S, residual, u.is_complex())
+        check_normal(sigma)
+        residual = left.residual.max().item() if isinstance(left, Ritz) and left.residual.numel() else 0.0
+        # searched once; but looked at again, since the cotangents of a first solve may have been zeros
+        S, left = values_near(A, sigma, left, pair) if role in ("loss", "tangent") else (left.S, left)
+        check_gap(*A.shape, sigma, S, residual, u.is_complex())
         if pair is None:
             return how.adjoint(A.leaves[0], triplet, phi, psi, left)
         assert isinstance(left, Ritz)

@@ -3,6 +3,7 @@
 import itertools
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -391,3 +392,50 @@ def test_a_loss_of_sigma_alone_has_a_subgradient_at_zero_and_nothing_is_said(k):
         t = svdgrad.singular_triplets(A.requires_grad_(), k)
         (G,) = torch.autograd.grad(t.sigma.sum(), A)
     assert (G - (t.U @ t.V.mT).detach()).norm() < 1e-14
+
+
+def of_a_head(weight, A, **options):
+    """weight · u of A (..., m, n): a head that may begin at zero."""
+    return (svdgrad.singular_triplet(A, **options).u * weight).sum()
+
+
+SECOND = {  # both derive, by the weight, the derivative by A
+    "reverse over reverse": lambda f, A, w: torch.autograd.grad(
+        torch.autograd.grad(f(w, A), A, create_graph=True)[0].sum(), w
+    )[0],
+    "torch.func": lambda f, A, w: torch.func.grad(lambda w: torch.func.grad(partial(f, w))(A).sum())(w),
+    "torch.autograd.functional": lambda f, A, w: torch.autograd.functional.jvp(
+        lambda A: f(torch.ones_like(w), A), A.detach(), torch.ones_like(A)
+    )[1],
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"index": 1}, {"forward": "gram"}, {"forward": "lanczos"}], ids=str)
+@pytest.mark.parametrize("way", SECOND)
+def test_a_first_cotangent_of_zeros_hides_no_tie(way, options):
+    """The first solve has nothing to solve, and so looks at no gap; the derivative of that solves."""
+    second = lambda s: SECOND[way](
+        partial(of_a_head, **options),
+        with_values(s, 5, 4, torch.float64).requires_grad_(),
+        torch.zeros(5, dtype=torch.float64, requires_grad=True),
+    )
+    with pytest.raises(svdgrad.TieError):
+        second([1, 1, 0.5, 0.2])
+    if options.get("forward") != "lanczos":  # which looks for copies only where it has something to solve
+        with pytest.warns(svdgrad.NearTieWarning, match="relative gap"):
+            second([1, 1 - 4e-14, 0.5, 0.2])
+
+
+def test_a_first_cotangent_of_zeros_hides_no_tie_in_a_batch():
+    A = torch.stack([with_values(s, 5, 4, torch.float64) for s in ([2, 1, 0.5, 0.2], [1, 1, 0.5, 0.2])])
+    weight = torch.tensor([[1.0], [0.0]]).double().requires_grad_()
+    (g,) = torch.autograd.grad(of_a_head(weight, A.requires_grad_()), A, create_graph=True)
+    with pytest.raises(svdgrad.TieError):
+        torch.autograd.grad(g.sum(), weight)
+
+
+def test_a_first_cotangent_of_zeros_hides_no_sigma_of_zero():
+    A = torch.diag(torch.tensor([3.0, 2.0, 0.0], dtype=torch.float64)).requires_grad_()
+    weight = torch.zeros(3, dtype=A.dtype, requires_grad=True)
+    with pytest.raises(svdgrad.TieError, match="σ is zero"):
+        SECOND["reverse over reverse"](partial(of_a_head, index=-1), A, weight)
