@@ -92,7 +92,6 @@ def test_a_loss_that_sees_the_phase_is_refused(loss, shape, dtype):
         (SEEING[loss](t) + STATIONARY["‖A − σuvᴴ‖²"](A, t)).backward()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("start", [None, 1], ids=["largest entry", "v0"])
 @pytest.mark.parametrize("shape", [(4, 3), (3, 4), (3, 3), (2, 3, 2)], ids=str)
 def test_what_cannot_be_told_from_rounding_has_the_derivative_of_the_documented_phase(shape, start):

@@ -16,9 +16,6 @@ from svdgrad.copies import OVERLOOKED, largest_unseen
 from svdgrad.forward import lanczos
 from svdgrad.gap import near_tie, tie
 
-# Importing forward mode makes PyTorch decompose operators for it, which warns.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
 SHAPES = {"tall": (60, 40), "wide": (40, 60), "square": (50, 50)}
 REAL = [torch.float32, torch.float64]
 DTYPES = [*REAL, torch.complex64, torch.complex128]
