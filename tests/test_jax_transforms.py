@@ -198,6 +198,27 @@ def test_nested_as_you_like(function, nesting):
     agree(function, nesting)
 
 
+@pytest.mark.parametrize("of", ["u", "v"])
+@pytest.mark.parametrize("way", ["svd", "lanczos", "operator"])
+def test_a_loss_of_one_vector_whose_weights_alone_move(way, of):
+    """In the outer derivative A stands still, and of the other vector nothing is left that JAX could transpose."""
+    A, E, l = (jnp.asarray(normal(*shape, seed=i)) for i, shape in enumerate([(4, 4), (4, 4), (4,)]))
+
+    def f(A, l):
+        if way == "operator":
+            return l @ getattr(sj.operator_triplet(lambda A, x: A @ x, A, jnp.ones(4)), of)
+        return l @ getattr(sj.singular_triplet(A, forward=way), of)
+
+    step = 1e-6
+    slope = jax.grad(lambda l: (f(A + step * E, l) - f(A - step * E, l)) / (2 * step))(l)
+    for mixed in (
+        jax.grad(lambda l: jnp.vdot(jax.grad(f)(A, l), E)),
+        jax.jacfwd(lambda l: jnp.vdot(jax.grad(f)(A, l), E)),
+        jax.grad(lambda l: jax.jvp(partial(f, l=l), (A,), (E,))[1]),
+    ):
+        np.testing.assert_allclose(mixed(l), slope, rtol=1e-7, atol=1e-8)
+
+
 def test_integers_that_matvec_takes_from_elsewhere_may_be_traced():
     rows = jnp.array([2, 0, 1])
 

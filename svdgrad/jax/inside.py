@@ -155,8 +155,8 @@ def diagonal(X: Array) -> Array:
 
 
 def stacked(*blocks: Array) -> Array:
-    """Matrices of k columns over one another: the unknowns of a system, as one, or JAX cannot transpose its solution
-    where only some of them are differentiated.
+    """Vectors, or matrices of k columns, over one another: the unknowns of a system, as one, or JAX cannot transpose
+    its solution where only some of them are differentiated.
     """
     return jnp.concatenate(blocks)
 

@@ -1,6 +1,5 @@
 """The derivative of the triplet, once, for matrices and operators: everything else JAX makes from it."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ from jax import Array, lax
 
 from .adjoint import solve_adjoint
 from .forward import find
+from .inside import solution, stacked
 from .primitive import call
 from .triplet import How, Known, Products, Triplet, dot, times
 
@@ -40,22 +40,22 @@ def _move(products: Products, how: How, primals: Any, tangents: Any) -> Any:
     dsigma = dot(u, dA_v).real
     weight = lax.stop_gradient(known.S[0]).astype(u.dtype)
 
-    def K_hat(x: tuple[Array, Array]) -> tuple[Array, Array]:
-        du, dv = x
+    def K_hat(x: Array) -> Array:
+        du, dv = x[: len(u)], x[len(u) :]
         lam, mu = dot(u, du), dot(v, dv)
         if u.dtype.kind == "c":  # the phase of u relative to v moves with A: only the common one is held
             lam = mu = (lam + mu) / 2
         top = times(sigma, du) - product(params, dv) + weight * lam * u
-        return top, times(sigma, dv) - adjoint(params, du) + weight * mu * v
+        return stacked(top, times(sigma, dv) - adjoint(params, du) + weight * mu * v)
+
+    fixed = lax.stop_gradient((params, triplet, known))
 
     # a solver is not differentiated, K_hat is: solve is called again for the derivatives of a solution
-    solve = partial(solve_adjoint, products, how, *lax.stop_gradient((params, triplet, known)))
-    du, dv = lax.custom_linear_solve(
-        K_hat,
-        (dA_v - times(dsigma, u), dA_u - times(dsigma, v)),
-        lambda _, c: solve(c),
-        lambda _, c: jax.tree.map(jnp.conj, solve(jax.tree.map(jnp.conj, c))),
-    )
+    def solve(c: Array) -> Array:
+        return stacked(*solve_adjoint(products, how, *fixed, (c[: len(u)], c[len(u) :])))
+
+    x = solution(K_hat, stacked(dA_v - times(dsigma, u), dA_u - times(dsigma, v)), solve, solve)
+    du, dv = x[: len(u)], x[len(u) :]
     if u.dtype.kind == "c":
         rate = anchor(v, v0, dv).imag / anchor(v, v0).real
         turn = lax.complex(jnp.zeros_like(rate), rate)

@@ -82,15 +82,15 @@ def singular_triplets(
     That of σ is finite there. NaN is the gradient of a loss that reads vectors, and a σᵢ of exactly zero among such
     ties. One that reads nothing but σᵢuᵢ of zeros, as at A = 0, cannot be told from one of σ alone, and its gradient is
     the subgradient of that. NaN is a gradient at a tie inside the set, if the loss sees which of the tied vectors is
-    which, or if it sees vectors, and tied values not alike, as that of A_k does. Forward mode sees no loss: X⁺ is zero
-    in ties, right for all losses that are blind to a rotation in them, and close to a tie such a loss loses digits, ε
-    σ₁/(σᵢ − σⱼ). Second derivatives want distinct values too, or ``low_rank``.
+    which, or if it sees vectors, and tied values not alike, as that of A_k does. Forward mode sees no loss, and
+    neither does the derivative of a gradient by weights of the loss alone: X⁺ is zero in ties, right for all losses
+    that are blind to a rotation in them, and close to a tie such a loss loses digits, ε σ₁/(σᵢ − σⱼ). Second
+    derivatives want distinct values too, or ``low_rank``.
 
     A numerator of X⁺ counts as rounding up to 4ε times the cotangents of the columns that it belongs to; in half
-    precision up to 4ε times those entries of them that meet in it. Where the
-    cotangents are rounding themselves, as those of ‖A − U S Vᴴ‖² are, nothing tells that of them: at a tie a NaN that
-    ``low_rank`` does not give. For complex A, JAX's gradient is the conjugate of PyTorch's, and the phases are held as
-    said above.
+    precision up to 4ε times those entries of them that meet in it. Where the cotangents are rounding themselves, as
+    those of ‖A − U S Vᴴ‖² are, nothing tells that of them: at a tie a NaN that ``low_rank`` does not give. For
+    complex A, JAX's gradient is the conjugate of PyTorch's, and the phases are held as said above.
 
     Memory with "lanczos": a basis of ten blocks, of k + 2 + k/4 vectors of both sides, or of 60 vectors, whichever is
     more; where that would be all of the smaller side, A is formed, by products. Cost: one SVD or symmetric
@@ -145,7 +145,8 @@ def low_rank(
     (..., k, k), (..., n, k). Its derivatives are NaN at a tie at the cut, those of core excepted, and so is a gradient
     of A_k where a kept value is exactly zero, unless A is real, square and kept whole. One exception: where the
     gradient of a loss reads nothing but diag(core), as that of A₁ at A = 0 does, it cannot be told from a loss of the
-    values alone, and is a subgradient. Source: the book, chapter *In JAX* (eq-tangent-factors).
+    values alone, and is a subgradient. Second derivatives have a relative error of ε (σ₁/σₖ)² where k = min(m, n),
+    unless A is real and square. Source: the book, chapter *In JAX* (eq-tangent-factors).
 
     >>> A = jnp.diag(jnp.array([3.0, 3.0, 1.0]))
     >>> print(jax.grad(lambda A: low_rank(A, 2).dense()[0, 1])(A))
