@@ -48,27 +48,25 @@ def divisors(sigma: Tensor, m: int, n: int) -> tuple[Tensor, Tensor]:
     return torch.where(apart(sigma, m, n), space, torch.inf), torch.where(total > 0, total, torch.inf)
 
 
-def commutator(sigma: Tensor, h: Tensor) -> Tensor:
-    """[S, h]ᵢⱼ = (σᵢ − σⱼ) hᵢⱼ."""
-    return -spaces(sigma) * h
-
-
 def turned(U: Tensor, sigma: Tensor, h: Tensor, Phi: Tensor) -> Tensor:
     """Φ + U[S, h]: what a cotangent h of the core asks of the rotation, in the form of a cotangent of U.
 
-    Off U nothing changes.
+    Off U nothing changes. [S, h]ᵢⱼ = (σᵢ − σⱼ) hᵢⱼ.
     """
-    return Phi + commutator(sigma, h).mT @ U
+    return Phi - (spaces(sigma) * h).mT @ U
 
 
 def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor | None, Phi: Tensor, Psi: Tensor, eps: float) -> Tensor:
-    """M of the gradient (U M + P)Vᴴ + U Qᴴ (eq-core), for Φ as ``turned`` returns it, where a has become a + [S, h]:
+    """M of the gradient (U M + P)Vᴴ + U Qᴴ (eq-core):
 
     Mᵢⱼ = hᵢⱼ + (a − b)ᵢⱼ/(σᵢ + σⱼ) + wᵢⱼ/(σⱼ − σᵢ),   w = a + b + [S, h] where that is more than rounding, else 0.
 
     Without h, a loss of σ, U and V, the same for h = 0.
     """
     W, difference, size = numerators(U, V, Phi, Psi)
+    if h is not None:  # but a − b as it is, whose rounding is divided by σₖ, which may be small
+        Phi = turned(U, sigma, h, Phi)
+        W, _, size = numerators(U, V, Phi, Psi)
     nothing: Tensor | int = 0
     if in_forward_mode():  # a numerator that is zero may have a derivative
         moving = W - W.detach()
@@ -78,9 +76,8 @@ def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor | None, Phi: Tensor,
         nothing = torch.where(far(sigma) | (size == 0), W - W.detach(), 0)
     W = torch.where(W.abs() > rounding(U, V, Phi, Psi, size, eps), W, nothing)
     space, total = divisors(sigma, U.shape[-1], V.shape[-1])
-    if h is None:
-        return W / space + difference / total
-    return h + W / space + (difference - commutator(sigma, h)) / total
+    M = W / space + difference / total
+    return M if h is None else h + M
 
 
 def turning(sigma: Tensor, U: Tensor, V: Tensor, dA_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from .adjoint import SOLVERS
 from .auto import How
 from .forward import SVD, Ritz, RitzBlock, Triplet
 from .gap import check_zero
-from .inside import hermitian, rotation, turned, turning
+from .inside import hermitian, rotation, turning
 from .newton import anchor, newton
 from .operator import Dense, Function, Operator, dense
 from .phase import check_phase, keep_phase
@@ -208,8 +208,6 @@ def left_and_right(
             check_cotangents(A, sigma, phi, psi, how, known, of_values)
         else:
             step(A, how, "values", *A.leaves, sigma, u, v, phi, psi, *known, of_values)
-    if h is not None:
-        phi = turned(u, sigma, h, phi)
     if u.is_complex():
         if step is Solve.forward:
             seen = check_phase(u, v, phi, psi)
@@ -217,8 +215,9 @@ def left_and_right(
             seen = True  # as far as can be known here, and kept as it is where it is not
             step(A, how, "phase", *A.leaves, sigma, u, v, phi, psi, *known)
         psi = keep_phase(u, v, phi, psi, v0) if seen else psi
-    # under a transform only Solve can read numbers, so ξ goes along for check_zero
-    also = () if xi is None or many or step is Solve.forward else (xi,)
+    # what goes along is only looked at: h, which off U changes nothing, and ξ where only Solve can read numbers, under
+    # a transform
+    also = (h,) if h is not None else () if xi is None or many or step is Solve.forward else (xi,)
     try:
         p, q = step(A, how, "loss", *A.leaves, sigma, u, v, phi, psi, *known, *also)
     except ArithmeticError:  # a tie, or a larger value: where A has changed since, it is that

@@ -41,7 +41,7 @@ class Solve(torch.autograd.Function):
     solved, but something is checked: with "phase" the phase of the loss, with "values" what it makes of k values, whose
     cotangent stands last, with "nested d" their distances, for d derivatives, with "moves" those of the triplets that
     (φ, ψ) moves, for a second derivative, with "still" whether the loss with the cotangents (φ, ψ) stands still as two
-    close vectors turn. With "loss" ξ may stand last too: it is only looked at.
+    close vectors turn. With "loss" ξ may stand last too, or h of a core, and is only looked at.
     """
 
     @staticmethod

@@ -27,7 +27,16 @@ from .gap import (
     relative_cut,
     tied_with_the_rest,
 )
-from .inside import check_again, check_forward, check_inside, check_still, check_values, off, warn_of_lost
+from .inside import (
+    check_again,
+    check_forward,
+    check_inside,
+    check_still,
+    check_values,
+    off,
+    turned,
+    warn_of_lost,
+)
 from .operator import Dense, Operator, Sparse
 from .phase import check_phase
 from .products import direction, extremes
@@ -80,21 +89,25 @@ def solve_adjoint(
         check_cotangents(A, sigma, phi, psi, how, known, xi)
         check_zero(sigma, how.values(xi), phi, psi, many)
     left = how.left(known)
-    known, also = known[: len(left)], known[len(left) :]  # ξ goes along to be looked at, and no later solve reads it
-    if role == "loss" and also:
-        check_zero(sigma, also[0], phi, psi, many)
+    known, also = known[: len(left)], known[len(left) :]  # ξ or h goes along to be looked at
+    seen = phi
+    if role in ("loss", "still") and also:
+        if many:
+            seen = turned(u, sigma, also[0], phi)
+        else:
+            check_zero(sigma, also[0], phi, psi, many)
     if role.startswith("nested"):
         check_again(sigma, *A.shape, power=1 + int(role.split()[1]))
     readable = not mapped_by_autograd(phi, psi)
-    if role in ("phase", "values") or readable and not (phi.any() or psi.any()):
+    if role in ("phase", "values") or readable and not (seen.any() or psi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)
     if readable and sigma.ndim > many:  # a batch, which only a matrix can be
         batch = phi.shape[: phi.ndim - 1 - many]
-        wanted = (phi.flatten(len(batch)) != 0).any(-1) | (psi.flatten(len(batch)) != 0).any(-1)
+        wanted = (seen.flatten(len(batch)) != 0).any(-1) | (psi.flatten(len(batch)) != 0).any(-1)
         if not wanted.all():
             X, *rest = (
                 x.expand(*batch, *x.shape[sigma.ndim - many :])[wanted.to(x.device)]  # counts are on the CPU
-                for x in (A.leaves[0], *triplet, *known)
+                for x in (A.leaves[0], *triplet, *known, *(also if many else ()))
             )
             found = solve_adjoint(A.at([X]), Triplet(*rest[:3]), phi[wanted], psi[wanted], how, role, rest[3:])
             p, q = (torch.zeros_like(x).index_put((wanted,), y) for x, y in zip((phi, psi), found))
@@ -102,11 +115,11 @@ def solve_adjoint(
     if role == "moves":
         check_again(sigma, *A.shape, power=0)
     if role == "still":
-        check_still(sigma, u, v, phi, psi, how.eps)
+        check_still(sigma, u, v, seen, psi, how.eps)
     if role in ("moves", "still"):
         return torch.zeros_like(phi), torch.zeros_like(psi)
     if many:
-        return _solve_many(A, triplet, phi, psi, how, role, left)
+        return _solve_many(A, triplet, phi, psi, seen, how, role, left)
     assert isinstance(left, FullSVD | GramVectors | Ritz)
     with full_precision(A.leaves):
         # made once: those of a sparse matrix are sorted by rows and by columns first
@@ -136,9 +149,11 @@ def check_cotangents(
 
 
 def _solve_many(
-    A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, how: How, role: str, left: Any
+    A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, seen: Tensor, how: How, role: str, left: Any
 ) -> tuple[Tensor, Tensor]:
-    """Rows P and Q of P S − A Q = (I − UUᴴ)Φ, Q S − AᴴP = (I − VVᴴ)Ψ, P ⟂ U, Q ⟂ V (eq-outside)."""
+    """Rows P and Q of P S − A Q = (I − UUᴴ)Φ, Q S − AᴴP = (I − VVᴴ)Ψ, P ⟂ U, Q ⟂ V (eq-outside). ``seen`` is Φ with
+    what a loss of the core adds to it along U.
+    """
     sigma, U, V = triplet
     m, n = A.shape
     beyond = following(m, n, sigma.shape[-1], left.S)
@@ -148,7 +163,7 @@ def _solve_many(
         residual = left.residual.max().item()
     near = max(near_tie(m, n, sigma.dtype), 100 * residual)
     if relative_cut(sigma, beyond) < near or extremes(sigma)[0] < tiny:
-        wanted = (phi != 0).any(-1) | (psi != 0).any(-1)
+        wanted = (seen != 0).any(-1) | (psi != 0).any(-1)
         if role == "tangent":  # forward mode does not know what the loss reads: where some triplets have a derivative
             # they get theirs, and the tied ones NaN
             tied = wanted & tied_with_the_rest(m, n, sigma, beyond)
@@ -159,7 +174,7 @@ def _solve_many(
         check_normal(sigma.expand(wanted.shape)[wanted])
         check_cut(m, n, sigma, beyond, wanted, residual)
     if role == "loss":
-        check_inside(sigma, U, V, phi, psi, how.eps)
+        check_inside(sigma, U, V, seen, psi, how.eps)
     elif role == "tangent":
         check_forward(sigma, m, n)
     else:

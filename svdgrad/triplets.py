@@ -65,7 +65,8 @@ def singular_triplets(
     cut, σₖ − σₖ₊₁, has to be there.
 
     Rounding is meant in the precision of A: under autocast the matrix products of a loss leave three digits in its
-    cotangents, and the distances of the kept values divide that error. Calculate such a loss with autocast off.
+    cotangents, and the distances of the kept values divide that error. Calculate such a loss, and second derivatives of
+    any, with autocast off.
 
     Parameters
     ----------

@@ -610,7 +610,7 @@ FAULTS = {
     "no rule for numerators": (inside, "rounding", lambda U, V, Phi, Psi, size, eps: 0 * size),
     "a sign of the system": (steps, "off", lambda U, X: -inside.off(U, X)),
     "a dropped column": (steps, "off", lambda U, X: inside.off(U, X) * (torch.arange(len(X)) > 0)[:, None]),
-    "no commutator": (inside, "commutator", lambda sigma, h: 0 * h),
+    "no commutator": (inside, "turned", lambda U, sigma, h, Phi: Phi),
 }
 
 
@@ -794,6 +794,26 @@ def test_in_half_precision_a_stationary_loss_keeps_its_curvature():
     f = lambda A: -c.to(A) @ svdgrad.singular_triplets(A, 2).U[:, 0]
     found, wanted = (hessian(f)(X)[1, 0, 1, 0].item() for X in (A, A.double()))
     assert abs(found / wanted - 1) < 4 * torch.finfo(A.dtype).eps
+
+
+@pytest.mark.parametrize("least", [1e-8, 1e-13])
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize(("m", "n"), [(8, 4), (4, 8), (4, 4)])
+def test_a_small_value_that_is_kept_divides_no_rounding(m, n, complex_, least):
+    """With all four values kept A_k is A, so the truth is elementary, and smooth: no digit of the gradient may be lost,
+    and of a second derivative ε σ₁/σₖ.
+    """
+    dtype = torch.complex128 if complex_ else torch.float64
+    U, V = (torch.linalg.qr(numbers(size, 4, dtype=dtype, seed=i))[0] for i, size in enumerate((m, n)))
+    A = ((U * torch.tensor([1, 0.6, 0.3, least])) @ V.mH).requires_grad_()
+    C, E = (numbers(m, n, dtype=dtype, seed=seed) / 5 for seed in (3, 4))
+    inner = lambda X, Y: (X.conj() * Y).real.sum()
+    (found,) = torch.autograd.grad(inner(C, svdgrad.low_rank(A, 4).dense()).sin(), A, create_graph=True)
+    value = inner(C, A.detach())
+    assert relative_error(found.detach(), value.cos() * C) < 1e-14
+    (found,) = torch.autograd.grad(inner(found, E), A)
+    error = torch.linalg.norm(found + value.sin() * inner(C, E) * C)
+    assert error < 20 * 2**-52 / least * torch.linalg.norm(C) ** 2 * torch.linalg.norm(E)
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
