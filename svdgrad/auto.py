@@ -110,8 +110,8 @@ def method(forward: Any, auto: str, tol: float | None, maxiter: int | None, miss
     has = _OPTIONS[name]
     if forward != "auto" and given.keys() - has:
         raise ValueError(
-            f"forward {forward!r} does not iterate, found {found}: only 'lanczos' takes that, and 'auto', which meets "
-            "any tol, and takes no risk, where it does not iterate"
+            f"forward {forward!r} does not iterate, found {found}: leave it out, or use 'lanczos' or 'auto', which "
+            "take it"
         )
     options: dict[str, Any] = {option: value for option, value in given.items() if option in has}
     return FORWARDS[name](**options)

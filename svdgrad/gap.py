@@ -143,12 +143,13 @@ def check_cut(m: int, n: int, sigma: Tensor, following: Tensor | None, wanted: T
         return
     gap = relative_cut(sigma.detach(), following, wanted)
     if not gap > tie(m, n, sigma.dtype):
-        where = "one from zero" if following is None or not following.any() else "one from σₖ₊₁"
+        where = "zero" if following is None or not following.any() else "σₖ₊₁"
         raise TieError(
-            f"of {sigma.shape[-1]} triplets those that the loss reads have no derivative where they are not set apart "
-            f"from what is left out; found a relative distance of {gap:.1e} of {where}, which is a tie up to rounding. "
-            "Likely causes: a cut through a multiple singular value, or a rank below k. A loss of σ alone has a "
-            "gradient here; otherwise choose another k, which takes all of the tied values or none"
+            "the kept triplets that the loss reads have no derivative where one of their values is tied with what is "
+            f"left out; found, with k = {sigma.shape[-1]}, one at a relative distance of {gap:.1e} from {where}, which "
+            "is a tie up to rounding. Likely causes: a cut through a multiple singular value, or a rank below k. A "
+            "loss of σ alone has a gradient here; otherwise choose another k, which takes all of the tied values or "
+            "none"
         )
     if gap < near_tie(m, n, sigma.dtype):
         warnings.warn(

@@ -68,8 +68,8 @@ def refuse_mapping_by_autograd(*xs: Tensor | None) -> None:
     """Raise an error for what is mapped so, or for anything inside such a map."""
     if mapped_by_autograd(*xs) if xs else torch._C._dispatch_tls_is_dispatch_key_included("VmapMode"):
         raise NotImplementedError(
-            "is_grads_batched=True and vectorize=True, of torch.autograd and torch.autograd.functional, map a "
-            "derivative in a way that no number can be read, which an iteration and the gap ask for: use "
+            "is_grads_batched=True and vectorize=True, of torch.autograd and torch.autograd.functional, batch a "
+            "derivative so that no number can be read in it, and an iteration and the check of the gap read some: use "
             "torch.func.jacrev or torch.func.jacfwd, or torch.func.vmap over torch.func.vjp"
         )
 
@@ -79,9 +79,9 @@ def refuse_tracing() -> None:
     mode = torch._C._TorchDispatchModeKey
     if any(torch._C._get_dispatch_mode(key) is not None for key in (mode.FAKE, mode.PROXY)):
         raise NotImplementedError(
-            "svdgrad reads numbers to know when to stop, and what traces a function hands it none "
-            "(torch.func.linearize, make_fx, FakeTensorMode): use torch.func.jvp or torch.func.vjp in place of "
-            "linearize, torch.compile in place of the others"
+            "svdgrad reads numbers to know when to stop, and a tracer (torch.func.linearize, make_fx, FakeTensorMode) "
+            "hands it none: use torch.func.jvp or torch.func.vjp in place of linearize, torch.compile in place of the "
+            "others"
         )
 
 

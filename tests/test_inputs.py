@@ -112,7 +112,7 @@ OPTIONS = [
     (
         {"forward": "gram", "tol": 1e-3},
         ValueError,
-        r"'gram' does not iterate, found tol=0\.001: only 'lanczos' takes",
+        r"'gram' does not iterate, found tol=0\.001: leave it out, or use 'lanczos'",
     ),
     ({"forward": "svd", "maxiter": 9}, ValueError, "'svd' does not iterate, found maxiter=9"),
 ]

@@ -521,7 +521,7 @@ def test_a_tracer_that_hands_out_no_numbers(f):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     for g in (lambda W: f(W).sigma, lambda W: loss(f(W))):
-        with pytest.raises(NotImplementedError, match="hands it none .*use torch.func.jvp or torch.func.vjp in place"):
+        with pytest.raises(NotImplementedError, match="hands it none: use torch.func.jvp or torch.func.vjp in place"):
             torch.func.linearize(g, A)
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(NotImplementedError, match="hands it none"):
         f(torch.empty(12, 9, dtype=torch.float64))

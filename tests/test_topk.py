@@ -236,7 +236,7 @@ def test_a_loss_of_the_core_alone_that_turns_a_triplet_tied_with_the_rest_is_ref
     A = matrices.with_singular_values([3, 2, 2, 1, 0.5], 6, 5)
     f = lambda A: svdgrad.low_rank(A, 2).core[0, 1]
     for derivative in (partial(gradient, f), grad(f), jacrev(f), lambda A: vmap(grad(f))(A[None])):
-        with pytest.raises(svdgrad.TieError, match="one from σₖ₊₁"):
+        with pytest.raises(svdgrad.TieError, match="one at a relative distance of .* from σₖ₊₁"):
             derivative(A)
 
 
@@ -272,7 +272,7 @@ def test_a_minimum_is_no_tie_error():
 @pytest.mark.parametrize("forward", FORWARDS)
 def test_a_cut_through_a_tie(forward):
     A, *_ = tied(0, torch.float64)
-    with pytest.raises(svdgrad.TieError, match="one from σₖ₊₁.*a cut through a multiple singular value"):
+    with pytest.raises(svdgrad.TieError, match="from σₖ₊₁.*a cut through a multiple singular value"):
         gradient(lambda A: (svdgrad.singular_triplets(A, 2, forward).U ** 4).sum(), A)
     found = gradient(lambda A: svdgrad.singular_triplets(A, 3, forward).sigma.sum(), A)
     assert found.isfinite().all()

@@ -88,9 +88,9 @@ class Function:
                     if "does not require grad" not in str(error):
                         raise
                     raise RuntimeError(
-                        "matvec is called with params that require no gradient, where the iteration needs numbers "
-                        "only, and takes a derivative of its own by torch.autograd.grad, which finds no graph: take "
-                        "it by torch.func.grad, jvp or vjp, which need none"
+                        "matvec takes a derivative of its own by torch.autograd.grad, which finds no graph: the "
+                        "iteration needs numbers only, and calls matvec with params that require no gradient. Take "
+                        "the derivative by torch.func.grad, jvp or vjp, which need no graph"
                     ) from error
 
         if (rmatvec := self.rmatvec) is not None:
@@ -203,10 +203,10 @@ class Function:
         if not change <= (eps**0.5 + 2 * error) * max(size, least):
             raise ValueError(
                 "A must be the same in backward as it was in the call, found that A v has changed by "
-                f"{change / size if size else change:.1e} of it: likely causes: a weight or another of params whose "
-                "numbers were replaced since, by .data = …; a tensor or a number that matvec reads from elsewhere, and "
-                "that was replaced or updated; a counter, dropout. Pass what changes in params, or call backward "
-                "before it changes"
+                f"{change / size if size else change:.1e} of its size: likely causes: a weight or another of params "
+                "whose numbers were replaced since, by .data = …; a tensor or a number that matvec reads from "
+                "elsewhere, and that was replaced or updated; a counter, dropout. Pass what changes in params, or call "
+                "backward before it changes"
             )
 
     def push(self, dleaves: Sequence[Tensor | None]) -> Tangent:
