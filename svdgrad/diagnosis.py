@@ -87,7 +87,7 @@ def diagnose(
         if index != 0:
             raise ValueError(f"k asks for the k largest triplets, found index={index} beside it: leave it out")
         return _of_many(A, k, forward, adjoint, tol, maxiter, v0, missed)
-    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
+    X, how, _ = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
     if len(A.shape) != 2:
         raise ValueError(f"diagnose takes one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
     X = X.at([x.detach() for x in X.leaves])
@@ -130,7 +130,7 @@ def _of_many(
     v0: Tensor | None,
     missed: float | None,
 ) -> Diagnosis:
-    X, how, start = prepare_many(A, k, forward, adjoint, tol, maxiter, v0, missed, core=False)
+    X, how, start = prepare_many(A, False, k, forward, adjoint, tol, maxiter, v0, missed)
     if how.k is None:
         return diagnose(A, 0, forward, adjoint, tol, maxiter, None, missed)
     if len(A.shape) != 2:

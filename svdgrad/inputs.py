@@ -122,9 +122,9 @@ def prepare(
     v0: Tensor | None,
     missed: float | None,
     k: int | None = None,
-) -> tuple[Dense | Sparse, How]:
-    """The operator of A in single precision or better, and how its triplet, or k of them, are found; an error for what
-    cannot be.
+) -> tuple[Dense | Sparse, How, Tensor | None]:
+    """The operator of A in single precision or better, how its triplet, or k of them, are found, and v0; an error for
+    what cannot be.
     """
     if not isinstance(A, Tensor | Sparse):
         raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
@@ -138,7 +138,7 @@ def prepare(
         if v0 is not None:
             check_start(v0, A)
         dtype = torch.promote_types(A.dtype, torch.float32)
-        return Dense(A if A.dtype == dtype else A.to(dtype)), how
+        return Dense(A if A.dtype == dtype else A.to(dtype)), how, v0
     if isinstance(A, Tensor) and A.layout not in (torch.sparse_coo, torch.sparse_csr):
         raise TypeError(
             f"A must be one dense tensor (..., m, n), or sparse in COO or CSR layout, found layout {A.layout}: "
@@ -150,7 +150,7 @@ def prepare(
     if k is not None:
         check_k(k, *A.shape)
     dtype = torch.promote_types(A.dtype, torch.float32)
-    return A.at((A.values.to(dtype),)) if isinstance(A, Sparse) else of_sparse_tensor(A.to(dtype)), how
+    return A.at((A.values.to(dtype),)) if isinstance(A, Sparse) else of_sparse_tensor(A.to(dtype)), how, v0
 
 
 def check_k(k: int, m: int, n: int) -> None:
@@ -163,6 +163,7 @@ def check_k(k: int, m: int, n: int) -> None:
 
 def prepare_many(
     A: Tensor | Sparse,
+    core: bool,
     k: int,
     forward: ForwardName | Method,
     adjoint: AdjointName | Solver,
@@ -170,10 +171,9 @@ def prepare_many(
     maxiter: int | None,
     v0: Tensor | None,
     missed: float | None,
-    core: bool,
 ) -> tuple[Dense | Sparse, How, Tensor | None]:
     """As ``prepare``, for the k dominant triplets, and the rows to start from."""
-    X, how = prepare(A, 0, forward, "auto", tol, maxiter, None, missed, k)
+    X, how, _ = prepare(A, 0, forward, "auto", tol, maxiter, None, missed, k)
     start = None if v0 is None else _rows_to_start_from(v0, X, forward, how)
     if k == 1 and start is None:  # one vector, certified, with every method and solver
         return X, How(0, how.forward, solver(adjoint, how.forward)), None

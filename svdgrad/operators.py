@@ -241,7 +241,7 @@ def rank_two_gradient(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
-    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
+    X, how, _ = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
     if len(A.shape) != 2 or A.dtype.is_complex:
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
     X = X.at([x.detach() for x in X.leaves])

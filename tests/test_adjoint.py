@@ -88,7 +88,7 @@ def test_what_lies_along_the_vectors_is_taken_off(shape, k, forward):
     """
     for seed in range(5):
         A = matrices.gaussian(*shape, seed).float()
-        X, how, _ = prepare_many(A, k, forward, "auto", None, None, None, 1e-3, False)
+        X, how, _ = prepare_many(A, False, k, forward, "auto", None, None, None, 1e-3)
         sigma, u, v, *known = find_triplet(X, None, how)
         p, q = solve_adjoint(X, Triplet(sigma, u, v), u.clone(), v.clone(), how, "loss", known)
         S = torch.linalg.svdvals(A)
