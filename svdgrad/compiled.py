@@ -33,7 +33,7 @@ def _hide(owner: Any, *names: str) -> None:
 
 # now, when torch.compile first meets svdgrad: to import the compiler earlier would cost everybody a second
 _hide(triplet_module, "_singular_triplet")
-_hide(operators, "_operator_triplet", "_operator_triplets")
+_hide(operators, "_operator_triplets")
 _hide(triplets, "_differentiable_rows")
 _hide(spectral, "_gain")
 _hide(rule._Triplet, "forward", "backward", "jvp", "vmap")

@@ -13,7 +13,6 @@ from .forward import Lanczos, Method, Triplet
 from .inputs import check_k, prepare
 from .operator import Function, Sparse, function
 from .products import check_not_meta
-from .rule import differentiable_triplet
 from .steps import find_triplet, full_precision, solve_adjoint, value_and_cotangents
 from .transforms import plain_mode, refuse_tracing
 from .triplets import Triplets, rows_of
@@ -99,28 +98,8 @@ def operator_triplet(
     >>> d.grad.round(decimals=3) + 0.0
     tensor([1., 0., 0.])
     """
-    if torch.compiler.is_compiling():
-        from .compiled import refuse_transforms
-
-        refuse_transforms()
-    return _operator_triplet(matvec, params, v0, tol, maxiter, rmatvec, missed)
-
-
-def _operator_triplet(
-    matvec: MatVec,
-    params: Any,
-    v0: Tensor,
-    tol: float | None,
-    maxiter: int | None,
-    rmatvec: MatVec | None,
-    missed: float | None,
-) -> Triplet:
-    check_function(matvec, v0)
-    how = How(0, Lanczos(tol, maxiter, missed), SOLVERS["cg"])
-    with plain_mode(), full_precision((v0,)):
-        A, start = operator_of(matvec, params, v0, rmatvec)
-        sigma, u, v = differentiable_triplet(A, start.reshape(-1), how)
-    return Triplet(sigma, u.reshape(A.out), v.reshape(v0.shape)).to(v0.dtype)
+    sigma, U, V = operator_triplets(matvec, params, v0, 1, tol, maxiter, rmatvec, missed)
+    return Triplet(sigma[0], U[..., 0], V[..., 0])
 
 
 def operator_triplets(
