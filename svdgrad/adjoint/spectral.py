@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..forward import FullSVD, GramVectors, Ritz
+from ..forward import FullSVD, GramVectors, Ritz, full_svd
 from ..products import mv
 
 
@@ -29,7 +29,7 @@ def spectral(
             q, p = _in_one_basis(A.mH, s, psi, phi, known)
             return p, q
         return _in_one_basis(A, s, phi, psi, known)
-    U, S, Vh = known if isinstance(known, FullSVD) else torch.linalg.svd(A, full_matrices=False)
+    U, S, Vh = known if isinstance(known, FullSVD) else full_svd(A)
     # the one that is σ itself, where right-hand sides without u and v have rounding only
     own = (S - s).abs()
     own = own == own.amin(-1, keepdim=True)

@@ -7,10 +7,10 @@ from torch import Tensor
 from ..operator import Operator
 from .bidiagonal import golub_kahan
 from .block import RitzBlock
-from .found import ConvergenceError, FullSVD, GramVectors, Ritz, Rows, Triplet, fix_sign
+from .found import ConvergenceError, FullSVD, GramVectors, Ritz, Triplet, fix_sign
 from .gram import Gram, gram
 from .lanczos import Lanczos, lanczos
-from .svd import SVD, svd
+from .svd import SVD, full_svd, svd
 
 __all__ = [
     "FORWARDS",
@@ -23,9 +23,9 @@ __all__ = [
     "Method",
     "Ritz",
     "RitzBlock",
-    "Rows",
     "Triplet",
     "fix_sign",
+    "full_svd",
     "golub_kahan",
     "gram",
     "lanczos",
@@ -54,7 +54,7 @@ class Method(Protocol):
 
     def find_many(
         self, A: Operator, k: int, v0: Tensor | None
-    ) -> tuple[Rows, FullSVD] | tuple[Rows, GramVectors] | tuple[Rows, RitzBlock]: ...
+    ) -> tuple[Triplet, FullSVD] | tuple[Triplet, GramVectors] | tuple[Triplet, RitzBlock]: ...
 
     def find(
         self, A: Operator, index: int, v0: Tensor | None

@@ -11,6 +11,7 @@ class Triplet(NamedTuple):
     """A singular triplet: A v = σ u and Aᴴ u = σ v with ‖u‖ = ‖v‖ = 1.
 
     For a batch of matrices ``(..., m, n)`` the shapes are ``sigma (...)``, ``u (..., m)`` and ``v (..., n)``.
+    Inside the package k triplets are one too, with vectors as rows: ``(..., k)``, ``(..., k, m)`` and ``(..., k, n)``.
     """
 
     sigma: Tensor
@@ -30,14 +31,6 @@ class Triplet(NamedTuple):
 
 # not dtype.to_real(), which torch.compile cannot trace
 _REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
-
-
-class Rows(NamedTuple):
-    """k triplets with their vectors as rows: ``sigma (..., k)``, ``U (..., k, m)``, ``V (..., k, n)``."""
-
-    sigma: Tensor
-    U: Tensor
-    V: Tensor
 
 
 class FullSVD(NamedTuple):

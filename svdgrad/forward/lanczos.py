@@ -16,7 +16,7 @@ from ..transforms import stack_what_all_have
 from .basis import noise
 from .bidiagonal import golub_kahan
 from .block import RitzBlock, block_lanczos
-from .found import Ritz, Rows, Triplet, check_entries, fix_sign
+from .found import Ritz, Triplet, check_entries, fix_sign
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Lanczos:
         S = known.S / root[..., None] / root[..., None]
         return triplet._replace(sigma=triplet.sigma / root / root), known._replace(S=S)
 
-    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Rows, RitzBlock]:
+    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Triplet, RitzBlock]:
         if isinstance(A, Dense):
             check_entries(A.A)
             if A.A.ndim > 2:  # one by one; of what else is known as much is kept as all have
@@ -73,7 +73,7 @@ class Lanczos:
                 found = [self.find_many(Dense(X, rows=True), k, x) for X, x in zip(matrices, starts)]
                 return tuple(stacked(xs, batch) for xs in zip(*found))
         sigma, U, V, known = block_lanczos(*A.products(), A.shape, A.vector, k, v0, self.tol, self.maxiter, self.missed)
-        return Rows(sigma, U, V), known
+        return Triplet(sigma, U, V), known
 
 
 def matrices_of(A: Tensor) -> Tensor:
