@@ -109,7 +109,7 @@ def test_the_cotangent_may_have_any_size(name):
     assert not p_zero.any() and not q_zero.any()
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", [name for name, solver in SOLVERS.items() if hasattr(solver.solve, "__wrapped__")])
 @pytest.mark.parametrize("family", ["tall", "wide", "square"])
 def test_the_formula_has_units_of_its_own(family, name):
     """What stands in the book holds for any σ, here 7, though most solvers give their formula A/σ and σ = 1."""

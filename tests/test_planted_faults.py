@@ -31,8 +31,8 @@ FAULTS = {
     ),
     "a projection dropped": (
         "adjoint/__init__.py",
-        "project(u, phi), project(v, psi), known)",
-        "phi, project(v, psi), known)",
+        "project(u, phi / unit), project(v, psi / unit), known)",
+        "phi / unit, project(v, psi / unit), known)",
     ),
     "the part outside range(A) forgotten": ("adjoint/spectral.py", "else mv(U, x - a) + phi", "else mv(U, x)"),
     "the cotangent of sigma forgotten": (

@@ -68,17 +68,6 @@ def _fast(formula: Formula) -> Formula:
     return solver
 
 
-def _by_products(formula: Formula) -> Formula:
-    """Around an iteration with products, which sees to units itself, since it serves operators too."""
-
-    @wraps(formula)
-    def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any = None) -> tuple[Tensor, Tensor]:
-        sigma, u, v = triplet
-        return formula(A, sigma, u, v, project(u, phi), project(v, psi), known)
-
-    return solver
-
-
 def assemble(triplet: Triplet, xi: Tensor | None, p: Tensor, q: Tensor) -> Tensor:
     """∂L/∂A = (ξu + p)vᴴ + uqᴴ, the gradient of L from the cotangent ξ of σ and the adjoint vectors (eq-gradient)."""
     _, u, v = triplet
@@ -112,7 +101,7 @@ SOLVERS: dict[str, Solver] = {
     "schur": Solver(_exact(schur), "deflated-Q", largest_only=True),
     "spectral": Solver(_fast(spectral)),
     "doubling": Solver(_exact(doubling), "deflated-Q", largest_only=True),
-    "cg": Solver(_by_products(cg), "deflated-Q", largest_only=True, by_products=True),
+    "cg": Solver(cg, "deflated-Q", largest_only=True, by_products=True),
     "minres": Solver(_exact(minres), "deflated", by_products=True),
 }
 
