@@ -78,15 +78,20 @@ def check_index(how: How, k: int) -> None:
         )
 
 
+def check_vectors(v0: Tensor, is_complex: bool) -> None:
+    """Raise an error for a v0 without numbers, or with complex ones for a real A."""
+    if not isinstance(v0, Tensor):
+        raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
+    check_not_meta("v0", v0)
+    if v0.is_complex() and not is_complex:
+        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
+
+
 def check_start(v0: Tensor, A: Tensor) -> None:
     """Raise an error for a v0 that is not a vector like v for A, or one for each of a batch. Its numbers are checked in
     ``find_triplet``, since under vmap only there they can be.
     """
-    if not isinstance(v0, Tensor):
-        raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
-    check_not_meta("v0", v0)
-    if v0.is_complex() and not A.is_complex():
-        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
+    check_vectors(v0, A.is_complex())
     *batch, _, n = A.shape
     if v0.shape[-1:] != (n,):
         raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {tuple(v0.shape)}")
@@ -194,11 +199,7 @@ def _rows_to_start_from(v0: Tensor, A: Dense | Sparse, forward: ForwardName | Me
             f"forward {how.forward.name!r} does not iterate, found v0: only 'lanczos' starts from it, and 'auto' where "
             "it chooses that"
         )
-    if not isinstance(v0, Tensor):
-        raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
-    check_not_meta("v0", v0)
-    if v0.is_complex() and not A.vector.is_complex():
-        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
+    check_vectors(v0, A.vector.is_complex())
     batch, n = A.A.shape[:-2] if isinstance(A, Dense) else (), A.shape[1]
     fits = v0.ndim >= 2 and v0.shape[-2] == n and v0.shape[-1] > 0 and v0.ndim - 2 <= len(batch)
     if not fits or any(size not in (1, own) for size, own in zip(v0.shape[:-2][::-1], batch[::-1])):
@@ -242,11 +243,8 @@ def check_sparse(A: Tensor | Sparse, how: How, v0: Tensor | None) -> None:
             )
     if isinstance(A, Sparse):
         A.check()
-    if v0 is not None and not isinstance(v0, Tensor):
-        raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
-    if v0 is not None:
-        check_not_meta("v0", v0)
-    if v0 is not None and v0.is_complex() and not A.dtype.is_complex:
-        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
-    if v0 is not None and tuple(v0.shape) != tuple(A.shape[1:]):
+    if v0 is None:
+        return
+    check_vectors(v0, A.dtype.is_complex)
+    if tuple(v0.shape) != tuple(A.shape[1:]):
         raise ValueError(f"v0 must have {A.shape[1]} entries, one for each column of A, found shape {tuple(v0.shape)}")
