@@ -5,7 +5,6 @@ import operator
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from .triplet import How
@@ -48,6 +47,14 @@ def computed_in(dtype: Any) -> Any:
 def is_sparse(A: Any) -> bool:
     """Whether A is a sparse matrix, of JAX or of another package."""
     return hasattr(A, "todense")
+
+
+def as_numbers(A: Any) -> tuple[Any, Any]:
+    """A, dense or sparse, and the same in single precision or better, or an error."""
+    if is_sparse(A):
+        return A, as_entries(A)
+    A = as_matrix(A)
+    return A, A.astype(computed_in(A.dtype))
 
 
 def as_entries(A: Any) -> Any:
@@ -107,7 +114,9 @@ def choose(
     maxiter: int | None = None,
     missed: float | None = 1e-3,
 ) -> How:
-    """The methods and their options for an A of this shape."""
+    """The methods and their options for an A of this shape, dense or sparse."""
+    if is_sparse(A):
+        return choose_sparse(A, index, forward, adjoint, tol, maxiter, missed)
     m, n = A.shape[-2:]
     index = as_integer("index", index, "static_argnames='index'")
     if not -min(m, n) <= index < min(m, n):
@@ -143,11 +152,12 @@ def choose_several(
     A: Any, forward: str, adjoint: str, tol: float | None, maxiter: int | None, missed: float | None
 ) -> How:
     """The methods for k > 1 triplets: a Gram matrix costs the smaller ones digits, so "auto" leaves it to be asked
-    for, and the full SVD is the default.
+    for, and the full SVD is the default of a dense A.
     """
     pairs = {"svd": "spectral", "gram": "spectral", "lanczos": "cg"}
     how = choose(A, 0, forward, adjoint, tol, maxiter, missed)
-    how = how._replace(forward="svd" if forward == "auto" else forward)
+    if forward == "auto" and not is_sparse(A):
+        how = how._replace(forward="svd")
     only = pairs[how.forward]
     if adjoint not in ("auto", only):
         raise ValueError(
@@ -210,30 +220,29 @@ def as_start(v0: Any, A: Array) -> Array | None:
     if v0 is None:
         return None
     v0 = jnp.asarray(v0)
-    *batch, n = A.shape[:-2] + A.shape[-1:]
+    n = A.shape[-1]
     if v0.shape[-1:] != (n,):
         raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {v0.shape}")
-    try:
-        fits = np.broadcast_shapes(v0.shape[:-1], tuple(batch)) == tuple(batch)
-    except ValueError:
-        fits = False
-    if not fits:
+    if not _fits(v0.shape[:-1], A.shape[:-2]):
         raise ValueError(
             f"v0 must be one vector, or one for each matrix, found shape {v0.shape} for A of shape {A.shape}"
         )
-    if v0.dtype.kind == "c" and A.dtype.kind != "c":
-        raise TypeError(
-            f"v0 must be real for a real A, found {v0.dtype}: its real part would be all that counts, try v0.real"
-        )
     if v0.dtype == bool:
         raise TypeError("v0 must be a vector of numbers, found bool")
+    return _constant(v0, A)
+
+
+def _fits(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Whether there is one for each matrix of a batch, or one for all."""
+    return len(shape) <= len(batch) and all(s in (1, own) for s, own in zip(shape[::-1], batch[::-1]))
+
+
+def _constant(v0: Array, A: Array) -> Array:
+    """v0 in the dtype of A, not differentiated."""
+    if v0.dtype.kind == "c" and A.dtype.kind != "c":
+        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
     start: Array = lax.stop_gradient(v0).astype(A.dtype)
     return start
-
-
-def _fits(v0: Array, A: Any) -> bool:
-    """Whether v0 has one entry for each matrix of a batch, or one for all."""
-    return all(s in (1, own) for s, own in zip(v0.shape[:-2][::-1], A.shape[:-2][::-1]))
 
 
 def as_starts(v0: Any, A: Any, forward: str, how: How) -> Array | None:
@@ -248,12 +257,11 @@ def as_starts(v0: Any, A: Any, forward: str, how: How) -> Array | None:
             "chooses that"
         )
     v0 = jnp.asarray(v0)
-    if v0.ndim < 2 or v0.shape[-2] != A.shape[-1] or v0.shape[-1] == 0 or v0.ndim > A.ndim or not _fits(v0, A):
+    columns = v0.ndim >= 2 and v0.shape[-2] == A.shape[-1] and v0.shape[-1] > 0
+    if not columns or not _fits(v0.shape[:-2], A.shape[:-2]):
         raise ValueError(
             f"v0 must hold columns to start from, of shape ({A.shape[-1]}, j), or one such for each matrix of a batch, "
             f"found shape {v0.shape}: the V of a step before has it, and a vector is v0[:, None]"
         )
-    if v0.dtype.kind == "c" and A.dtype.kind != "c":
-        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
-    rows: Array = jnp.swapaxes(lax.stop_gradient(v0), -1, -2).astype(A.dtype)
+    rows = jnp.swapaxes(_constant(v0, A), -1, -2)
     return rows if how.forward == "lanczos" else None
