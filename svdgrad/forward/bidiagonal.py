@@ -9,7 +9,7 @@ from torch.linalg import vecdot, vector_norm
 
 from ..certificate import RESOLUTION, allowed, check_missed, hidden, least_excess, noise_beside, probability
 from ..products import Map, times_both
-from .basis import Basis, noise, numbers, over, steps_to_go
+from .basis import Basis, eigenpairs, noise, over, steps_to_go
 from .found import ConvergenceError, Ritz, Triplet, counts
 
 
@@ -60,23 +60,19 @@ def golub_kahan(
     w = rmatvec(first)
     _check_adjoint(start, first, w, eps)
     V = Basis(start)
-    alphas: list[float | Tensor] = []
-    betas: list[float | Tensor] = []
     history: list[tuple[int, float]] = []
     enough = math.inf if missed is None else allowed(missed, size, amount, is_complex)
     look = 1 if missed is None and not random else 5  # a v0 that is trusted may be all that is wanted
     for step in range(1, most + 1):
         if step > 1:
             w = rmatvec(matvec(V.last()))
-        alpha, beta = V.extend(w)
-        alphas.append(alpha)
-        betas.append(beta)
+        V.extend(w)
         # the small problem costs as much as some products: look where both conditions are expected to hold
         if step >= look or step == most:
-            diagonal, off = numbers(alphas + betas).split(step)
+            diagonal, off = V.tridiagonal()
             if not (diagonal + off).isfinite().all():
                 raise _not_finite(step)
-            squares, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
+            squares, Y = eigenpairs(diagonal, off)
             square = squares[-1].item()
             residual = abs(off[-1].item() * Y[-1, -1].item()) / square if square > 0 else 0.0
             share = 0.0
