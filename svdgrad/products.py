@@ -28,6 +28,18 @@ def mv(A: Tensor, x: Tensor) -> Tensor:
     return y
 
 
+def solve(M: Tensor, b: Tensor) -> Tensor:
+    """M⁻¹ b of a (batch of) matrices and vectors, by LU."""
+    x: Tensor = torch.linalg.solve(M, b.unsqueeze(-1))
+    return x.squeeze(-1)
+
+
+def least_squares(M: Tensor, b: Tensor) -> Tensor:
+    """The x that minimises ‖Mx − b‖, the shortest of several; where M has not full rank, gels does not notice."""
+    x: Tensor = torch.linalg.lstsq(M, b.unsqueeze(-1), driver="gels").solution
+    return x.squeeze(-1)
+
+
 def products(A: Tensor) -> tuple[Map, Map]:
     """x ↦ A x and y ↦ Aᴴ y for an iteration, which calls them again and again.
 
