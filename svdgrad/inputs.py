@@ -3,14 +3,13 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .adjoint import SOLVERS
 from .adjoint.solver import Solver
 from .auto import AdjointName, ForwardName, How, choose, method, name_of, solver
 from .forward import Method
 from .operator import Dense, Sparse, of_sparse_tensor
-from .products import check_not_meta
+from .products import check_has_numbers
 from .transforms import mapped_levels, transformed
 
 #: the precisions in which there is something to differentiate; the first two, and complex32, are computed in float32
@@ -29,9 +28,7 @@ def check_matrix(A: Tensor, index: int) -> None:
     """Raise an error for what has no such triplet."""
     if not isinstance(A, Tensor):
         raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
-    if isinstance(A, UninitializedParameter | UninitializedBuffer):
-        raise ValueError("A must have entries, found a parameter without a shape: call its lazy module once before")
-    check_not_meta("A", A)
+    check_has_numbers("A", A)
     if A.is_quantized:
         raise TypeError(
             f"A must be floating point, found a quantized tensor, {A.dtype}: convert it with A.dequantize()"
@@ -82,7 +79,7 @@ def check_vectors(v0: Tensor, is_complex: bool) -> None:
     """Raise an error for a v0 without numbers, or with complex ones for a real A."""
     if not isinstance(v0, Tensor):
         raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
-    check_not_meta("v0", v0)
+    check_has_numbers("v0", v0)
     if v0.is_complex() and not is_complex:
         raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
 
@@ -214,7 +211,7 @@ def check_sparse(A: Tensor | Sparse, how: How, v0: Tensor | None) -> None:
     """Raise an error for what cannot be had of a sparse matrix, with which all that can be done is to multiply."""
     if not (A.dtype.is_floating_point or A.dtype.is_complex):
         raise TypeError(f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.double()")
-    check_not_meta("A", A.values if isinstance(A, Sparse) else A)
+    check_has_numbers("A", A.values if isinstance(A, Sparse) else A)
     if isinstance(A, Tensor) and transformed() and (A.layout == torch.sparse_csr or mapped_levels(A)):
         raise NotImplementedError(
             "a transform of torch.func can neither map a sparse tensor nor read one in CSR layout, found layout "

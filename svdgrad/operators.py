@@ -12,7 +12,7 @@ from .auto import AdjointName, ForwardName, How
 from .forward import Lanczos, Method, Triplet
 from .inputs import check_k, prepare
 from .operator import Function, Sparse, function
-from .products import check_not_meta
+from .products import check_has_numbers
 from .steps import find_triplet, full_precision, solve_adjoint, value_and_cotangents
 from .transforms import plain_mode, refuse_tracing
 from .triplets import Triplets, rows_of
@@ -164,7 +164,7 @@ def check_function(matvec: MatVec, v0: Tensor) -> None:
         raise TypeError(f"matvec must be a function of (params, x), found {type(matvec).__name__}")
     if v0.numel() == 0:
         raise ValueError(f"v0 must have at least one entry, found shape {tuple(v0.shape)}")
-    check_not_meta("v0", v0)
+    check_has_numbers("v0", v0)
     refuse_tracing()
 
 
