@@ -123,7 +123,7 @@ def _cg(
     iterate = _one_system if b.is_cpu and b.ndim == 1 else _many_systems
     for _ in range(3):
         z = precondition(r)
-        rz = _dot(r, z)
+        rz = dot(r, z)
         stop = accuracy**2 * rz if stop is None else stop
         if not (rz > 16 * stop).any():
             break
@@ -138,7 +138,8 @@ def _cg(
     return x, Ax
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """Re xᴴy, shape (..., 1)."""
     product: Tensor = vecdot(x, y).real.unsqueeze(-1)
     return product
 
@@ -188,13 +189,13 @@ def _many_systems(
             break
         w = matvec(d) / s
         Md = torch.addcdiv(d, rmatvec(w), s, value=-1)
-        alpha = torch.where(going, rz / _dot(d, Md), none)
+        alpha = torch.where(going, rz / dot(d, Md), none)
         lowest = torch.minimum(lowest, alpha)
         x.addcmul_(alpha, d)
         Ax.addcmul_(alpha, w)
         r = project(v, torch.addcmul(r, alpha, Md, value=-1))
         z = precondition(r)
-        rz, previous = _dot(r, z), rz
+        rz, previous = dot(r, z), rz
         d.mul_(rz / (previous + tiny)).add_(z)
     return bool(((lowest == 0) & x.isfinite()).all())
 
