@@ -22,18 +22,11 @@ def as_matrix(A: Any) -> Array:
     if A is None:
         raise TypeError("A must be an array, found None: likely cause: a function that returns nothing")
     X: Array = jnp.asarray(A)
-    if not jnp.issubdtype(X.dtype, jnp.inexact):
-        raise TypeError(
-            f"A must be floating point, found {X.dtype}: derivatives need real entries, try A.astype(float)"
-        )
     if X.ndim < 2:
         raise ValueError(
             f"A must be a matrix (..., m, n), found shape {X.shape}: make a vector a matrix with A[:, None]"
         )
-    if 0 in X.shape[-2:]:
-        raise ValueError(
-            f"A must have at least one row and one column, found shape {X.shape}: an empty side has no triplet"
-        )
+    check_numbers(X)
     return X
 
 
@@ -47,6 +40,18 @@ def computed_in(dtype: Any) -> Any:
 def is_sparse(A: Any) -> bool:
     """Whether A is a sparse matrix, of JAX or of another package."""
     return hasattr(A, "todense")
+
+
+def check_numbers(A: Any) -> None:
+    """Raise an error for a matrix without derivatives, or with an empty side."""
+    if not jnp.issubdtype(A.dtype, jnp.inexact):
+        raise TypeError(
+            f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.astype(float)"
+        )
+    if 0 in A.shape[-2:]:
+        raise ValueError(
+            f"A must have at least one row and one column, found shape {A.shape}: an empty side has no triplet"
+        )
 
 
 def as_numbers(A: Any) -> tuple[Any, Any]:
@@ -66,19 +71,12 @@ def as_entries(A: Any) -> Any:
             f"A must be a dense array or a BCOO matrix, found {type(A).__name__}: convert it, with A.to_bcoo() or "
             "BCOO.from_scipy_sparse(A), or give products with it to operator_triplet"
         )
-    if not jnp.issubdtype(A.dtype, jnp.inexact):
-        raise TypeError(
-            f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.astype(float)"
-        )
     if A.ndim != 2 or A.n_sparse != 2:
         raise ValueError(
             f"a sparse A must be one matrix (m, n) of numbers, found shape {A.shape} with n_batch={A.n_batch} and "
             f"n_dense={A.n_dense}: call it once for each matrix, or through jax.vmap"
         )
-    if 0 in A.shape:
-        raise ValueError(
-            f"A must have at least one row and one column, found shape {A.shape}: an empty side has no triplet"
-        )
+    check_numbers(A)
     # an index type as short as int8 may not hold the sizes of A
     indices = A.indices.astype(jnp.int32) if jnp.iinfo(A.indices.dtype).bits < 32 else A.indices
     # an index out of range is padding: nothing, whatever number is beside it
