@@ -249,3 +249,5 @@ def _check_result(x: Tensor, y: Any) -> None:
         to_complex = y.is_complex() and not x.is_complex()
         advice = "start from a complex v0" if to_complex else f"convert the parameters to {x.dtype}, or v0"
         raise TypeError(f"matvec must return the dtype of v0, found {y.dtype} for {x.dtype}: {advice}")
+    if y.numel() == 0:
+        raise ValueError(f"matvec must return at least one entry, found shape {tuple(y.shape)}")
