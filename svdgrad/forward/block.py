@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from ..certificate import RESOLUTION, check_missed, noise_beside
+from ..certificate import RESOLUTION, noise_beside
 from ..products import Map
 from .basis import noise, orthonormal, over, steps_to_go
 from .evidence import chance, probe
-from .found import ConvergenceError, counts, fix_sign
+from .found import ConvergenceError, Triplet, counts, fix_sign
 
 #: a basis restarts where it takes more bytes than this, but not before it has some sixty rows and those it keeps
 BYTES = 64e6
@@ -56,7 +56,7 @@ def block_lanczos(
     tol: float | None = None,
     maxiter: int | None = None,
     missed: float | None = 1e-3,
-) -> tuple[Tensor, Tensor, Tensor, RitzBlock]:
+) -> tuple[Triplet, RitzBlock]:
     """The k dominant singular triplets σ (k,), U (k, m), V (k, n) of an m×n operator, and what else is known.
 
     A Q = P T and Aᴴ P = Q Tᴴ + G (eq-block-bidiagonal), where Q and P have orthonormal columns, ``block_size(k)`` more
@@ -73,10 +73,7 @@ def block_lanczos(
     adjoint, as far as the first two show.
     """
     m, n = shape
-    check_missed(missed)
     most = 1000 if maxiter is None else maxiter
-    if most < 1:
-        raise ValueError(f"maxiter must be at least 1, found {maxiter}")
     if start is not None and not (start.isfinite().all() and start.any()):
         raise ValueError("v0 must be finite and not zero: it holds vectors to start from; random numbers will do")
     tol = 10 * torch.finfo(like.dtype).eps if tol is None else tol
@@ -86,7 +83,7 @@ def block_lanczos(
         ritz = ritz._replace(products=ritz.products + (0 if mapped is None else len(mapped)))
     else:
         U, V, sigma, ritz = _on_the_smaller_side(mm, rmm, m, n, like, k, start, tol, most, missed)
-    return sigma, *fix_sign(U, V), ritz
+    return Triplet(sigma, *fix_sign(U, V)), ritz
 
 
 def _on_the_smaller_side(

@@ -94,8 +94,7 @@ class Lanczos:
             check_entries(A.A)
             if A.A.ndim > 2:
                 return for_each_matrix(lambda X, x: self.find_many(Dense(X, rows=True), k, x), A.A, v0, 2)
-        sigma, U, V, known = block_lanczos(*A.products(), A.shape, A.vector, k, v0, self.tol, self.maxiter, self.missed)
-        return Triplet(sigma, U, V), known
+        return block_lanczos(*A.products(), A.shape, A.vector, k, v0, self.tol, self.maxiter, self.missed)
 
 
 def for_each_matrix(find: Find[Left], A: Tensor, v0: Tensor | None, own: int) -> tuple[Triplet, Left]:
