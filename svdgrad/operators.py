@@ -128,26 +128,18 @@ def operator_triplets(
         from .compiled import refuse_transforms
 
         refuse_transforms()
-    return _operator_triplets(matvec, params, v0, k, tol, maxiter, rmatvec, missed)
+    return _operator_triplets(matvec, rmatvec, params, v0, k, tol, maxiter, missed)
 
 
 def _operator_triplets(
-    matvec: MatVec,
-    params: Any,
-    v0: Tensor,
-    k: int,
-    tol: float | None,
-    maxiter: int | None,
-    rmatvec: MatVec | None,
-    missed: float | None,
+    matvec: MatVec, rmatvec: MatVec | None, params: Any, v0: Tensor, k: int, *stopping: Any
 ) -> Triplets:
     check_function(matvec, v0)
     with plain_mode(), full_precision((v0,)):
         A, start = operator_of(matvec, params, v0, rmatvec)
         check_k(k, *A.shape)
-        how = How(
-            0, Lanczos(tol, maxiter, missed), SOLVERS["cg"], None if k == 1 else int(k), eps=torch.finfo(v0.dtype).eps
-        )
+        many = None if k == 1 else int(k)
+        how = How(0, Lanczos(*stopping), SOLVERS["cg"], many, eps=torch.finfo(v0.dtype).eps)
         sigma, U, V = rows_of(A, how, start.reshape(-1) if k == 1 else start.reshape(1, -1))
     U, V = U.mT.reshape(*A.out, -1), V.mT.reshape(*v0.shape, -1)
     return Triplets(*Triplet(sigma, U, V).to(v0.dtype))
