@@ -79,11 +79,7 @@ def _accuracy(s: Tensor, ritz: Ritz | None) -> float | Tensor:
     with: digits beyond those of u and v would cost many steps.
     """
     least: float = 4 * torch.finfo(s.dtype).eps
-    if ritz is None:
-        return least
-    if ritz.residual.ndim == 0:  # counts are on the CPU
-        return max(least, 0.1 * ritz.residual.item())
-    return (0.1 * ritz.residual).clamp_min(least).unsqueeze(-1).to(s)
+    return least if ritz is None else (0.1 * ritz.residual).clamp_min(least).unsqueeze(-1).to(s)
 
 
 def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
