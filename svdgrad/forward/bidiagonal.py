@@ -1,7 +1,6 @@
 """Golub and Kahan's bidiagonalisation, step by step, and the evidence to stop (chapter *Without an SVD*)."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,8 +13,8 @@ from .found import ConvergenceError, Ritz, Triplet, counts
 
 
 def golub_kahan(
-    matvec: Callable[[Tensor], Tensor],
-    rmatvec: Callable[[Tensor], Tensor],
+    matvec: Map,
+    rmatvec: Map,
     v0: Tensor,
     tol: float | None = None,
     maxiter: int | None = None,
@@ -43,8 +42,6 @@ def golub_kahan(
     most = min(size, 1000 if maxiter is None else maxiter)
     if most < 1:
         raise ValueError(f"maxiter must be at least 1, found {maxiter}")
-    calls: list[None] = []
-    matvec, rmatvec = _counted(matvec, calls), _counted(rmatvec, calls)
     # were v0 without any component along v, no number of steps would find it: a little noise has one
     start, amount = _start(v0, eps**0.5 if missed is None else noise_beside(max(tol, eps)), random)
     first = matvec(start)
@@ -99,7 +96,7 @@ def golub_kahan(
                 u = u / length if length > 0 else torch.eye(1, u.numel(), dtype=u.dtype, device=u.device)[0]
                 S = squares.sqrt().to(v0.real)
                 risk = probability(share, size, amount, is_complex)
-                return Triplet(S[0].clone(), u, v), Ritz(S, W, *counts(step, len(calls), residual, risk, excess))
+                return Triplet(S[0].clone(), u, v), Ritz(S, W, *counts(step, 2 * step + 1, residual, risk, excess))
             look = step + steps_to_go(history, step, max(over(residual, tol), share / enough), 2)
     if residual <= tol:
         raise ConvergenceError(
@@ -125,16 +122,6 @@ def _start(v0: Tensor, length: float, random: bool) -> tuple[Tensor, float]:
         return v0 / vector_norm(v0), 1.0
     start = v0 / vector_norm(v0) + length * noise(v0.numel(), v0)
     return start / vector_norm(start), length / vector_norm(start).item()
-
-
-def _counted(product: Map, calls: list[None]) -> Map:
-    """The same product, each call of which adds to ``calls``."""
-
-    def counted(x: Tensor) -> Tensor:
-        calls.append(None)
-        return product(x)
-
-    return counted
 
 
 def _not_finite(steps: int) -> ValueError:
