@@ -9,7 +9,7 @@ from torch.linalg import vecdot, vector_norm
 from ..certificate import RESOLUTION, allowed, check_missed, hidden, least_excess, noise_beside, probability
 from ..products import Map, times_both
 from .basis import Basis, eigenpairs, noise, over, steps_to_go
-from .found import ConvergenceError, Ritz, Triplet, counts
+from .found import ConvergenceError, Ritz, Triplet, counts, not_adjoint, not_finite
 
 
 def golub_kahan(
@@ -47,7 +47,7 @@ def golub_kahan(
     first = matvec(start)
     largest = first.abs().max().item()
     if not math.isfinite(largest):
-        raise _not_finite(1)
+        raise not_finite(1)
     if not 1e-6 < largest < 1e6 and largest != 0:  # fourth powers would leave the range of float32: change the unit
         root = 2.0 ** -(math.frexp(largest)[1] // 2)
         pair = times_both((matvec, rmatvec), root)
@@ -68,7 +68,7 @@ def golub_kahan(
         if step >= look or step == most:
             diagonal, off = V.tridiagonal()
             if not (diagonal + off).isfinite().all():
-                raise _not_finite(step)
+                raise not_finite(step)
             squares, Y = eigenpairs(diagonal, off)
             square = squares[-1].item()
             residual = abs(off[-1].item() * Y[-1, -1].item()) / square if square > 0 else 0.0
@@ -124,23 +124,11 @@ def _start(v0: Tensor, length: float, random: bool) -> tuple[Tensor, float]:
     return start / vector_norm(start), length / vector_norm(start).item()
 
 
-def _not_finite(steps: int) -> ValueError:
-    return ValueError(
-        f"the products must be finite, found NaN or Inf within {steps} step{'s' * (steps > 1)}: look into matvec, and "
-        f"the adjoint, "
-        "for an overflow or a division by zero"
-    )
-
-
 def _check_adjoint(v: Tensor, Av: Tensor, AAv: Tensor, eps: float) -> None:
     """‖Av‖² = ⟨Aᴴ(Av), v⟩ for every linear A and its adjoint; the first products tell, at no further cost."""
     square, back = vector_norm(Av).item() ** 2, vecdot(AAv, v).item()
     if not abs(square - back) <= eps**0.5 * max(square, vector_norm(AAv).item()):
-        raise ValueError(
-            f"the two products are not those of a matrix and its transpose: found (Av)ᵀ(Av) = {square:.3g} and "
-            f"(Aᵀ(Av))ᵀv = {back.real:.3g}. Likely causes: a matvec that is not linear in x (a ReLU, a normalisation), "
-            "that changes from call to call (dropout), or an rmatvec of another matrix"
-        )
+        raise not_adjoint(f"found (Av)ᵀ(Av) = {square:.3g} and (Aᵀ(Av))ᵀv = {back.real:.3g}")
 
 
 def _check_unchanged(square: float, again: float, eps: float) -> None:

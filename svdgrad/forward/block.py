@@ -14,7 +14,7 @@ from ..certificate import RESOLUTION, noise_beside
 from ..products import Map
 from .basis import noise, orthonormal, over, steps_to_go
 from .evidence import chance, probe
-from .found import ConvergenceError, Triplet, counts, fix_sign
+from .found import ConvergenceError, Triplet, counts, fix_sign, not_adjoint, not_finite
 
 #: a basis restarts where it takes more bytes than this, but not before it has some sixty rows and those it keeps
 BYTES = 64e6
@@ -101,7 +101,7 @@ def _on_the_smaller_side(
         space.step()
         if step < look and step < most and not space.is_full():
             continue
-        X, S, Y = space.small_svd()
+        X, S, Y = space.small_svd(step)
         top, complete = S[0].item(), space.size == n
         residuals = space.residuals(Y)
         residual = residuals[:k].max().item()
@@ -194,7 +194,7 @@ class _Space:
     def _change_of_unit(self, F: Tensor) -> Tensor:
         largest = F.abs().max().item()
         if not math.isfinite(largest):
-            raise _not_finite()
+            raise not_finite(1)
         if not 1e-6 < largest < 1e6 and largest != 0:  # squares would leave the range of float32
             self.unit = largest
         return F / self.unit
@@ -202,11 +202,11 @@ class _Space:
     def is_full(self) -> bool:
         return self.size + len(self.next) > self.limit or self.size == self.Q.shape[1]
 
-    def small_svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        """X, S, Y of T = X S Yᴴ, on the host; of Y as many columns as may be kept, or all."""
+    def small_svd(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """X, S, Y of T = X S Yᴴ after so many ``steps``, on the host; of Y as many columns as may be kept, or all."""
         T = _in_double(self.T[: self.size, : self.size])
         if not T.isfinite().all():
-            raise _not_finite()
+            raise not_finite(steps)
         # takes half as long, with errors of (σ₁/σ)² roundings in double precision
         squares, X = torch.linalg.eigh(T @ T.mH)
         S, X, kept = squares.flip(0).clamp_min(0).sqrt(), X.flip(1), min(self.kept, self.size)
@@ -261,21 +261,10 @@ def _in_double(x: Tensor) -> Tensor:
     return x.to("cpu", torch.complex128 if x.is_complex() else torch.float64)
 
 
-def _not_finite() -> ValueError:
-    return ValueError(
-        "the products must be finite, found NaN or Inf: look into the matvec, and the adjoint, for an overflow or a "
-        "division by zero"
-    )
-
-
 def _check_adjoint(T: Tensor, along: Tensor, size: float) -> None:
     """PᴴA Q and (Aᴴ P)ᴴQ are the same for every linear A and its adjoint; the first products tell, at no further
     cost.
     """
     found, size = vector_norm(along - T.mH).item(), max(size, vector_norm(T).item())
     if not found <= torch.finfo(T.dtype).eps ** 0.5 * size:
-        raise ValueError(
-            f"the two products are not those of a matrix and its transpose: yᵀ(Ax) and (Aᵀy)ᵀx differ by "
-            f"{found / size:.1e} of their size. Likely causes: a matvec that is not linear in x (a ReLU, a "
-            "normalisation), that changes from call to call (dropout), or an rmatvec of another matrix"
-        )
+        raise not_adjoint(f"yᵀ(Ax) and (Aᵀy)ᵀx differ by {found / size:.1e} of their size")

@@ -85,6 +85,23 @@ class ConvergenceError(ArithmeticError):
     """
 
 
+def not_finite(steps: int) -> ValueError:
+    """The error of an iteration that meets NaN or Inf."""
+    return ValueError(
+        f"the products must be finite, found NaN or Inf within {steps} step{'s' * (steps > 1)}: look into matvec, and "
+        "the adjoint, for an overflow or a division by zero"
+    )
+
+
+def not_adjoint(found: str) -> ValueError:
+    """The error of two products that do not belong together."""
+    return ValueError(
+        f"the two products are not those of a matrix and its transpose: {found}. Likely causes: a matvec that is not "
+        "linear in x (a ReLU, a normalisation), that changes from call to call (dropout), or an rmatvec of another "
+        "matrix"
+    )
+
+
 def check_entries(A: Tensor) -> float:
     """The largest modulus of a real or imaginary part of an entry, or an error for NaN and Inf."""
     # one pass over A, where isfinite and all take several: both show in the extremes
