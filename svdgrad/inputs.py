@@ -26,8 +26,6 @@ DTYPES = (
 
 def check_matrix(A: Tensor, index: int) -> None:
     """Raise an error for what has no such triplet."""
-    if not isinstance(A, Tensor):
-        raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
     check_has_numbers("A", A)
     if A.is_quantized:
         raise TypeError(

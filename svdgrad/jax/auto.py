@@ -89,7 +89,7 @@ def choose_sparse(
     A: Any, index: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None, missed: float | None
 ) -> How:
     """As ``choose``, for a sparse matrix: all that can be done with it is to multiply."""
-    index = as_integer("index", index, "static_argnames='index'")
+    index = as_integer("index", index)
     if index != 0:
         raise ValueError(
             f"index must be 0, the largest, for a sparse A, found {index}: for others make it dense with A.todense()"
@@ -116,7 +116,7 @@ def choose(
     if is_sparse(A):
         return choose_sparse(A, index, forward, adjoint, tol, maxiter, missed)
     m, n = A.shape[-2:]
-    index = as_integer("index", index, "static_argnames='index'")
+    index = as_integer("index", index)
     if not -min(m, n) <= index < min(m, n):
         raise ValueError(
             f"index must be from {-min(m, n)} to {min(m, n) - 1} for a matrix of shape {m}×{n}, found {index}"
@@ -167,7 +167,7 @@ def choose_several(
 
 def as_count(k: Any, m: int, n: int) -> int:
     """k, or an error for what counts no triplets of an m×n matrix."""
-    count = as_integer("k", k, "static_argnames='k'")
+    count = as_integer("k", k)
     if not 1 <= count <= min(m, n):
         raise ValueError(f"k must be from 1 to {min(m, n)} for a matrix of shape {m}×{n}, found {count}")
     return count
@@ -185,20 +185,20 @@ def iteration(
         )
     if maxiter is None:
         return tol, max(1000, size), missed
-    maxiter = as_integer("maxiter", maxiter, "static_argnames='maxiter'")
+    maxiter = as_integer("maxiter", maxiter)
     if maxiter < 1:
         raise ValueError(f"maxiter must be at least 1, found {maxiter}")
     return tol, maxiter, missed
 
 
-def as_integer(name: str, x: Any, static: str) -> int:
+def as_integer(name: str, x: Any) -> int:
     try:
         if isinstance(x, bool):
             raise TypeError
         return operator.index(x)
     except TypeError:
         raise TypeError(
-            f"{name} must be an integer, found {type(x).__name__}: under jit it is static, {static}"
+            f"{name} must be an integer, found {type(x).__name__}: under jit it is static, static_argnames={name!r}"
         ) from None
 
 
