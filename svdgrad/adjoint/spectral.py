@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..forward import FullSVD, GramVectors, Triplet, full_svd
+from ..forward import FullSVD, GramVectors, Triplet
 from ..products import mv, project
 
 
@@ -28,7 +28,7 @@ def spectral(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any =
             q, p = _in_one_basis(A.mH, s, psi, phi, known)
             return p, q
         return _in_one_basis(A, s, phi, psi, known)
-    U, S, Vh = known if isinstance(known, FullSVD) else full_svd(A)
+    U, S, Vh = known if isinstance(known, FullSVD) else torch.linalg.svd(A, full_matrices=False)
     # the one that is σ itself, where right-hand sides without u and v have rounding only
     own = (S - s).abs()
     own = own == own.amin(-1, keepdim=True)

@@ -10,7 +10,7 @@ from .block import RitzBlock
 from .found import ConvergenceError, FullSVD, GramVectors, Ritz, Triplet, fix_sign
 from .gram import Gram, gram
 from .lanczos import Lanczos, lanczos
-from .svd import SVD, full_svd, svd
+from .svd import SVD, svd
 
 __all__ = [
     "FORWARDS",
@@ -25,7 +25,6 @@ __all__ = [
     "RitzBlock",
     "Triplet",
     "fix_sign",
-    "full_svd",
     "golub_kahan",
     "gram",
     "lanczos",

@@ -10,7 +10,6 @@ from torch.linalg import vector_norm
 from ..operator import Dense, Operator
 from ..products import extremes, mv, root_of_scale
 from .found import GramVectors, Triplet, check_entries, fix_sign
-from .svd import full_svd
 
 
 @dataclass(frozen=True)
@@ -96,10 +95,10 @@ def _many(A: Tensor, k: int) -> tuple[Triplet, GramVectors]:
         # A W₁ = Q R, and the SVD of the small R puts right what squares have done to the kept vectors among themselves
         W1 = W[..., :k]
         Q, R = torch.linalg.qr(A @ W1)
-        X, sigma, Zh = full_svd(R)
+        X, sigma, Zh = torch.linalg.svd(R)
         U, V = (Q @ X).mT, Zh.conj() @ W1.mT
     else:
-        U, S, Vh = full_svd(A)
+        U, S, Vh = torch.linalg.svd(A, full_matrices=False)
         sigma, U, V, W = S[..., :k].abs(), U[..., :k].mT, Vh[..., :k, :].conj(), Vh.mH
     if root is not None:
         sigma, S = sigma.abs() / root / root, S / root / root  # LAPACK finds −0 too
