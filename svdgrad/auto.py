@@ -1,7 +1,7 @@
 """What a call asks for: names become methods and solvers, "auto" is decided, and what cannot be is an error."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -88,39 +88,33 @@ def choose(A: Tensor, index: int = 0, count: int = 1) -> str:
 
 def method(forward: Any, auto: str, tol: float | None, maxiter: int | None, missed: float | None) -> Method:
     """The forward method of this name, with those of the options that it has, or the method itself."""
-    given = {"tol": tol, "maxiter": maxiter, "missed": missed}
-    given = {option: value for option, value in given.items() if value != _DEFAULTS[option]}
-    found = ", ".join(f"{option}={value}" for option, value in given.items())
-    if not isinstance(forward, str):
-        if not callable(getattr(forward, "find", None)) or isinstance(forward, type):
-            raise ValueError(
-                f"unknown forward {forward!r}: the names are 'auto', {', '.join(map(repr, FORWARDS))}; a method is a "
-                "value such as svdgrad.forward.Lanczos(tol=1e-6)"
-            )
-        if given:
-            raise ValueError(f"a method carries its own options, found {found} beside {forward}: put them into it")
-        chosen: Method = forward
-        return chosen
-    if forward != "auto" and forward not in FORWARDS:
-        raise ValueError(f"unknown forward {forward!r}: the names are 'auto', {', '.join(map(repr, FORWARDS))}")
-    name = auto if forward == "auto" else forward
-    if not given:
-        return _AS_THEY_ARE[name]
-    Lanczos(tol, maxiter, missed)  # says what is wrong with them, also where "auto" needs none
-    has = _OPTIONS[name]
-    if forward != "auto" and given.keys() - has:
+    named = isinstance(forward, str)
+    known = forward in ("auto", *FORWARDS) if named else callable(getattr(forward, "find", None))
+    if not known or isinstance(forward, type):
         raise ValueError(
-            f"forward {forward!r} does not iterate, found {found}: leave it out, or use 'lanczos' or 'auto', which "
-            "take it"
+            f"unknown forward {forward!r}: the names are 'auto', {', '.join(map(repr, FORWARDS))}; a method is a value "
+            "such as svdgrad.forward.Lanczos(tol=1e-6)"
         )
-    options: dict[str, Any] = {option: value for option, value in given.items() if option in has}
-    return FORWARDS[name](**options)
+    name, options = auto if forward == "auto" else forward, (tol, maxiter, missed)
+    if options == _DEFAULTS:
+        chosen: Method = _AS_THEY_ARE[name] if named else forward
+        return chosen
+    given = zip(("tol", "maxiter", "missed"), options, _DEFAULTS)
+    found = ", ".join(f"{option}={value}" for option, value, default in given if value != default)
+    if not named:
+        raise ValueError(f"a method carries its own options, found {found} beside {forward}: put them into it")
+    iteration = Lanczos(*options)  # says what is wrong with them, also where "auto" needs none
+    if name == iteration.name:
+        return iteration
+    if forward == "auto":
+        return _AS_THEY_ARE[name]
+    raise ValueError(
+        f"forward {forward!r} does not iterate, found {found}: leave it out, or use 'lanczos' or 'auto', which take it"
+    )
 
 
-#: the options of each method; not read off while torch.compile traces, which cannot follow ``fields``
-_OPTIONS = {name: {field.name for field in fields(kind)} for name, kind in FORWARDS.items()}
 _AS_THEY_ARE: dict[str, Method] = {name: kind() for name, kind in FORWARDS.items()}
-_DEFAULTS = {field.name: field.default for field in fields(Lanczos)}
+_DEFAULTS = Lanczos.tol, Lanczos.maxiter, Lanczos.missed
 
 
 def solver(adjoint: Any, forward: Method) -> Solver:

@@ -12,9 +12,8 @@ from torch import Tensor
 from . import operators, rule, triplets
 from . import triplet as triplet_module
 from .adjoint import SOLVERS
-from .adjoint.solver import Solver
-from .auto import AdjointName, ForwardName, How, name_of
-from .forward import FORWARDS, Method, Triplet
+from .auto import How, name_of
+from .forward import FORWARDS, Triplet
 from .gap import check_zero
 from .inputs import prepare, prepare_many
 from .nn import spectral
@@ -34,7 +33,7 @@ def _hide(owner: Any, *names: str) -> None:
 
 # now, when torch.compile first meets svdgrad: to import the compiler earlier would cost everybody a second
 _hide(triplet_module, "_singular_triplet")
-_hide(operators, "_operator_triplet", "_operator_triplets")
+_hide(operators, "_operator_triplets")
 _hide(triplets, "_differentiable_rows")
 _hide(spectral, "_gain")
 _hide(rule._Triplet, "forward", "backward", "jvp", "vmap")
@@ -54,51 +53,33 @@ def refuse_transforms() -> None:
         )
 
 
-def compiled_triplet(
-    A: Any,
-    index: int,
-    forward: ForwardName | Method,
-    adjoint: AdjointName | Solver,
-    tol: float | None,
-    maxiter: int | None,
-    v0: Tensor | None,
-    missed: float | None,
-) -> Triplet:
+def compiled_triplet(A: Any, *request: Any) -> Triplet:
     """``singular_triplet`` while torch.compile traces it."""
     refuse_transforms()
-    if not _opaque(A, forward, adjoint, tol, maxiter, missed):
-        return triplet_module._singular_triplet(A, index, forward, adjoint, tol, maxiter, v0, missed)
-    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
-    start = None if v0 is None else v0.detach()
-    sigma, u, v, *_ = triplet(X.leaves[0], start, index, *_named(how))
+    if not _opaque(A, False, *request):
+        return triplet_module._singular_triplet(A, *request)
+    X, how, start = prepare(A, *request)
+    sigma, u, v, *_ = triplet(X.leaves[0], None if start is None else start.detach(), how.index, *_named(how))
     return Triplet(sigma, u, v).to(A.dtype)
 
 
-def compiled_rows(
-    A: Any,
-    k: int,
-    forward: ForwardName | Method,
-    adjoint: AdjointName | Solver,
-    tol: float | None,
-    maxiter: int | None,
-    v0: Tensor | None,
-    missed: float | None,
-    core: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def compiled_rows(A: Any, core: bool, *request: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(σ, U, V), or (core, U, V), of ``singular_triplets`` and ``low_rank`` while torch.compile traces them."""
     refuse_transforms()
-    if v0 is not None or not _opaque(A, forward, adjoint, tol, maxiter, missed):
-        return triplets._differentiable_rows(A, k, forward, adjoint, tol, maxiter, v0, missed, core)
-    X, how, _ = prepare_many(A, k, forward, adjoint, tol, maxiter, v0, missed, core)
+    if not _opaque(A, True, *request):
+        return triplets._differentiable_rows(A, core, *request)
+    X, how, _ = prepare_many(A, core, *request)
     value, U, V, *_ = triplet(X.leaves[0], None, 0, *_named(how))
     return in_precision((value, U, V) if how.k is not None else as_rows(value, U, V, core), A.dtype, core)
 
 
-def _opaque(A: Any, forward: Any, adjoint: Any, *options: float | None) -> bool:
+def _opaque(
+    A: Any, many: bool, _: int, forward: Any, adjoint: Any, tol: Any, maxiter: Any, v0: Any, missed: Any
+) -> bool:
     """Whether a call can stand in the graph as one opaque operation."""
     dense = isinstance(A, Tensor) and A.layout == torch.strided
     names = isinstance(forward, str) and forward != "lanczos" and isinstance(adjoint, str)
-    return dense and names and options == (None, None, 1e-3)
+    return dense and names and (tol, maxiter, missed) == (None, None, 1e-3) and not (many and v0 is not None)
 
 
 def _named(how: How) -> tuple[str, str, int | None, bool, float]:
@@ -161,17 +142,7 @@ def solve(
 
 
 @solve.register_fake
-def _(
-    A: Tensor,
-    found: list[Tensor],
-    bars: list[Tensor],
-    v0: Tensor | None,
-    forward: str,
-    adjoint: str,
-    k: int | None,
-    core: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+def _(A: Tensor, found: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(found[1]), torch.empty_like(found[2])
 
 

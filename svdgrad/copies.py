@@ -9,7 +9,7 @@ from torch.linalg import vector_norm
 
 from .certificate import RESOLUTION, hidden, probability
 from .forward import ConvergenceError, Ritz
-from .forward.basis import Basis, noise, numbers
+from .forward.basis import Basis, eigenpairs, noise
 from .operator import Dense, Operator
 from .products import Map, project, times_both
 
@@ -71,22 +71,18 @@ def largest_unseen(matvec: Map, rmatvec: Map, sigma: Tensor, ritz: Ritz) -> tupl
 
     start = project(W[:, 0], noise(len(W), W[:, 0], seed=1))
     V = Basis(start / vector_norm(start), W[:, :1].mT)
-    alphas: list[float | Tensor] = []
-    betas: list[float | Tensor] = []
 
     def risk(value: float) -> float:  # that an eigenvalue at or above this one was overlooked
         share = hidden(diagonal.tolist(), off.tolist(), value) + eps / size**0.5
         return probability(share, size, 1.0, start.is_complex())
 
     for step in range(1, size + 1):
-        alpha, beta = V.extend(apply(V.last()))
-        alphas.append(alpha)
-        betas.append(beta)
+        V.extend(apply(V.last()))
         if start.is_cpu or step % 4 == 0 or step == size:
-            diagonal, off = numbers(alphas + betas).split(step)
+            diagonal, off = V.tridiagonal()
             if OVERLOOKED < risk(1.0) < 1 and step < size:  # which spares most of these eigenvalue problems
                 continue
-            values, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
+            values, Y = eigenpairs(diagonal, off)
             top, residual = values[-1].item(), abs(off[-1].item() * Y[-1, -1].item())
             larger = max(1.0, top + 2 * RESOLUTION)
             if risk(larger) <= OVERLOOKED and (larger == 1 or residual <= max(eps**0.5, 0.1 * abs(1 - top))):

@@ -83,78 +83,40 @@ def diagnose(
     forward          gram
     adjoint          spectral
     """
-    if k is not None:
-        if index != 0:
-            raise ValueError(f"k asks for the k largest triplets, found index={index} beside it: leave it out")
-        return _of_many(A, k, forward, adjoint, tol, maxiter, v0, missed)
-    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
+    if k is None:
+        X, how, start = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
+    elif index == 0:
+        X, how, start = prepare_many(A, False, k, forward, adjoint, tol, maxiter, v0, missed)
+    else:
+        raise ValueError(f"k asks for the k largest triplets, found index={index} beside it: leave it out")
     if len(A.shape) != 2:
         raise ValueError(f"diagnose takes one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
     X = X.at([x.detach() for x in X.leaves])
-    sigma, u, v, *left = find_triplet(X, v0, how)
-    known = how.forward.leaves(*left)
-    with full_precision(X.leaves):
-        gap = relative_gap(sigma, values_near(X, sigma, known)[0], *X.shape, u.is_complex())
-        unit = torch.where(sigma > 0, sigma, 1)  # before squares, which may leave the range of numbers
-        residual = max(vector_norm(x / unit).item() for x in (X.mv(v) - sigma * u, X.rmv(u) - sigma * v))
-    steps = int(known.steps) if isinstance(known, Ritz) else 0
-    return Diagnosis(
-        sigma=sigma.item(),
-        gap=gap,
-        kappa=((sigma + known.S[0]) / (gap * known.S[0])).item() if gap else float("inf"),
-        predicted_error=expected_error(gap, known.S.dtype, residual if steps else 0.0) if gap else float("inf"),
-        steps=steps,
-        products=int(known.products) if isinstance(known, Ritz) else 0,
-        residual=residual,
-        missed=known.missed.item() if isinstance(known, Ritz) else 0.0,
-        stopped=_why(known, min(X.shape)) if isinstance(known, Ritz) else "direct method",
-        forward=how.forward.name,
-        adjoint=name_of(how.adjoint),
-    )
-
-
-def _why(known: Ritz, size: int) -> str:
-    """Why Lanczos's iteration stopped."""
-    if known.steps == size:
-        return "the space is exhausted"
-    return "the residual reached the tolerance"
-
-
-def _of_many(
-    A: Tensor | Sparse,
-    k: int,
-    forward: ForwardName | Method,
-    adjoint: AdjointName | Solver,
-    tol: float | None,
-    maxiter: int | None,
-    v0: Tensor | None,
-    missed: float | None,
-) -> Diagnosis:
-    X, how, start = prepare_many(A, k, forward, adjoint, tol, maxiter, v0, missed, core=False)
-    if how.k is None:
-        return diagnose(A, 0, forward, adjoint, tol, maxiter, None, missed)
-    if len(A.shape) != 2:
-        raise ValueError(f"diagnose takes one matrix (m, n), found shape {tuple(A.shape)}: call it for each of a batch")
-    X = X.at([x.detach() for x in X.leaves])
-    sigma, U, V, *left = find_triplet(X, start, how)
+    sigma, u, v, *left = find_triplet(X, start, how)
     known = how.left(left)
     with full_precision(X.leaves):
-        beyond = following(*X.shape, how.k, known.S)
-        gap = relative_cut(sigma, beyond)
-        s, top = sigma.unsqueeze(-1), torch.where(sigma[0] > 0, sigma[0], 1)
-        residual = max((x / top).norm(dim=-1).max().item() for x in (X.mv(V) - s * U, X.rmv(U) - s * V))
-    block = known if isinstance(known, RitzBlock) else None
-    last, next_ = sigma[-1].item(), 0.0 if beyond is None else beyond.item()
+        if how.k is None:
+            gap = relative_gap(sigma, values_near(X, sigma, known)[0], *X.shape, u.is_complex())
+            last, other, unit = sigma, known.S[0], sigma
+        else:
+            beyond = following(*X.shape, how.k, known.S)
+            gap = relative_cut(sigma, beyond)
+            last, other, unit = sigma[-1], torch.zeros_like(sigma[0]) if beyond is None else beyond, sigma[0]
+        s, unit = sigma.unsqueeze(-1), torch.where(unit > 0, unit, 1)  # before squares, which may leave the range
+        residual = max(vector_norm(x / unit, dim=-1).max().item() for x in (X.mv(v) - s * u, X.rmv(u) - s * v))
+    iteration = known if isinstance(known, Ritz | RitzBlock) else None
+    exhausted = isinstance(known, Ritz) and known.steps == min(X.shape)
+    stopped = "the space is exhausted" if exhausted else "the residual reached the tolerance"
     return Diagnosis(
-        sigma=last,
+        sigma=last.item(),
         gap=gap,
-        kappa=(last + next_) / (gap * sigma[0].item()) if gap else float("inf"),
-        predicted_error=expected_error(gap, known.S.dtype, residual if block else 0.0) if gap else float("inf"),
-        steps=int(block.steps) if block else 0,
-        products=int(block.products) if block else 0,
+        kappa=((last + other) / (gap * known.S[0])).item() if gap else float("inf"),
+        predicted_error=expected_error(gap, known.S.dtype, residual if iteration else 0.0) if gap else float("inf"),
+        steps=int(iteration.steps) if iteration else 0,
+        products=int(iteration.products) if iteration else 0,
         residual=residual,
-        missed=block.missed.item() if block else 0.0,
-        stopped=("the residuals reached the tolerance" if block else "direct method"),
+        missed=iteration.missed.item() if iteration else 0.0,
+        stopped=stopped if iteration else "direct method",
         forward=how.forward.name,
         adjoint=name_of(how.adjoint),
     )

@@ -84,28 +84,32 @@ def check_gap(m: int, n: int, sigma: Tensor, S: Tensor, residual: float = 0.0, i
         )
     if not gap > tie(m, n, S.dtype):
         raise tied(f"found a relative gap of {gap:.1e}, which is a tie up to rounding")
-    if gap < near_tie(m, n, S.dtype):
-        warnings.warn(
-            f"σ is close to another singular value, or to zero: relative gap {gap:.1e}, so a relative error of about "
-            f"{expected_error(gap, S.dtype):.0e} is to be "
-            f"expected in the gradient with {str(S.dtype).removeprefix('torch.')}, by any method",
-            NearTieWarning,
-            stacklevel=level_of_the_caller(),
-        )
-    else:
-        check_residual(residual, gap, S.dtype)
+    check_digits("σ is close to another singular value, or to zero", m, n, S.dtype, gap, residual)
 
 
-def check_residual(residual: float, gap: float, dtype: torch.dtype) -> None:
-    """Warn of a tolerance that is too loose for the distance of the values."""
-    if residual > max(0.01 * gap, 20 * torch.finfo(dtype).eps):  # at the default tol there is little to lower
-        warnings.warn(
+def check_digits(close: str, m: int, n: int, dtype: torch.dtype, gap: float, residual: float) -> None:
+    """Warn of a near tie, said by ``close``, or of a tolerance that is too loose for the distance of the values."""
+    if gap < near_tie(m, n, dtype):
+        warn_of_gap(close, gap, dtype)
+    elif residual > max(0.01 * gap, 20 * torch.finfo(dtype).eps):  # at the default tol there is little to lower
+        warn(
             f"the iteration stopped at a residual of {residual:.0e} σ, and the relative gap is {gap:.0e}, so a "
             f"relative error of about {min(1.0, residual / gap):.0e} is to be expected in the gradient through u or v: "
-            "lower tol",
-            NearTieWarning,
-            stacklevel=level_of_the_caller(),
+            "lower tol"
         )
+
+
+def warn_of_gap(close: str, gap: float, dtype: torch.dtype) -> None:
+    """Warn of two values that are ``close``, with the error to expect."""
+    warn(
+        f"{close}: relative gap {gap:.1e}, so a relative error of about {expected_error(gap, dtype):.0e} is to be "
+        f"expected in the gradient with {str(dtype).removeprefix('torch.')}, by any method"
+    )
+
+
+def warn(message: str) -> None:
+    """A NearTieWarning at the line that called ``backward()``."""
+    warnings.warn(message, NearTieWarning, stacklevel=level_of_the_caller())
 
 
 def check_zero(sigma: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, many: bool, read: bool = False) -> None:
@@ -123,13 +127,11 @@ def check_zero(sigma: Tensor, xi: Tensor, phi: Tensor, psi: Tensor, many: bool, 
     if many and not read:
         told = told & (seen.any(-1, keepdim=True) | (sigma == 0).all(-1, keepdim=True))
     if told.any():
-        warnings.warn(
+        warn(
             "the loss reads a σ that is exactly zero, where it has no derivative. A loss of σ alone gets one of its "
             "subgradients; but a loss of σ u or σ v, as U diag(σ), lacks what u and v add there, and its gradient is "
             "wrong. Likely causes: a row or a column of zeros, a rank below k. Leave it out, with a smaller k or "
-            "another index, or perturb A",
-            NearTieWarning,
-            stacklevel=level_of_the_caller(),
+            "another index, or perturb A"
         )
 
 
@@ -151,16 +153,8 @@ def check_cut(m: int, n: int, sigma: Tensor, following: Tensor | None, wanted: T
             "loss of σ alone has a gradient here; otherwise choose another k, which takes all of the tied values or "
             "none"
         )
-    if gap < near_tie(m, n, sigma.dtype):
-        warnings.warn(
-            f"a kept singular value that the loss reads is close to the first left out: relative gap {gap:.1e}, so a "
-            f"relative error of about {expected_error(gap, sigma.dtype):.0e} is to be expected in the gradient with "
-            f"{str(sigma.dtype).removeprefix('torch.')}, by any method",
-            NearTieWarning,
-            stacklevel=level_of_the_caller(),
-        )
-    else:
-        check_residual(residual, gap, sigma.dtype)
+    close = "a kept singular value that the loss reads is close to the first left out"
+    check_digits(close, m, n, sigma.dtype, gap, residual)
 
 
 def relative_cut(sigma: Tensor, following: Tensor | None, wanted: Tensor | None = None) -> float:

@@ -3,14 +3,13 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .adjoint import SOLVERS
 from .adjoint.solver import Solver
 from .auto import AdjointName, ForwardName, How, choose, method, name_of, solver
 from .forward import Method
 from .operator import Dense, Sparse, of_sparse_tensor
-from .products import check_not_meta
+from .products import check_has_numbers
 from .transforms import mapped_levels, transformed
 
 #: the precisions in which there is something to differentiate; the first two, and complex32, are computed in float32
@@ -27,11 +26,7 @@ DTYPES = (
 
 def check_matrix(A: Tensor, index: int) -> None:
     """Raise an error for what has no such triplet."""
-    if not isinstance(A, Tensor):
-        raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
-    if isinstance(A, UninitializedParameter | UninitializedBuffer):
-        raise ValueError("A must have entries, found a parameter without a shape: call its lazy module once before")
-    check_not_meta("A", A)
+    check_has_numbers("A", A)
     if A.is_quantized:
         raise TypeError(
             f"A must be floating point, found a quantized tensor, {A.dtype}: convert it with A.dequantize()"
@@ -78,15 +73,20 @@ def check_index(how: How, k: int) -> None:
         )
 
 
+def check_vectors(v0: Tensor, is_complex: bool) -> None:
+    """Raise an error for a v0 without numbers, or with complex ones for a real A."""
+    if not isinstance(v0, Tensor):
+        raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
+    check_has_numbers("v0", v0)
+    if v0.is_complex() and not is_complex:
+        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
+
+
 def check_start(v0: Tensor, A: Tensor) -> None:
     """Raise an error for a v0 that is not a vector like v for A, or one for each of a batch. Its numbers are checked in
     ``find_triplet``, since under vmap only there they can be.
     """
-    if not isinstance(v0, Tensor):
-        raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
-    check_not_meta("v0", v0)
-    if v0.is_complex() and not A.is_complex():
-        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
+    check_vectors(v0, A.is_complex())
     *batch, _, n = A.shape
     if v0.shape[-1:] != (n,):
         raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {tuple(v0.shape)}")
@@ -122,9 +122,9 @@ def prepare(
     v0: Tensor | None,
     missed: float | None,
     k: int | None = None,
-) -> tuple[Dense | Sparse, How]:
-    """The operator of A in single precision or better, and how its triplet, or k of them, are found; an error for what
-    cannot be.
+) -> tuple[Dense | Sparse, How, Tensor | None]:
+    """The operator of A in single precision or better, how its triplet, or k of them, are found, and v0; an error for
+    what cannot be.
     """
     if not isinstance(A, Tensor | Sparse):
         raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
@@ -138,7 +138,7 @@ def prepare(
         if v0 is not None:
             check_start(v0, A)
         dtype = torch.promote_types(A.dtype, torch.float32)
-        return Dense(A if A.dtype == dtype else A.to(dtype)), how
+        return Dense(A if A.dtype == dtype else A.to(dtype)), how, v0
     if isinstance(A, Tensor) and A.layout not in (torch.sparse_coo, torch.sparse_csr):
         raise TypeError(
             f"A must be one dense tensor (..., m, n), or sparse in COO or CSR layout, found layout {A.layout}: "
@@ -150,7 +150,7 @@ def prepare(
     if k is not None:
         check_k(k, *A.shape)
     dtype = torch.promote_types(A.dtype, torch.float32)
-    return A.at((A.values.to(dtype),)) if isinstance(A, Sparse) else of_sparse_tensor(A.to(dtype)), how
+    return A.at((A.values.to(dtype),)) if isinstance(A, Sparse) else of_sparse_tensor(A.to(dtype)), how, v0
 
 
 def check_k(k: int, m: int, n: int) -> None:
@@ -163,6 +163,7 @@ def check_k(k: int, m: int, n: int) -> None:
 
 def prepare_many(
     A: Tensor | Sparse,
+    core: bool,
     k: int,
     forward: ForwardName | Method,
     adjoint: AdjointName | Solver,
@@ -170,10 +171,9 @@ def prepare_many(
     maxiter: int | None,
     v0: Tensor | None,
     missed: float | None,
-    core: bool,
 ) -> tuple[Dense | Sparse, How, Tensor | None]:
     """As ``prepare``, for the k dominant triplets, and the rows to start from."""
-    X, how = prepare(A, 0, forward, "auto", tol, maxiter, None, missed, k)
+    X, how, _ = prepare(A, 0, forward, "auto", tol, maxiter, None, missed, k)
     start = None if v0 is None else _rows_to_start_from(v0, X, forward, how)
     if k == 1 and start is None:  # one vector, certified, with every method and solver
         return X, How(0, how.forward, solver(adjoint, how.forward)), None
@@ -194,11 +194,7 @@ def _rows_to_start_from(v0: Tensor, A: Dense | Sparse, forward: ForwardName | Me
             f"forward {how.forward.name!r} does not iterate, found v0: only 'lanczos' starts from it, and 'auto' where "
             "it chooses that"
         )
-    if not isinstance(v0, Tensor):
-        raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
-    check_not_meta("v0", v0)
-    if v0.is_complex() and not A.vector.is_complex():
-        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
+    check_vectors(v0, A.vector.is_complex())
     batch, n = A.A.shape[:-2] if isinstance(A, Dense) else (), A.shape[1]
     fits = v0.ndim >= 2 and v0.shape[-2] == n and v0.shape[-1] > 0 and v0.ndim - 2 <= len(batch)
     if not fits or any(size not in (1, own) for size, own in zip(v0.shape[:-2][::-1], batch[::-1])):
@@ -213,7 +209,7 @@ def check_sparse(A: Tensor | Sparse, how: How, v0: Tensor | None) -> None:
     """Raise an error for what cannot be had of a sparse matrix, with which all that can be done is to multiply."""
     if not (A.dtype.is_floating_point or A.dtype.is_complex):
         raise TypeError(f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.double()")
-    check_not_meta("A", A.values if isinstance(A, Sparse) else A)
+    check_has_numbers("A", A.values if isinstance(A, Sparse) else A)
     if isinstance(A, Tensor) and transformed() and (A.layout == torch.sparse_csr or mapped_levels(A)):
         raise NotImplementedError(
             "a transform of torch.func can neither map a sparse tensor nor read one in CSR layout, found layout "
@@ -242,11 +238,8 @@ def check_sparse(A: Tensor | Sparse, how: How, v0: Tensor | None) -> None:
             )
     if isinstance(A, Sparse):
         A.check()
-    if v0 is not None and not isinstance(v0, Tensor):
-        raise TypeError(f"v0 must be a torch.Tensor, found {type(v0).__name__}: convert it with torch.as_tensor(v0)")
-    if v0 is not None:
-        check_not_meta("v0", v0)
-    if v0 is not None and v0.is_complex() and not A.dtype.is_complex:
-        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
-    if v0 is not None and tuple(v0.shape) != tuple(A.shape[1:]):
+    if v0 is None:
+        return
+    check_vectors(v0, A.dtype.is_complex)
+    if tuple(v0.shape) != tuple(A.shape[1:]):
         raise ValueError(f"v0 must have {A.shape[1]} entries, one for each column of A, found shape {tuple(v0.shape)}")

@@ -3,13 +3,12 @@
 Vectors are rows here: σ (..., k), U (..., k, m), V (..., k, n), so that uᵢᴴφⱼ is an entry of ``U.conj() @ Phi.mT``.
 """
 
-import warnings
 from operator import sub
 
 import torch
 from torch import Tensor
 
-from .gap import NearTieWarning, TieError, expected_error, level_of_the_caller, near_tie, tie
+from .gap import TieError, near_tie, tie, warn, warn_of_gap
 from .numerators import Numerator, along, antihermitian, far, numerators, rounding, spaces
 from .products import extremes, length
 from .transforms import in_forward_mode, transformed
@@ -125,11 +124,7 @@ def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, 
         )
         return
     gap = distance[real].min().item()
-    warn(
-        f"the loss depends on single vectors of singular values that are close to each other: relative gap {gap:.1e}, "
-        f"so a relative error of about {expected_error(gap, sigma.dtype):.0e} is to be expected in the gradient with "
-        f"{str(sigma.dtype).removeprefix('torch.')}, by any method"
-    )
+    warn_of_gap("the loss depends on single vectors of singular values that are close to each other", gap, sigma.dtype)
 
 
 def check_values(sigma: Tensor, xi: Tensor, Phi: Tensor, Psi: Tensor) -> None:
@@ -206,7 +201,3 @@ def warn_of_lost() -> None:
         "some of the kept singular values equal the first left out up to rounding: those have no derivative, and NaN "
         "for a tangent, as their vectors have; that of the others is given"
     )
-
-
-def warn(message: str) -> None:
-    warnings.warn(message, NearTieWarning, stacklevel=level_of_the_caller())

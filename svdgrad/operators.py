@@ -12,8 +12,7 @@ from .auto import AdjointName, ForwardName, How
 from .forward import Lanczos, Method, Triplet
 from .inputs import check_k, prepare
 from .operator import Function, Sparse, function
-from .products import check_not_meta
-from .rule import differentiable_triplet
+from .products import check_has_numbers
 from .steps import find_triplet, full_precision, solve_adjoint, value_and_cotangents
 from .transforms import plain_mode, refuse_tracing
 from .triplets import Triplets, rows_of
@@ -99,28 +98,8 @@ def operator_triplet(
     >>> d.grad.round(decimals=3) + 0.0
     tensor([1., 0., 0.])
     """
-    if torch.compiler.is_compiling():
-        from .compiled import refuse_transforms
-
-        refuse_transforms()
-    return _operator_triplet(matvec, params, v0, tol, maxiter, rmatvec, missed)
-
-
-def _operator_triplet(
-    matvec: MatVec,
-    params: Any,
-    v0: Tensor,
-    tol: float | None,
-    maxiter: int | None,
-    rmatvec: MatVec | None,
-    missed: float | None,
-) -> Triplet:
-    check_function(matvec, v0)
-    how = How(0, Lanczos(tol, maxiter, missed), SOLVERS["cg"])
-    with plain_mode(), full_precision((v0,)):
-        A, start = operator_of(matvec, params, v0, rmatvec)
-        sigma, u, v = differentiable_triplet(A, start.reshape(-1), how)
-    return Triplet(sigma, u.reshape(A.out), v.reshape(v0.shape)).to(v0.dtype)
+    sigma, U, V = operator_triplets(matvec, params, v0, 1, tol, maxiter, rmatvec, missed)
+    return Triplet(sigma[0], U[..., 0], V[..., 0])
 
 
 def operator_triplets(
@@ -149,26 +128,18 @@ def operator_triplets(
         from .compiled import refuse_transforms
 
         refuse_transforms()
-    return _operator_triplets(matvec, params, v0, k, tol, maxiter, rmatvec, missed)
+    return _operator_triplets(matvec, rmatvec, params, v0, k, tol, maxiter, missed)
 
 
 def _operator_triplets(
-    matvec: MatVec,
-    params: Any,
-    v0: Tensor,
-    k: int,
-    tol: float | None,
-    maxiter: int | None,
-    rmatvec: MatVec | None,
-    missed: float | None,
+    matvec: MatVec, rmatvec: MatVec | None, params: Any, v0: Tensor, k: int, *stopping: Any
 ) -> Triplets:
     check_function(matvec, v0)
     with plain_mode(), full_precision((v0,)):
         A, start = operator_of(matvec, params, v0, rmatvec)
         check_k(k, *A.shape)
-        how = How(
-            0, Lanczos(tol, maxiter, missed), SOLVERS["cg"], None if k == 1 else int(k), eps=torch.finfo(v0.dtype).eps
-        )
+        many = None if k == 1 else int(k)
+        how = How(0, Lanczos(*stopping), SOLVERS["cg"], many, eps=torch.finfo(v0.dtype).eps)
         sigma, U, V = rows_of(A, how, start.reshape(-1) if k == 1 else start.reshape(1, -1))
     U, V = U.mT.reshape(*A.out, -1), V.mT.reshape(*v0.shape, -1)
     return Triplets(*Triplet(sigma, U, V).to(v0.dtype))
@@ -185,7 +156,7 @@ def check_function(matvec: MatVec, v0: Tensor) -> None:
         raise TypeError(f"matvec must be a function of (params, x), found {type(matvec).__name__}")
     if v0.numel() == 0:
         raise ValueError(f"v0 must have at least one entry, found shape {tuple(v0.shape)}")
-    check_not_meta("v0", v0)
+    check_has_numbers("v0", v0)
     refuse_tracing()
 
 
@@ -241,7 +212,7 @@ def rank_two_gradient(
     tensor([[1.0000, 0.1250],
             [0.3750, 0.0000]])
     """
-    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
+    X, how, _ = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
     if len(A.shape) != 2 or A.dtype.is_complex:
         raise ValueError(f"rank_two_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
     X = X.at([x.detach() for x in X.leaves])

@@ -5,14 +5,19 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .transforms import innermost, on_host, transformed
 
 Map = Callable[[Tensor], Tensor]
 
 
-def check_not_meta(name: str, x: Tensor) -> None:
-    """Raise an error for a tensor that has a shape and no numbers."""
+def check_has_numbers(name: str, x: Tensor) -> None:
+    """Raise an error for a tensor that has no numbers yet, with or without a shape."""
+    if isinstance(x, UninitializedParameter | UninitializedBuffer):
+        raise ValueError(
+            f"{name} must have entries, found a parameter without a shape: call its lazy module once before"
+        )
     if x.is_meta and type(innermost(x)) in (Tensor, torch.nn.Parameter):  # a subclass may hold numbers of its own
         raise ValueError(
             f"{name} must have numbers, found a tensor on the meta device, which has none: give it a device, and load "
@@ -26,6 +31,18 @@ def mv(A: Tensor, x: Tensor) -> Tensor:
         return A @ x if x.ndim == 1 else x @ A.mT
     y: Tensor = (A @ x[..., None])[..., 0]
     return y
+
+
+def solve(M: Tensor, b: Tensor) -> Tensor:
+    """M⁻¹ b of a (batch of) matrices and vectors, by LU."""
+    x: Tensor = torch.linalg.solve(M, b.unsqueeze(-1))
+    return x.squeeze(-1)
+
+
+def least_squares(M: Tensor, b: Tensor) -> Tensor:
+    """The x that minimises ‖Mx − b‖, the shortest of several; where M has not full rank, gels does not notice."""
+    x: Tensor = torch.linalg.lstsq(M, b.unsqueeze(-1), driver="gels").solution
+    return x.squeeze(-1)
 
 
 def products(A: Tensor) -> tuple[Map, Map]:

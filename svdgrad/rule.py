@@ -125,9 +125,9 @@ class _Triplet(torch.autograd.Function):
         A = ctx.A.at(leaves)
         dA = A.push(dleaves)
         dA_v, dA_u = dA.mv(v), dA.rmv(u)
+        sigma, none = ctx.how.values(sigma), (None,) * len(known)
+        du, dv = Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
         if ctx.how.k is not None:
-            sigma = ctx.how.values(sigma)
-            du, dv = Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
             dcore, left, right = turning(sigma, u, v, dA_v)
             lost = du.isnan().any(-1)  # of those tied with what is left out
             dcore = dcore.masked_fill(lost.unsqueeze(-1) | lost.unsqueeze(-2), torch.nan)
@@ -136,16 +136,15 @@ class _Triplet(torch.autograd.Function):
                 turn = -1j * anchor(dv, v, None).imag / anchor(v, v, None).real
                 du, dv = du + turn * u, dv + turn * v
             dsigma = dcore if ctx.how.core else dcore.diagonal(dim1=-2, dim2=-1).real
-            return (dsigma, du, dv) + (None,) * len(known)
+            return dsigma, du, dv, *none
         dsigma = vecdot(u, dA_v)
-        du, dv = Solve.apply(A, ctx.how, "tangent", *leaves, sigma, u, v, dA_v, dA_u, *known)
         if u.is_complex():
             # turn the common phase so that the anchor of the sign rule stays real, then u relative to v
             # (eq-relative-phase)
             turn = -1j * anchor(dv, v, ctx.v0).imag / anchor(v, v, ctx.v0).real
             dv = dv + turn * v
             du = du + (turn + 1j * (dsigma.imag / sigma).unsqueeze(-1)) * u
-        return (dsigma.real, du, dv) + (None,) * len(known)
+        return dsigma.real, du, dv, *none
 
     @staticmethod
     def vmap(

@@ -58,9 +58,8 @@ def find_triplet(A: Operator, v0: Tensor | None, how: How) -> tuple[Tensor, ...]
         refuse_mapping_by_autograd()
     if how.k is not None:
         with full_precision(A.leaves):
-            rows, left = how.forward.find_many(A, how.k, v0)
-        sigma = torch.diag_embed(rows.sigma).to(rows.U) if how.core else rows.sigma
-        return (sigma, rows.U, rows.V, *left)
+            (sigma, U, V), left = how.forward.find_many(A, how.k, v0)
+        return (torch.diag_embed(sigma).to(U) if how.core else sigma, U, V, *left)
     if v0 is not None:
         v0 = direction(v0.to(torch.promote_types(v0.dtype, A.vector.dtype)))
         if not v0.isfinite().all():  # 0/0, or what was not finite before

@@ -3,7 +3,7 @@
 Every private name of torch.func and of autograd is used here, and nowhere else.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -149,42 +149,36 @@ def alive(x: Tensor) -> Tensor:
     return plain
 
 
-def unwrapped(x: Tensor) -> Tensor:
-    """A constant x without the wrappers that it got from transforms at work; a constant cannot be mapped."""
+def layers(x: Tensor) -> Iterator[Tensor]:
+    """x, and what is inside each wrapper of the transforms at work, down to the tensor inside all."""
+    yield x
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        if torch._C._functorch.is_batchedtensor(x):
-            raise ValueError(
-                "the pattern of a sparse matrix must be the same for all that vmap maps over, found it mapped"
-            )
         x = torch._C._functorch.get_unwrapped(x)
-    return x
+        yield x
 
 
 def innermost(x: Tensor) -> Tensor:
     """The tensor inside all wrappers of the transforms at work."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x
+    *_, plain = layers(x)
+    return plain
+
+
+def unwrapped(x: Tensor) -> Tensor:
+    """A constant x without the wrappers that it got from transforms at work; a constant cannot be mapped."""
+    if mapped_levels(x):
+        raise ValueError("the pattern of a sparse matrix must be the same for all that vmap maps over, found it mapped")
+    return innermost(x)
 
 
 def is_tracked(y: Tensor) -> bool:
     """Whether a derivative is asked of y, in either mode, at any level of torch.func."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(y):
-        if y.requires_grad or moves(y):
-            return True
-        y = torch._C._functorch.get_unwrapped(y)
-    return bool(y.requires_grad or moves(y))
+    return any(x.requires_grad or moves(x) for x in layers(y))
 
 
 def mapped_levels(*ys: Tensor) -> set[int]:
     """The levels of vmap at which one of them is mapped."""
-    levels = set()
-    for y in ys:
-        while torch._C._functorch.is_functorch_wrapped_tensor(y):
-            if torch._C._functorch.is_batchedtensor(y):
-                levels.add(torch._C._functorch.maybe_get_level(y))
-            y = torch._C._functorch.get_unwrapped(y)
-    return levels
+    functorch = torch._C._functorch
+    return {functorch.maybe_get_level(x) for y in ys for x in layers(y) if functorch.is_batchedtensor(x)}
 
 
 def sources(y: Tensor) -> set[int]:

@@ -6,6 +6,8 @@ A method of ``svdgrad.forward`` finds the triplet, a solver of ``svdgrad.adjoint
 with all that is to be looked at, in steps.py; this file ties the two steps into one ``torch.autograd.Function``.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -137,17 +139,8 @@ def singular_triplet(
     return _singular_triplet(A, index, forward, adjoint, tol, maxiter, v0, missed)
 
 
-def _singular_triplet(
-    A: Tensor | Sparse,
-    index: int,
-    forward: ForwardName | Method,
-    adjoint: AdjointName | Solver,
-    tol: float | None,
-    maxiter: int | None,
-    v0: Tensor | None,
-    missed: float | None,
-) -> Triplet:
-    X, how = prepare(A, index, forward, adjoint, tol, maxiter, v0, missed)
+def _singular_triplet(A: Tensor | Sparse, *request: Any) -> Triplet:
+    X, how, v0 = prepare(A, *request)
     with full_precision(X.leaves):  # not only what is calculated now: a forward mode differentiates it on the spot
         triplet = differentiable_triplet(X, v0, how)
     check_range(triplet.sigma, A.dtype)

@@ -1,7 +1,7 @@
 """The k dominant singular triplets, and the matrix that they make: ``singular_triplets`` and ``low_rank``."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,7 +141,7 @@ def singular_triplets(
             [0.0000, 0.0000, 0.0000],
             [0.3750, 0.0000, 0.0000]])
     """
-    sigma, U, V = _rows(A, k, forward, adjoint, tol, maxiter, v0, missed, core=False)
+    sigma, U, V = _rows(A, False, k, forward, adjoint, tol, maxiter, v0, missed)
     return Triplets(sigma, U.mT, V.mT)
 
 
@@ -175,41 +175,21 @@ def low_rank(
             [0., 0., 0.],
             [0., 0., 0.]])
     """
-    core, U, V = _rows(A, k, forward, adjoint, tol, maxiter, v0, missed, core=True)
+    core, U, V = _rows(A, True, k, forward, adjoint, tol, maxiter, v0, missed)
     return LowRank(U.mT, core, V.mT)
 
 
-def _rows(
-    A: Tensor | Sparse,
-    k: int,
-    forward: ForwardName | Method,
-    adjoint: AdjointName | Solver,
-    tol: float | None,
-    maxiter: int | None,
-    v0: Tensor | None,
-    missed: float | None,
-    core: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _rows(A: Tensor | Sparse, core: bool, *request: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(σ, U, V), or (core, U, V), with vectors as rows, in the precision of A."""
     if torch.compiler.is_compiling():
         from .compiled import compiled_rows
 
-        return compiled_rows(A, k, forward, adjoint, tol, maxiter, v0, missed, core)
-    return _differentiable_rows(A, k, forward, adjoint, tol, maxiter, v0, missed, core)
+        return compiled_rows(A, core, *request)
+    return _differentiable_rows(A, core, *request)
 
 
-def _differentiable_rows(
-    A: Tensor | Sparse,
-    k: int,
-    forward: ForwardName | Method,
-    adjoint: AdjointName | Solver,
-    tol: float | None,
-    maxiter: int | None,
-    v0: Tensor | None,
-    missed: float | None,
-    core: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    X, how, start = prepare_many(A, k, forward, adjoint, tol, maxiter, v0, missed, core)
+def _differentiable_rows(A: Tensor | Sparse, core: bool, *request: Any) -> tuple[Tensor, Tensor, Tensor]:
+    X, how, start = prepare_many(A, core, *request)
     with full_precision(X.leaves):
         found = rows_of(X, how, start, core)
     check_range(found[0].diagonal(dim1=-2, dim2=-1).real if core else found[0], A.dtype)
@@ -258,7 +238,7 @@ def rank_2k_gradient(
             [0.0000, 0.0000, 0.0000],
             [0.3750, 0.0000, 0.0000]])
     """
-    X, how, start = prepare_many(A, k, forward, adjoint, tol, maxiter, v0, missed, core=False)
+    X, how, start = prepare_many(A, False, k, forward, adjoint, tol, maxiter, v0, missed)
     if len(A.shape) != 2 or A.dtype.is_complex:
         raise ValueError(f"rank_2k_gradient takes one real matrix (m, n), found {A.dtype} of shape {tuple(A.shape)}")
     if how.k is None:

@@ -263,9 +263,11 @@ def test_a_basis_stays_orthonormal_whatever_is_left_of_a_vector(dtype):
     )[0]
     basis = Basis(Q[:, 0].clone())
     for i in range(1, 7):
-        along, length = basis.extend(5 * Q[:, i - 1] + 2 * Q[:, i])
+        basis.extend(5 * Q[:, i - 1] + 2 * Q[:, i])
+        along, length = basis.diagonal[-1], basis.off[-1]
         assert along == pytest.approx(5) and length == pytest.approx(2)
-    along, length = basis.extend(Q[:, 0] + 3 * Q[:, 6] + 1e-10 * Q[:, 7])
+    basis.extend(Q[:, 0] + 3 * Q[:, 6] + 1e-10 * Q[:, 7])
+    along, length = basis.diagonal[-1], basis.off[-1]
     assert along == pytest.approx(3)
     rows = basis.rows()
     assert (rows.conj() @ rows.mT - torch.eye(8)).abs().max() <= 8 * eps

@@ -203,6 +203,7 @@ OPERATORS = [
     ((None, A, ones), TypeError, r"matvec must be a function of \(params, x\), found NoneType"),
     ((torch.mv, A, np.ones(4)), TypeError, "v0 must be a .*floating point tensor, .*found float64"),
     ((torch.mv, A, torch.ones(0)), ValueError, r"v0 must have at least one entry, found shape \(0,\)"),
+    ((lambda A, x: A[:0] @ x, A, ones), ValueError, r"matvec must return at least one entry, found shape \(0,\)"),
     ((torch.mv, A, ones, -1.0), ValueError, "tol must be finite and not negative, found -1"),
     ((torch.mv, A, ones, None, 0), ValueError, "maxiter must be at least 1, found 0"),
     ((torch.mv, A, ones, None, 2.5), TypeError, r"maxiter must be an integer, found 2\.5"),

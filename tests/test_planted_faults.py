@@ -30,9 +30,9 @@ FAULTS = {
         "torch.cat([-A.reshape(n, m), scaled_identity(sigma, n, A)], -1)",
     ),
     "a projection dropped": (
-        "adjoint/__init__.py",
-        "project(u, phi), project(v, psi), known)",
-        "phi, project(v, psi), known)",
+        "adjoint/spectral.py",
+        "project(u, phi / s), project(v, psi / s)",
+        "phi / s, project(v, psi / s)",
     ),
     "the part outside range(A) forgotten": ("adjoint/spectral.py", "else mv(U, x - a) + phi", "else mv(U, x)"),
     "the cotangent of sigma forgotten": (

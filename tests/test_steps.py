@@ -18,7 +18,7 @@ EPS = torch.finfo(torch.float64).eps
 
 def chosen(A, index=0, forward="auto", adjoint="auto"):
     """The names of the method and of the solver that a call uses."""
-    _, how = prepare(A, index, forward, adjoint, None, None, None, 1e-3)
+    _, how, _ = prepare(A, index, forward, adjoint, None, None, None, 1e-3)
     return how.forward.name, name_of(how.adjoint)
 
 

@@ -7,7 +7,8 @@ Each is a ``Solver``, which also says what has to be known of it. A new one is a
 ``known`` is what the forward method left behind; those that cannot use it do without.
 ``ATTEMPTS`` holds the attempts of the notebook that the book grew from, in the same form; the flawed ones have their
 repair in ``SOLVERS`` under the same name.
-The files hold the formulas of the book for a right-hand side that is already projected; what they share is here.
+The files hold the formulas of the book for a right-hand side that is already projected; what they share is here. But
+"spectral" and "cg", which use what is known, project and choose their units by themselves.
 """
 
 from collections.abc import Callable
@@ -51,34 +52,6 @@ def _exact(formula: Formula) -> Formula:
     return solver
 
 
-def _fast(formula: Formula) -> Formula:
-    """Around a formula that takes A as it is, without a copy, and uses what the forward method knows.
-
-    It solves (K/σ) [p; q] = c/σ. The right-hand side has the size of the solution then, or less, so both are normal
-    numbers where the gradient is, and so is what lies between, if the formula divides by σ what it multiplied by A.
-    Out of it p ⟂ u and q ⟂ v come by themselves.
-    """
-
-    @wraps(formula)
-    def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any = None) -> tuple[Tensor, Tensor]:
-        sigma, u, v = triplet
-        unit = sigma.unsqueeze(-1)
-        return formula(A, sigma, u, v, project(u, phi / unit), project(v, psi / unit), known)
-
-    return solver
-
-
-def _by_products(formula: Formula) -> Formula:
-    """Around an iteration with products, which sees to units itself, since it serves operators too."""
-
-    @wraps(formula)
-    def solver(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any = None) -> tuple[Tensor, Tensor]:
-        sigma, u, v = triplet
-        return formula(A, sigma, u, v, project(u, phi), project(v, psi), known)
-
-    return solver
-
-
 def assemble(triplet: Triplet, xi: Tensor | None, p: Tensor, q: Tensor) -> Tensor:
     """∂L/∂A = (ξu + p)vᴴ + uqᴴ, the gradient of L from the cotangent ξ of σ and the adjoint vectors (eq-gradient)."""
     _, u, v = triplet
@@ -110,9 +83,9 @@ SOLVERS: dict[str, Solver] = {
     "saddle": Solver(_exact(saddle), "saddle"),
     "deflated": Solver(_exact(deflated), "deflated"),
     "schur": Solver(_exact(schur), "deflated-Q", largest_only=True),
-    "spectral": Solver(_fast(spectral)),
+    "spectral": Solver(spectral),
     "doubling": Solver(_exact(doubling), "deflated-Q", largest_only=True),
-    "cg": Solver(_by_products(cg), "deflated-Q", largest_only=True, by_products=True),
+    "cg": Solver(cg, "deflated-Q", largest_only=True, by_products=True),
     "minres": Solver(_exact(minres), "deflated", by_products=True),
 }
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from .. import matrices
-from ..products import mv
+from ..products import least_squares, mv, solve
 
 
 def _four_systems(
@@ -25,20 +24,10 @@ def _four_systems(
     return x + y, w + z
 
 
-def _lu(M: Tensor, x: Tensor) -> Tensor:
-    y: Tensor = torch.linalg.solve(M, x.unsqueeze(-1))
-    return y.squeeze(-1)
-
-
-def _least_squares(M: Tensor, x: Tensor) -> Tensor:
-    y: Tensor = torch.linalg.lstsq(M, x.unsqueeze(-1), driver="gels").solution
-    return y.squeeze(-1)
-
-
 def block_inversion(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     """The four systems with P + σ²uuᴴ and Q + σ²vvᴴ in place of P and Q, by LU (eq-deflated-blocks)."""
     P, Q = matrices.deflated_P(A, sigma, u), matrices.deflated_P(A.mH, sigma, v)
-    return _four_systems(P, Q, A, sigma, phi, psi, _lu)
+    return _four_systems(P, Q, A, sigma, phi, psi, solve)
 
 
 def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,4 +35,4 @@ def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Te
 
     Kept: the equations, four solves where one would do, the driver. Put right: nothing.
     """
-    return _four_systems(matrices.P(A, sigma), matrices.Q(A, sigma), A, sigma, phi, psi, _least_squares)
+    return _four_systems(matrices.P(A, sigma), matrices.Q(A, sigma), A, sigma, phi, psi, least_squares)

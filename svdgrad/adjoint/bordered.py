@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import matrices
+from ..products import least_squares, mv
 
 
 def bordered(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,7 +19,7 @@ def bordered(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: T
     Q, R = torch.linalg.qr(B)
     c = torch.cat([phi, psi], -1)
     y = torch.linalg.solve_triangular(R.mH, c.unsqueeze(-1), upper=False).squeeze(-1)
-    x = matrices.mv(Q, y)
+    x = mv(Q, y)
     return x[..., :m], x[..., m:-2]
 
 
@@ -29,5 +30,5 @@ def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Te
     """
     m = A.shape[-2]
     B = matrices.bordered(A, sigma, u, v, beta=1.0)
-    x = torch.linalg.lstsq(B.mH, torch.cat([phi, psi], -1).unsqueeze(-1), driver="gels").solution.squeeze(-1)
+    x = least_squares(B.mH, torch.cat([phi, psi], -1))
     return x[..., :m], x[..., m:-2]

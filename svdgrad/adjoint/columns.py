@@ -5,13 +5,13 @@ Vectors are rows, as in ``forward.block``: column i of the equation is row i her
 
 import torch
 from torch import Tensor
-from torch.linalg import vecdot, vector_norm
+from torch.linalg import vector_norm
 
 from ..forward.block import RitzBlock
 from ..gap import TieError, tie
 from ..inside import off
 from ..products import Map
-from .krylov import CHECK_EVERY
+from .krylov import CHECK_EVERY, dot
 
 
 def columns_cg(
@@ -48,7 +48,7 @@ def columns_cg(
 def _on_the_smaller_side(
     mm: Map, rmm: Map, s: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, ritz: RitzBlock | None
 ) -> tuple[Tensor, Tensor]:
-    size = torch.maximum(_largest(Phi), _largest(Psi))
+    size = vector_norm(torch.cat([Phi, Psi], -1), torch.inf, -1, keepdim=True)
     finite = size.isfinite()  # a loss that overflowed gives NaN here, and no TieError
     P, Q = (torch.zeros_like(x).masked_fill(~finite, torch.nan) for x in (Phi, Psi))
     given = ((size > 0) & finite).squeeze(1).nonzero().squeeze(1)
@@ -79,7 +79,7 @@ def _cg(
     all_X, all_AX, all_s = torch.zeros_like(B), torch.zeros_like(Phi), s
     X, AX, rows, lowest = all_X.clone(), all_AX.clone(), torch.arange(len(B), device=B.device), torch.zeros_like(s)
     D = _precondition(R, s, len(V), ritz)
-    rz = _dot(R, D)
+    rz = dot(R, D)
     stop = (4 * eps) ** 2 * rz
     for step in range(max(1000, 20 * B.shape[1])):
         going = (rz > stop) & (lowest == 0)
@@ -94,14 +94,14 @@ def _cg(
                 s, stop, X, AX, R, D, rz, lowest, going, rows = (x[keep] for x in states)
         W = off(U, mm(D)) / s
         MD = torch.addcdiv(D, rmm(W), s, value=-1)
-        alpha = torch.where(going, rz / _dot(D, MD), 0)
+        alpha = torch.where(going, rz / dot(D, MD), 0)
         lowest = torch.minimum(lowest, alpha)
         X.addcmul_(alpha, D)
         AX.addcmul_(alpha, W)
         # of loose vectors, AᴴA makes something along V; where all else has shrunk, rounding of that would be most of r
         R = off(V, torch.addcmul(R, alpha, MD, value=-1))
         Z = _precondition(R, s, len(V), ritz)
-        rz, previous = _dot(R, Z), rz
+        rz, previous = dot(R, Z), rz
         D = torch.addcmul(Z, D, rz / (previous + tiny))
     all_X[rows], all_AX[rows] = X, AX
     if not ((lowest == 0).all() and all_X.isfinite().all()):
@@ -121,16 +121,6 @@ def _precondition(R: Tensor, s: Tensor, k: int, ritz: RitzBlock | None) -> Tenso
     W, theta = ritz.W[k:], ritz.S[k : len(ritz.W)] / s
     weight = 1 / ((1 - theta) * (1 + theta)).clamp_min(torch.finfo(theta.dtype).eps) - 1
     return torch.addmm(R, (R @ W.mH) * weight, W)
-
-
-def _dot(X: Tensor, Y: Tensor) -> Tensor:
-    product: Tensor = vecdot(X, Y).real.unsqueeze(-1)
-    return product
-
-
-def _largest(X: Tensor) -> Tensor:
-    size: Tensor = vector_norm(X, torch.inf, -1, keepdim=True)
-    return size
 
 
 def _tied(found: str) -> TieError:

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from .. import matrices
+from ..products import solve
 
 
 def deflated(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     """(p, q) from (K + σwwᴴ) [p; q] = c with w = [u; v]/√2, by LU (eq-deflation)."""
     m = A.shape[-2]
     c = torch.cat([phi, psi], -1)
-    x = torch.linalg.solve(matrices.deflated(A, sigma, u, v), c.unsqueeze(-1)).squeeze(-1)
+    x = solve(matrices.deflated(A, sigma, u, v), c)
     return x[..., :m], x[..., m:]

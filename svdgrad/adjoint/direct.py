@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import matrices
-from ..products import mv
+from ..products import least_squares, mv
 
 
 def direct(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,6 +23,5 @@ def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Te
     Kept: the equation, the driver, the projection of p and q after the solve. Put right: nothing.
     """
     m = A.shape[-2]
-    c = torch.cat([phi, psi], -1)
-    x = torch.linalg.lstsq(matrices.K(A, sigma), c.unsqueeze(-1), driver="gels").solution.squeeze(-1)
+    x = least_squares(matrices.K(A, sigma), torch.cat([phi, psi], -1))
     return x[..., :m], x[..., m:]

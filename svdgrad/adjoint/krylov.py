@@ -1,10 +1,12 @@
 """Solve K[p; q] = c with products by A and Aᴴ only (chapter *Without an SVD*)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
-from ..forward import FullSVD, GramVectors, Ritz, Triplet
+from ..forward import Ritz, Triplet
 from ..gap import tie, tied
 from ..products import Map, mv, products, project, root_of_scale, size_of, times_both
 from ..transforms import refuse_mapping_by_autograd
@@ -14,15 +16,7 @@ from .schur import not_dominant
 CHECK_EVERY = 4
 
 
-def cg(
-    A: Tensor,
-    sigma: Tensor,
-    u: Tensor,
-    v: Tensor,
-    phi: Tensor,
-    psi: Tensor,
-    known: FullSVD | GramVectors | Ritz | None = None,
-) -> tuple[Tensor, Tensor]:
+def cg(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any = None) -> tuple[Tensor, Tensor]:
     """(p, q) by conjugate gradients on the smaller side, (σ²I − AᴴA) q = Aᴴφ + σψ and q ⟂ v; then p = (φ + Aq)/σ
     (eq-schur).
 
@@ -31,27 +25,20 @@ def cg(
     u and v, whose residual is r, log(20/r) in place of log(2/ε).
     """
     m, n = A.shape[-2:]
-    ritz = known if isinstance(known, Ritz) else None
-    return _on_the_smaller_side(products(A), (m, n), Triplet(sigma, u, v), phi, psi, ritz)
+    return cg_of(products(A), (m, n), triplet, phi, psi, known if isinstance(known, Ritz) else None)
 
 
 def cg_of(
     pair: tuple[Map, Map], shape: tuple[int, int], triplet: Triplet, phi: Tensor, psi: Tensor, ritz: Ritz | None
 ) -> tuple[Tensor, Tensor]:
-    """``cg`` for an operator of this shape by its two products, and for any φ and ψ."""
-    _, u, v = triplet
-    p, q = _on_the_smaller_side(pair, shape, triplet, project(u, phi), project(v, psi), ritz)
-    return project(u, p), project(v, q)  # a loose u is not orthogonal to what comes out
-
-
-def _on_the_smaller_side(
-    pair: tuple[Map, Map], shape: tuple[int, int], triplet: Triplet, phi: Tensor, psi: Tensor, ritz: Ritz | None
-) -> tuple[Tensor, Tensor]:
+    """``cg`` for an operator of this shape by its two products."""
     (matvec, rmatvec), (m, n), (sigma, u, v) = pair, shape, triplet
+    phi, psi = project(u, phi), project(v, psi)
     if m < n:
         q, p = schur_cg(rmatvec, matvec, Triplet(sigma, v, u), psi, phi, ritz)
-        return p, q
-    return schur_cg(matvec, rmatvec, triplet, phi, psi, ritz)
+    else:
+        p, q = schur_cg(matvec, rmatvec, triplet, phi, psi, ritz)
+    return project(u, p), project(v, q)  # a loose u is not orthogonal to what comes out
 
 
 def schur_cg(
@@ -92,11 +79,7 @@ def _accuracy(s: Tensor, ritz: Ritz | None) -> float | Tensor:
     with: digits beyond those of u and v would cost many steps.
     """
     least: float = 4 * torch.finfo(s.dtype).eps
-    if ritz is None:
-        return least
-    if ritz.residual.ndim == 0:  # counts are on the CPU
-        return max(least, 0.1 * ritz.residual.item())
-    return (0.1 * ritz.residual).clamp_min(least).unsqueeze(-1).to(s)
+    return least if ritz is None else (0.1 * ritz.residual).clamp_min(least).unsqueeze(-1).to(s)
 
 
 def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:
@@ -136,7 +119,7 @@ def _cg(
     iterate = _one_system if b.is_cpu and b.ndim == 1 else _many_systems
     for _ in range(3):
         z = precondition(r)
-        rz = _dot(r, z)
+        rz = dot(r, z)
         stop = accuracy**2 * rz if stop is None else stop
         if not (rz > 16 * stop).any():
             break
@@ -151,7 +134,8 @@ def _cg(
     return x, Ax
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """Re xᴴy, shape (..., 1)."""
     product: Tensor = vecdot(x, y).real.unsqueeze(-1)
     return product
 
@@ -201,13 +185,13 @@ def _many_systems(
             break
         w = matvec(d) / s
         Md = torch.addcdiv(d, rmatvec(w), s, value=-1)
-        alpha = torch.where(going, rz / _dot(d, Md), none)
+        alpha = torch.where(going, rz / dot(d, Md), none)
         lowest = torch.minimum(lowest, alpha)
         x.addcmul_(alpha, d)
         Ax.addcmul_(alpha, w)
         r = project(v, torch.addcmul(r, alpha, Md, value=-1))
         z = precondition(r)
-        rz, previous = _dot(r, z), rz
+        rz, previous = dot(r, z), rz
         d.mul_(rz / (previous + tiny)).add_(z)
     return bool(((lowest == 0) & x.isfinite()).all())
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import matrices
-from ..products import mv
+from ..products import least_squares, mv, solve
 from .schur import not_dominant
 
 
@@ -38,8 +38,8 @@ def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Te
     singular matrices, which raises where one comes out singular exactly. Put right: nothing.
     """
     s = sigma.unsqueeze(-1)
-    x = torch.linalg.solve(matrices.P(A, sigma), (s * phi).unsqueeze(-1)).squeeze(-1)
-    z = torch.linalg.solve(matrices.Q(A, sigma), (s * psi).unsqueeze(-1)).squeeze(-1)
+    x = solve(matrices.P(A, sigma), s * phi)
+    z = solve(matrices.Q(A, sigma), s * psi)
     y = least_squares_on_stack(A, sigma, -psi)
     w = least_squares_on_stack(A.mH, sigma, -phi)
     return x + y, w + z
@@ -48,5 +48,4 @@ def attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor, psi: Te
 def least_squares_on_stack(A: Tensor, sigma: Tensor, b: Tensor) -> Tensor:
     """The y that minimises ‖Aᴴy − b‖² + ‖σ²y‖², the notebook's stack."""
     b = torch.cat([b, b.new_zeros((*b.shape[:-1], A.shape[-2]))], -1)
-    y: Tensor = torch.linalg.lstsq(matrices.notebook_stack(A, sigma), b.unsqueeze(-1), driver="gels").solution
-    return y.squeeze(-1)
+    return least_squares(matrices.notebook_stack(A, sigma), b)

@@ -1,29 +1,28 @@
 """Solve K[p; q] = c in the singular bases, when the whole SVD is known (chapter *The adjoint system*)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..forward import FullSVD, GramVectors, Ritz
-from ..products import mv
+from ..forward import FullSVD, GramVectors, Triplet
+from ..products import mv, project
 
 
-def spectral(
-    A: Tensor,
-    sigma: Tensor,
-    u: Tensor,
-    v: Tensor,
-    phi: Tensor,
-    psi: Tensor,
-    known: FullSVD | GramVectors | Ritz | None = None,
-) -> tuple[Tensor, Tensor]:
+def spectral(A: Tensor, triplet: Triplet, phi: Tensor, psi: Tensor, known: Any = None) -> tuple[Tensor, Tensor]:
     """p = U (σa + Σb)/d + (I − UUᴴ)φ/σ and q = V (Σa + σb)/d + (I − VVᴴ)ψ/σ (eq-spectral).
 
-    Here a = Uᴴφ, b = Vᴴψ, dᵢ = (σ − σᵢ)(σ + σᵢ), and the entries that belong to σ itself are zero. All in units of σ,
-    so that ``phi`` and ``psi`` stand for φ/σ and ψ/σ.
+    Here a = Uᴴφ, b = Vᴴψ, dᵢ = (σ − σᵢ)(σ + σᵢ), and the entries that belong to σ itself are zero.
     Where only the singular vectors W of the smaller side are ``known``, (σ²I − AᴴA) q = Aᴴφ + σψ is solved in their
     basis, and p = (φ + Aq)/σ (eq-spectral-gram). Where neither is, this costs an SVD.
+
+    A is taken as it is, without a copy, and φ and ψ in units of σ. So the right-hand side has the size of the solution,
+    or less: both are normal numbers where the gradient is, and so is what lies between, where what A multiplies is
+    divided by σ. Out of it p ⟂ u and q ⟂ v come by themselves.
     """
+    sigma, u, v = triplet
     s = sigma.unsqueeze(-1)
+    phi, psi = project(u, phi / s), project(v, psi / s)
     if isinstance(known, GramVectors):
         if A.shape[-2] < A.shape[-1]:
             q, p = _in_one_basis(A.mH, s, psi, phi, known)

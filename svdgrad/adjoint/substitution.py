@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import matrices
-from ..products import mv
+from ..products import least_squares, mv, solve
 from .mixed import indefinite_least_squares, least_squares_on_stack
 
 
@@ -19,8 +19,7 @@ def backward_substitution(
     """
     sigma = sigma.unsqueeze(-1)
     Q, P = matrices.deflated_P(A.mH, sigma[..., 0], v), matrices.deflated_P(A, sigma[..., 0], u)
-    mu = torch.linalg.solve(Q, (sigma * mv(A.mH, phi)).unsqueeze(-1)).squeeze(-1)
-    nu = torch.linalg.solve(P, (sigma * mv(A, psi)).unsqueeze(-1)).squeeze(-1)
+    mu, nu = solve(Q, sigma * mv(A.mH, phi)), solve(P, sigma * mv(A, psi))
     p = phi / sigma + mv(A, mu) / sigma**2 + nu / sigma
     q = psi / sigma + mv(A.mH, nu) / sigma**2 + mu / sigma
     return p, q
@@ -59,8 +58,7 @@ def backward_attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor
     s = sigma.unsqueeze(-1)
     mu, w = (least_squares_on_stack(A.mH, sigma, b) for b in (-s * phi, -phi))
     y, nu = (least_squares_on_stack(A, sigma, b) for b in (-psi, -s * psi))
-    x = torch.linalg.lstsq(A.mH, mu.unsqueeze(-1), driver="gels").solution.squeeze(-1)
-    z = torch.linalg.lstsq(A, nu.unsqueeze(-1), driver="gels").solution.squeeze(-1)
+    x, z = least_squares(A.mH, mu), least_squares(A, nu)
     return x + y, w + z
 
 
@@ -71,8 +69,7 @@ def forward_attempt(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor,
     Kept: the solves with A alone, and the stacks. Put right: nothing. One right-hand side at a time.
     """
     s = sigma.unsqueeze(-1)
-    mu = torch.linalg.lstsq(A, (s * phi).unsqueeze(-1), driver="gels").solution.squeeze(-1)
-    nu = torch.linalg.lstsq(A.mH, (s * psi).unsqueeze(-1), driver="gels").solution.squeeze(-1)
+    mu, nu = least_squares(A, s * phi), least_squares(A.mH, s * psi)
     p = least_squares_on_stack(A, sigma, -mu) + least_squares_on_stack(A, sigma, -psi)
     q = least_squares_on_stack(A.mH, sigma, -phi) + least_squares_on_stack(A.mH, sigma, -nu)
     return p, q

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..operator import Operator
 from .bidiagonal import golub_kahan
 from .block import RitzBlock
-from .found import ConvergenceError, FullSVD, GramVectors, Ritz, Rows, Triplet, fix_sign
+from .found import ConvergenceError, FullSVD, GramVectors, Ritz, Triplet, fix_sign
 from .gram import Gram, gram
 from .lanczos import Lanczos, lanczos
 from .svd import SVD, svd
@@ -23,7 +23,6 @@ __all__ = [
     "Method",
     "Ritz",
     "RitzBlock",
-    "Rows",
     "Triplet",
     "fix_sign",
     "golub_kahan",
@@ -54,7 +53,7 @@ class Method(Protocol):
 
     def find_many(
         self, A: Operator, k: int, v0: Tensor | None
-    ) -> tuple[Rows, FullSVD] | tuple[Rows, GramVectors] | tuple[Rows, RitzBlock]: ...
+    ) -> tuple[Triplet, FullSVD] | tuple[Triplet, GramVectors] | tuple[Triplet, RitzBlock]: ...
 
     def find(
         self, A: Operator, index: int, v0: Tensor | None

@@ -17,16 +17,9 @@ def noise(size: int, like: Tensor, seed: int = 0) -> Tensor:
     return torch.randn(size, generator=generator, dtype=dtype, device="cpu").div_(size**0.5).to(like)
 
 
-def numbers(xs: list[Any]) -> Tensor:
-    """In float64 on the CPU, whatever they were; from a GPU in one piece."""
-    if isinstance(xs[0], Tensor):
-        return torch.stack(xs).double().cpu()
-    return torch.tensor(xs, dtype=torch.float64, device="cpu")
-
-
 class Basis:
-    """Orthonormal vectors as the rows of one tensor, which doubles when it is full: ``first`` after those ``before``
-    it.
+    """Orthonormal vectors as the rows of one tensor, which doubles when it is full, ``first`` after those ``before``
+    it; and the tridiagonal matrix T that AᴴA is in those from ``first`` on.
     """
 
     def __init__(self, first: Tensor, before: Tensor | None = None) -> None:
@@ -37,6 +30,8 @@ class Basis:
             self.array[: len(before)] = before
         self.array[self.size - 1] = first
         self.largest: Any = 0.0
+        self.diagonal: list[Any] = []
+        self.off: list[Any] = []
 
     def rows(self, size: int | None = None) -> Tensor:
         return self.array[: size or self.size]
@@ -44,9 +39,9 @@ class Basis:
     def last(self) -> Tensor:
         return self.array[self.size - 1]
 
-    def extend(self, w: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """Append w without its components along the rows, at length one; (its component along the last row, that
-        length).
+    def extend(self, w: Tensor) -> None:
+        """Append w = AᴴA v, v the last row, without its components along the rows, at length one; T gets its component
+        along v on the diagonal, and that length beside it.
 
         In exact arithmetic AᴴA v has components along the last two rows only. They are taken off first, so that what is
         left of the others is taken off a vector of its own size. Where that is small, it is rounding for the most part,
@@ -78,7 +73,25 @@ class Basis:
             self.array[: self.size] = rows
         torch.div(w, length + 1e-37, out=self.array[self.size])  # a vector of zeros stays one
         self.size += 1
-        return alpha, length
+        self.diagonal.append(alpha)
+        self.off.append(length)
+
+    def tridiagonal(self) -> tuple[Tensor, Tensor]:
+        """The diagonal of T and what is beside it, the last of which leads out of the space, in float64 on the CPU;
+        from a GPU in one piece.
+        """
+        xs = self.diagonal + self.off
+        if isinstance(xs[0], Tensor):
+            found = torch.stack(xs).double().cpu()
+        else:
+            found = torch.tensor(xs, dtype=torch.float64, device="cpu")
+        return found[: len(self.off)], found[len(self.off) :]
+
+
+def eigenpairs(diagonal: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of T, ascending, and their vectors as columns."""
+    values, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
+    return values, Y
 
 
 def _off(rows: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """Golub and Kahan's bidiagonalisation, step by step, and the evidence to stop (chapter *Without an SVD*)."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,13 +8,13 @@ from torch.linalg import vecdot, vector_norm
 
 from ..certificate import RESOLUTION, allowed, check_missed, hidden, least_excess, noise_beside, probability
 from ..products import Map, times_both
-from .basis import Basis, noise, numbers, over, steps_to_go
-from .found import ConvergenceError, Ritz, Triplet, counts
+from .basis import Basis, eigenpairs, noise, over, steps_to_go
+from .found import ConvergenceError, Ritz, Triplet, counts, not_adjoint, not_finite
 
 
 def golub_kahan(
-    matvec: Callable[[Tensor], Tensor],
-    rmatvec: Callable[[Tensor], Tensor],
+    matvec: Map,
+    rmatvec: Map,
     v0: Tensor,
     tol: float | None = None,
     maxiter: int | None = None,
@@ -43,14 +42,12 @@ def golub_kahan(
     most = min(size, 1000 if maxiter is None else maxiter)
     if most < 1:
         raise ValueError(f"maxiter must be at least 1, found {maxiter}")
-    calls: list[None] = []
-    matvec, rmatvec = _counted(matvec, calls), _counted(rmatvec, calls)
     # were v0 without any component along v, no number of steps would find it: a little noise has one
     start, amount = _start(v0, eps**0.5 if missed is None else noise_beside(max(tol, eps)), random)
     first = matvec(start)
     largest = first.abs().max().item()
     if not math.isfinite(largest):
-        raise _not_finite(1)
+        raise not_finite(1)
     if not 1e-6 < largest < 1e6 and largest != 0:  # fourth powers would leave the range of float32: change the unit
         root = 2.0 ** -(math.frexp(largest)[1] // 2)
         pair = times_both((matvec, rmatvec), root)
@@ -60,23 +57,19 @@ def golub_kahan(
     w = rmatvec(first)
     _check_adjoint(start, first, w, eps)
     V = Basis(start)
-    alphas: list[float | Tensor] = []
-    betas: list[float | Tensor] = []
     history: list[tuple[int, float]] = []
     enough = math.inf if missed is None else allowed(missed, size, amount, is_complex)
     look = 1 if missed is None and not random else 5  # a v0 that is trusted may be all that is wanted
     for step in range(1, most + 1):
         if step > 1:
             w = rmatvec(matvec(V.last()))
-        alpha, beta = V.extend(w)
-        alphas.append(alpha)
-        betas.append(beta)
+        V.extend(w)
         # the small problem costs as much as some products: look where both conditions are expected to hold
         if step >= look or step == most:
-            diagonal, off = numbers(alphas + betas).split(step)
+            diagonal, off = V.tridiagonal()
             if not (diagonal + off).isfinite().all():
-                raise _not_finite(step)
-            squares, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
+                raise not_finite(step)
+            squares, Y = eigenpairs(diagonal, off)
             square = squares[-1].item()
             residual = abs(off[-1].item() * Y[-1, -1].item()) / square if square > 0 else 0.0
             share = 0.0
@@ -103,7 +96,7 @@ def golub_kahan(
                 u = u / length if length > 0 else torch.eye(1, u.numel(), dtype=u.dtype, device=u.device)[0]
                 S = squares.sqrt().to(v0.real)
                 risk = probability(share, size, amount, is_complex)
-                return Triplet(S[0].clone(), u, v), Ritz(S, W, *counts(step, len(calls), residual, risk, excess))
+                return Triplet(S[0].clone(), u, v), Ritz(S, W, *counts(step, 2 * step + 1, residual, risk, excess))
             look = step + steps_to_go(history, step, max(over(residual, tol), share / enough), 2)
     if residual <= tol:
         raise ConvergenceError(
@@ -131,33 +124,11 @@ def _start(v0: Tensor, length: float, random: bool) -> tuple[Tensor, float]:
     return start / vector_norm(start), length / vector_norm(start).item()
 
 
-def _counted(product: Map, calls: list[None]) -> Map:
-    """The same product, each call of which adds to ``calls``."""
-
-    def counted(x: Tensor) -> Tensor:
-        calls.append(None)
-        return product(x)
-
-    return counted
-
-
-def _not_finite(steps: int) -> ValueError:
-    return ValueError(
-        f"the products must be finite, found NaN or Inf within {steps} step{'s' * (steps > 1)}: look into matvec, and "
-        f"the adjoint, "
-        "for an overflow or a division by zero"
-    )
-
-
 def _check_adjoint(v: Tensor, Av: Tensor, AAv: Tensor, eps: float) -> None:
     """‖Av‖² = ⟨Aᴴ(Av), v⟩ for every linear A and its adjoint; the first products tell, at no further cost."""
     square, back = vector_norm(Av).item() ** 2, vecdot(AAv, v).item()
     if not abs(square - back) <= eps**0.5 * max(square, vector_norm(AAv).item()):
-        raise ValueError(
-            f"the two products are not those of a matrix and its transpose: found (Av)ᵀ(Av) = {square:.3g} and "
-            f"(Aᵀ(Av))ᵀv = {back.real:.3g}. Likely causes: a matvec that is not linear in x (a ReLU, a normalisation), "
-            "that changes from call to call (dropout), or an rmatvec of another matrix"
-        )
+        raise not_adjoint(f"found (Av)ᵀ(Av) = {square:.3g} and (Aᵀ(Av))ᵀv = {back.real:.3g}")
 
 
 def _check_unchanged(square: float, again: float, eps: float) -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from ..certificate import RESOLUTION, check_missed, noise_beside
+from ..certificate import RESOLUTION, noise_beside
 from ..products import Map
 from .basis import noise, orthonormal, over, steps_to_go
 from .evidence import chance, probe
-from .found import ConvergenceError, counts, fix_sign
+from .found import ConvergenceError, Triplet, counts, fix_sign, not_adjoint, not_finite
 
 #: a basis restarts where it takes more bytes than this, but not before it has some sixty rows and those it keeps
 BYTES = 64e6
@@ -56,7 +56,7 @@ def block_lanczos(
     tol: float | None = None,
     maxiter: int | None = None,
     missed: float | None = 1e-3,
-) -> tuple[Tensor, Tensor, Tensor, RitzBlock]:
+) -> tuple[Triplet, RitzBlock]:
     """The k dominant singular triplets σ (k,), U (k, m), V (k, n) of an m×n operator, and what else is known.
 
     A Q = P T and Aᴴ P = Q Tᴴ + G (eq-block-bidiagonal), where Q and P have orthonormal columns, ``block_size(k)`` more
@@ -73,10 +73,7 @@ def block_lanczos(
     adjoint, as far as the first two show.
     """
     m, n = shape
-    check_missed(missed)
     most = 1000 if maxiter is None else maxiter
-    if most < 1:
-        raise ValueError(f"maxiter must be at least 1, found {maxiter}")
     if start is not None and not (start.isfinite().all() and start.any()):
         raise ValueError("v0 must be finite and not zero: it holds vectors to start from; random numbers will do")
     tol = 10 * torch.finfo(like.dtype).eps if tol is None else tol
@@ -86,7 +83,7 @@ def block_lanczos(
         ritz = ritz._replace(products=ritz.products + (0 if mapped is None else len(mapped)))
     else:
         U, V, sigma, ritz = _on_the_smaller_side(mm, rmm, m, n, like, k, start, tol, most, missed)
-    return sigma, *fix_sign(U, V), ritz
+    return Triplet(sigma, *fix_sign(U, V)), ritz
 
 
 def _on_the_smaller_side(
@@ -104,7 +101,7 @@ def _on_the_smaller_side(
         space.step()
         if step < look and step < most and not space.is_full():
             continue
-        X, S, Y = space.small_svd()
+        X, S, Y = space.small_svd(step)
         top, complete = S[0].item(), space.size == n
         residuals = space.residuals(Y)
         residual = residuals[:k].max().item()
@@ -197,7 +194,7 @@ class _Space:
     def _change_of_unit(self, F: Tensor) -> Tensor:
         largest = F.abs().max().item()
         if not math.isfinite(largest):
-            raise _not_finite()
+            raise not_finite(1)
         if not 1e-6 < largest < 1e6 and largest != 0:  # squares would leave the range of float32
             self.unit = largest
         return F / self.unit
@@ -205,11 +202,11 @@ class _Space:
     def is_full(self) -> bool:
         return self.size + len(self.next) > self.limit or self.size == self.Q.shape[1]
 
-    def small_svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        """X, S, Y of T = X S Yᴴ, on the host; of Y as many columns as may be kept, or all."""
+    def small_svd(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """X, S, Y of T = X S Yᴴ after so many ``steps``, on the host; of Y as many columns as may be kept, or all."""
         T = _in_double(self.T[: self.size, : self.size])
         if not T.isfinite().all():
-            raise _not_finite()
+            raise not_finite(steps)
         # takes half as long, with errors of (σ₁/σ)² roundings in double precision
         squares, X = torch.linalg.eigh(T @ T.mH)
         S, X, kept = squares.flip(0).clamp_min(0).sqrt(), X.flip(1), min(self.kept, self.size)
@@ -264,21 +261,10 @@ def _in_double(x: Tensor) -> Tensor:
     return x.to("cpu", torch.complex128 if x.is_complex() else torch.float64)
 
 
-def _not_finite() -> ValueError:
-    return ValueError(
-        "the products must be finite, found NaN or Inf: look into the matvec, and the adjoint, for an overflow or a "
-        "division by zero"
-    )
-
-
 def _check_adjoint(T: Tensor, along: Tensor, size: float) -> None:
     """PᴴA Q and (Aᴴ P)ᴴQ are the same for every linear A and its adjoint; the first products tell, at no further
     cost.
     """
     found, size = vector_norm(along - T.mH).item(), max(size, vector_norm(T).item())
     if not found <= torch.finfo(T.dtype).eps ** 0.5 * size:
-        raise ValueError(
-            f"the two products are not those of a matrix and its transpose: yᵀ(Ax) and (Aᵀy)ᵀx differ by "
-            f"{found / size:.1e} of their size. Likely causes: a matvec that is not linear in x (a ReLU, a "
-            "normalisation), that changes from call to call (dropout), or an rmatvec of another matrix"
-        )
+        raise not_adjoint(f"yᵀ(Ax) and (Aᵀy)ᵀx differ by {found / size:.1e} of their size")

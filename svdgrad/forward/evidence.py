@@ -6,7 +6,7 @@ from torch.linalg import vector_norm
 
 from ..certificate import hidden, probability
 from ..products import Map
-from .basis import Basis, noise, numbers, orthonormal
+from .basis import Basis, eigenpairs, noise, orthonormal
 
 
 def chance(
@@ -58,15 +58,11 @@ def probe(gram: Map, V: Tensor, square: float, missed: float, seed: int) -> tupl
     n, is_complex, eps = V.shape[1], V.is_complex(), torch.finfo(V.dtype).eps
     first = orthonormal(noise(n, V, seed)[None], V)[2][0]
     basis = Basis(first, V)
-    alphas: list[float | Tensor] = []
-    betas: list[float | Tensor] = []
     for step in range(1, n - len(V) + 1):
-        alpha, beta = basis.extend(gram(basis.last()[None])[0])
-        alphas.append(alpha)
-        betas.append(beta)
+        basis.extend(gram(basis.last()[None])[0])
         if step % 4 == 0 or step == n - len(V):
-            diagonal, off = numbers(alphas + betas).split(step)
-            values, Y = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], -1))
+            diagonal, off = basis.tridiagonal()
+            values, Y = eigenpairs(diagonal, off)
             if values[-1] >= square:
                 return 1.0, Y[:, -1].to(V) @ basis.rows()[len(V) : len(V) + step]
             share = hidden(diagonal.tolist(), off.tolist(), square) + eps / n**0.5

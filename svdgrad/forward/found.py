@@ -11,6 +11,7 @@ class Triplet(NamedTuple):
     """A singular triplet: A v = σ u and Aᴴ u = σ v with ‖u‖ = ‖v‖ = 1.
 
     For a batch of matrices ``(..., m, n)`` the shapes are ``sigma (...)``, ``u (..., m)`` and ``v (..., n)``.
+    Inside the package k triplets are one too, with vectors as rows: ``(..., k)``, ``(..., k, m)`` and ``(..., k, n)``.
     """
 
     sigma: Tensor
@@ -30,14 +31,6 @@ class Triplet(NamedTuple):
 
 # not dtype.to_real(), which torch.compile cannot trace
 _REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
-
-
-class Rows(NamedTuple):
-    """k triplets with their vectors as rows: ``sigma (..., k)``, ``U (..., k, m)``, ``V (..., k, n)``."""
-
-    sigma: Tensor
-    U: Tensor
-    V: Tensor
 
 
 class FullSVD(NamedTuple):
@@ -90,6 +83,23 @@ class ConvergenceError(ArithmeticError):
     """An iteration ran out of steps before its residual reached the tolerance, or before it was improbable enough that
     it had missed a singular value above σ(1 + ``RESOLUTION``).
     """
+
+
+def not_finite(steps: int) -> ValueError:
+    """The error of an iteration that meets NaN or Inf."""
+    return ValueError(
+        f"the products must be finite, found NaN or Inf within {steps} step{'s' * (steps > 1)}: look into matvec, and "
+        "the adjoint, for an overflow or a division by zero"
+    )
+
+
+def not_adjoint(found: str) -> ValueError:
+    """The error of two products that do not belong together."""
+    return ValueError(
+        f"the two products are not those of a matrix and its transpose: {found}. Likely causes: a matvec that is not "
+        "linear in x (a ReLU, a normalisation), that changes from call to call (dropout), or an rmatvec of another "
+        "matrix"
+    )
 
 
 def check_entries(A: Tensor) -> float:

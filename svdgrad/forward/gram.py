@@ -9,7 +9,7 @@ from torch.linalg import vector_norm
 
 from ..operator import Dense, Operator
 from ..products import extremes, mv, root_of_scale
-from .found import GramVectors, Rows, Triplet, check_entries, fix_sign
+from .found import GramVectors, Triplet, check_entries, fix_sign
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Gram:
         assert isinstance(A, Dense)
         return gram(A.A, v0)  # which sees in what it forms what is wrong with the entries
 
-    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Rows, GramVectors]:
+    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Triplet, GramVectors]:
         assert isinstance(A, Dense)
         if A.shape[0] < A.shape[1]:
             (sigma, V, U), known = _many(A.A.mH, k)
         else:
             (sigma, U, V), known = _many(A.A, k)
-        return Rows(sigma, *fix_sign(U, V)), known
+        return Triplet(sigma, *fix_sign(U, V)), known
 
 
 def gram(A: Tensor, v0: Tensor | None = None) -> tuple[Triplet, GramVectors]:
@@ -49,57 +49,47 @@ def gram(A: Tensor, v0: Tensor | None = None) -> tuple[Triplet, GramVectors]:
     return Triplet(sigma, *fix_sign(u, v, v0)), known
 
 
-def _gram(A: Tensor) -> tuple[Triplet, GramVectors]:
-    """``gram`` for a tall matrix, the sign left open."""
-    G = -(A.mH @ A)  # eigh sorts upwards, so that of −G comes with the largest σ first
-    if G.numel() == 0:
-        return Triplet(A.real.new_empty(A.shape[:-2]), A[..., 0], A[..., 0, :]), GramVectors(A.real[..., 0, :], G)
-    smallest, largest = _squares(G)
+def _eigenvectors(A: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, bool]:
+    """Of a tall matrix: A times r² where its squares would leave the range of numbers, such an r (..., 1), S and W of
+    that, and whether A may be zero.
+    """
+    root, G = None, -(A.mH @ A)  # eigh sorts upwards, so that of −G comes with the largest σ first
+    smallest = largest = 1.0
+    if G.numel():  # ‖A‖² in the sense of Frobenius, of a batch the extremes: entries may be beyond 1e±19 in float32
+        smallest, largest = extremes(-G.diagonal(dim1=-2, dim2=-1).real.sum(-1))
     if not (1e-30 < smallest and largest < 1e30):
         check_entries(A)
-        root = root_of_scale(A)
-        if (root != 1).any():
-            (sigma, u, v), (S, W) = _gram(A * root[..., None, None] * root[..., None, None])
-            return Triplet(sigma / root / root, u, v), GramVectors(S / root.unsqueeze(-1) / root.unsqueeze(-1), W)
+        root = root_of_scale(A)[..., None]
+        A = A * root[..., None] * root[..., None]
+        G = -(A.mH @ A)
     minus_S2, W = torch.linalg.eigh(G)
+    return A, root, (-minus_S2).clamp_min_(0).sqrt_(), W, smallest == 0
+
+
+def _gram(A: Tensor) -> tuple[Triplet, GramVectors]:
+    """``gram`` for a tall matrix, the sign left open."""
+    A, root, S, W, perhaps_zero = _eigenvectors(A)
     v = W[..., 0]
     u = mv(A, v)
     sigma = vector_norm(u, dim=-1)
-    if smallest == 0:  # A v = 0, for a zero matrix only, says nothing of u: any unit vector will do
+    if perhaps_zero:  # A v = 0, for a zero matrix only, says nothing of u: any unit vector will do
         zero = sigma == 0
         u[..., 0] += zero
         u = u / (sigma + zero).unsqueeze(-1)
     else:
         u = u / sigma.unsqueeze(-1)
-    return Triplet(sigma, u, v), GramVectors((-minus_S2).clamp_min_(0).sqrt_(), W)
-
-
-def _squares(G: Tensor) -> tuple[float, float]:
-    """The smallest and the largest ‖A‖² of a batch, in the sense of Frobenius, from G = −AᴴA.
-
-    Squares leave the range of float32 for entries beyond 1e±19: look once, and only then change the unit.
-    """
-    squares = -G.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-    return extremes(squares)
+    if root is not None:
+        sigma, S = sigma / root.squeeze(-1) / root.squeeze(-1), S / root / root
+    return Triplet(sigma, u, v), GramVectors(S, W)
 
 
 #: below this part of σ₁ a value has lost too much as the root of an eigenvalue: then the full SVD takes over
 LEAST = 0.1
 
 
-def _many(A: Tensor, k: int) -> tuple[Rows, GramVectors]:
+def _many(A: Tensor, k: int) -> tuple[Triplet, GramVectors]:
     """The k dominant triplets of a tall matrix as rows, the signs left open."""
-    root = None
-    G = -(A.mH @ A)
-    if G.numel():
-        smallest, largest = _squares(G)
-        if not (1e-30 < smallest and largest < 1e30):
-            check_entries(A)
-            root = root_of_scale(A)[..., None]
-            A = A * root[..., None] * root[..., None]
-            G = -(A.mH @ A)
-    minus_S2, W = torch.linalg.eigh(G)
-    S = (-minus_S2).clamp_min_(0).sqrt_()
+    A, root, S, W, _ = _eigenvectors(A)
     values = S.tolist() if S.ndim == 1 else None  # one look costs less than calls
     if values[k - 1] >= LEAST * values[0] if values else (S[..., k - 1] >= LEAST * S[..., 0]).all():
         # A W₁ = Q R, and the SVD of the small R puts right what squares have done to the kept vectors among themselves
@@ -112,4 +102,4 @@ def _many(A: Tensor, k: int) -> tuple[Rows, GramVectors]:
         sigma, U, V, W = S[..., :k].abs(), U[..., :k].mT, Vh[..., :k, :].conj(), Vh.mH
     if root is not None:
         sigma, S = sigma.abs() / root / root, S / root / root  # LAPACK finds −0 too
-    return Rows(sigma, U, V), GramVectors(S, W)
+    return Triplet(sigma, U, V), GramVectors(S, W)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..operator import Dense, Operator
-from .found import FullSVD, Rows, Triplet, check_entries, fix_sign
+from .found import FullSVD, Triplet, check_entries, fix_sign
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,11 @@ class SVD:
         check_entries(A.A)
         return svd(A.A, index, v0)
 
-    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Rows, FullSVD]:
+    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Triplet, FullSVD]:
         assert isinstance(A, Dense)
         check_entries(A.A)
-        U, S, Vh = torch.linalg.svd(A.A, full_matrices=False, driver="gesvd" if A.A.is_cuda else None)
-        rows = Rows(S[..., :k].abs(), *fix_sign(U[..., :k].mT, Vh[..., :k, :].conj()))
-        return rows, FullSVD(U, S, Vh)
+        known = U, S, Vh = full_svd(A.A)
+        return Triplet(S[..., :k].abs(), *fix_sign(U[..., :k].mT, Vh[..., :k, :].conj())), known
 
 
 def svd(A: Tensor, index: int = 0, v0: Tensor | None = None) -> tuple[Triplet, FullSVD]:
@@ -37,9 +36,14 @@ def svd(A: Tensor, index: int = 0, v0: Tensor | None = None) -> tuple[Triplet, F
 
     Cost: one thin SVD, O(m n min(m, n)) operations.
     """
-    # on CUDA PyTorch's default is Jacobi's method: on an H100 its gradients were up to 36 times less exact than those
-    # by gesvd (book/records/speed-cuda-2026-11-28.json)
-    U, S, Vh = torch.linalg.svd(A, full_matrices=False, driver="gesvd" if A.is_cuda else None)
+    known = U, S, Vh = full_svd(A)
     u, v = fix_sign(U[..., :, index], Vh[..., index, :].conj(), v0)
     # LAPACK finds −0 too; and an autograd.Function must not return a view of another of its outputs
-    return Triplet(S[..., index].abs(), u, v), FullSVD(U, S, Vh)
+    return Triplet(S[..., index].abs(), u, v), known
+
+
+def full_svd(A: Tensor) -> FullSVD:
+    """All thin factors."""
+    # on CUDA PyTorch's default is Jacobi's method: on an H100 its gradients were up to 36 times less exact than those
+    # by gesvd (book/records/speed-cuda-2026-11-28.json)
+    return FullSVD(*torch.linalg.svd(A, full_matrices=False, driver="gesvd" if A.is_cuda else None))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .auto import as_entries, as_matrix, as_start, choose, choose_sparse, computed_in, is_sparse
+from .auto import as_numbers, as_start, choose, is_sparse
 from .rule import find_triplet
 from .triplet import How, Products, Triplet, mm, unit
 
@@ -101,15 +101,9 @@ def singular_triplet(
     [[1.    0.125]
      [0.375 0.   ]]
     """
-    if is_sparse(A):
-        X = as_entries(A)
-        how = choose_sparse(X, index, forward, adjoint, tol, maxiter, missed)
-        sigma, u, v = _of_entries(how, X, as_start(v0, X))
-    else:
-        A = as_matrix(A)
-        how = choose(A, index, forward, adjoint, tol, maxiter, missed)
-        X = A.astype(computed_in(A.dtype))
-        sigma, u, v = _of_matrices(how, X, as_start(v0, X))
+    A, X = as_numbers(A)
+    how = choose(X, index, forward, adjoint, tol, maxiter, missed)
+    sigma, u, v = _triplets(how, X, as_start(v0, X))
     return Triplet(sigma.astype(jnp.finfo(A.dtype).dtype), u.astype(A.dtype), v.astype(A.dtype))
 
 
@@ -136,18 +130,6 @@ def spectral_norm(
 DENSE: Products = (lambda A, x: mm(A, x), lambda A, y: mm(y.conj(), A).conj())
 
 
-@partial(jax.jit, static_argnums=0)
-def _of_matrices(how: How, A: Array, v0: Array | None) -> tuple[Array, Array, Array]:
-    """The rule for each matrix of a batch."""
-
-    def triplet(A: Array, v0: Array | None = None) -> Triplet:
-        return find_triplet(DENSE, how, A, None if v0 is None else unit(v0))[0]
-
-    shapes = "(m,n)->(),(m),(n)" if v0 is None else "(m,n),(n)->(),(m),(n)"
-    sigma, u, v = jnp.vectorize(triplet, signature=shapes)(*(A,) if v0 is None else (A, v0))
-    return sigma, u, v
-
-
 def _add(shape: tuple[int, ...], places: Array, numbers: Array) -> Array:
     return jnp.zeros(shape, numbers.dtype).at[places].add(numbers)
 
@@ -165,5 +147,22 @@ ENTRIES: Products = (
 
 
 @partial(jax.jit, static_argnums=0)
-def _of_entries(how: How, M: Any, v0: Array | None) -> Triplet:
-    return find_triplet(ENTRIES, how, M, None if v0 is None else unit(v0))[0]
+def _triplets(how: How, A: Any, v0: Array | None) -> Any:
+    def triplet(A: Any, v0: Array | None = None) -> Triplet:
+        return find_triplet(products_with(A), how, A, None if v0 is None else unit(v0))[0]
+
+    return for_each_matrix(triplet, "(n)", "(),(m),(n)", A, v0)
+
+
+def products_with(A: Any) -> Products:
+    """The products with a dense or a sparse matrix."""
+    return ENTRIES if is_sparse(A) else DENSE
+
+
+def for_each_matrix(function: Any, start: str, results: str, A: Any, v0: Array | None) -> Any:
+    """function(A, v0) for each matrix of a batch and its start, of these shapes; a sparse A is one matrix."""
+    if is_sparse(A):
+        return function(A, v0)
+    if v0 is None:
+        return jnp.vectorize(function, signature=f"(m,n)->{results}")(A)
+    return jnp.vectorize(function, signature=f"(m,n),{start}->{results}")(A, v0)

@@ -5,7 +5,6 @@ import operator
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from .triplet import How
@@ -23,18 +22,11 @@ def as_matrix(A: Any) -> Array:
     if A is None:
         raise TypeError("A must be an array, found None: likely cause: a function that returns nothing")
     X: Array = jnp.asarray(A)
-    if not jnp.issubdtype(X.dtype, jnp.inexact):
-        raise TypeError(
-            f"A must be floating point, found {X.dtype}: derivatives need real entries, try A.astype(float)"
-        )
     if X.ndim < 2:
         raise ValueError(
             f"A must be a matrix (..., m, n), found shape {X.shape}: make a vector a matrix with A[:, None]"
         )
-    if 0 in X.shape[-2:]:
-        raise ValueError(
-            f"A must have at least one row and one column, found shape {X.shape}: an empty side has no triplet"
-        )
+    check_numbers(X)
     return X
 
 
@@ -50,6 +42,26 @@ def is_sparse(A: Any) -> bool:
     return hasattr(A, "todense")
 
 
+def check_numbers(A: Any) -> None:
+    """Raise an error for a matrix without derivatives, or with an empty side."""
+    if not jnp.issubdtype(A.dtype, jnp.inexact):
+        raise TypeError(
+            f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.astype(float)"
+        )
+    if 0 in A.shape[-2:]:
+        raise ValueError(
+            f"A must have at least one row and one column, found shape {A.shape}: an empty side has no triplet"
+        )
+
+
+def as_numbers(A: Any) -> tuple[Any, Any]:
+    """A, dense or sparse, and the same in single precision or better, or an error."""
+    if is_sparse(A):
+        return A, as_entries(A)
+    A = as_matrix(A)
+    return A, A.astype(computed_in(A.dtype))
+
+
 def as_entries(A: Any) -> Any:
     """A sparse A as one BCOO matrix (m, n) of 32 bits or more, its padding zero, or an error."""
     from jax.experimental.sparse import BCOO  # not with the package: who has no sparse matrix need not wait for it
@@ -59,19 +71,12 @@ def as_entries(A: Any) -> Any:
             f"A must be a dense array or a BCOO matrix, found {type(A).__name__}: convert it, with A.to_bcoo() or "
             "BCOO.from_scipy_sparse(A), or give products with it to operator_triplet"
         )
-    if not jnp.issubdtype(A.dtype, jnp.inexact):
-        raise TypeError(
-            f"A must be floating point, found {A.dtype}: derivatives need real entries, try A.astype(float)"
-        )
     if A.ndim != 2 or A.n_sparse != 2:
         raise ValueError(
             f"a sparse A must be one matrix (m, n) of numbers, found shape {A.shape} with n_batch={A.n_batch} and "
             f"n_dense={A.n_dense}: call it once for each matrix, or through jax.vmap"
         )
-    if 0 in A.shape:
-        raise ValueError(
-            f"A must have at least one row and one column, found shape {A.shape}: an empty side has no triplet"
-        )
+    check_numbers(A)
     # an index type as short as int8 may not hold the sizes of A
     indices = A.indices.astype(jnp.int32) if jnp.iinfo(A.indices.dtype).bits < 32 else A.indices
     # an index out of range is padding: nothing, whatever number is beside it
@@ -84,7 +89,7 @@ def choose_sparse(
     A: Any, index: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None, missed: float | None
 ) -> How:
     """As ``choose``, for a sparse matrix: all that can be done with it is to multiply."""
-    index = as_integer("index", index, "static_argnames='index'")
+    index = as_integer("index", index)
     if index != 0:
         raise ValueError(
             f"index must be 0, the largest, for a sparse A, found {index}: for others make it dense with A.todense()"
@@ -107,9 +112,11 @@ def choose(
     maxiter: int | None = None,
     missed: float | None = 1e-3,
 ) -> How:
-    """The methods and their options for an A of this shape."""
+    """The methods and their options for an A of this shape, dense or sparse."""
+    if is_sparse(A):
+        return choose_sparse(A, index, forward, adjoint, tol, maxiter, missed)
     m, n = A.shape[-2:]
-    index = as_integer("index", index, "static_argnames='index'")
+    index = as_integer("index", index)
     if not -min(m, n) <= index < min(m, n):
         raise ValueError(
             f"index must be from {-min(m, n)} to {min(m, n) - 1} for a matrix of shape {m}×{n}, found {index}"
@@ -143,11 +150,12 @@ def choose_several(
     A: Any, forward: str, adjoint: str, tol: float | None, maxiter: int | None, missed: float | None
 ) -> How:
     """The methods for k > 1 triplets: a Gram matrix costs the smaller ones digits, so "auto" leaves it to be asked
-    for, and the full SVD is the default.
+    for, and the full SVD is the default of a dense A.
     """
     pairs = {"svd": "spectral", "gram": "spectral", "lanczos": "cg"}
     how = choose(A, 0, forward, adjoint, tol, maxiter, missed)
-    how = how._replace(forward="svd" if forward == "auto" else forward)
+    if forward == "auto" and not is_sparse(A):
+        how = how._replace(forward="svd")
     only = pairs[how.forward]
     if adjoint not in ("auto", only):
         raise ValueError(
@@ -159,7 +167,7 @@ def choose_several(
 
 def as_count(k: Any, m: int, n: int) -> int:
     """k, or an error for what counts no triplets of an m×n matrix."""
-    count = as_integer("k", k, "static_argnames='k'")
+    count = as_integer("k", k)
     if not 1 <= count <= min(m, n):
         raise ValueError(f"k must be from 1 to {min(m, n)} for a matrix of shape {m}×{n}, found {count}")
     return count
@@ -177,20 +185,20 @@ def iteration(
         )
     if maxiter is None:
         return tol, max(1000, size), missed
-    maxiter = as_integer("maxiter", maxiter, "static_argnames='maxiter'")
+    maxiter = as_integer("maxiter", maxiter)
     if maxiter < 1:
         raise ValueError(f"maxiter must be at least 1, found {maxiter}")
     return tol, maxiter, missed
 
 
-def as_integer(name: str, x: Any, static: str) -> int:
+def as_integer(name: str, x: Any) -> int:
     try:
         if isinstance(x, bool):
             raise TypeError
         return operator.index(x)
     except TypeError:
         raise TypeError(
-            f"{name} must be an integer, found {type(x).__name__}: under jit it is static, {static}"
+            f"{name} must be an integer, found {type(x).__name__}: under jit it is static, static_argnames={name!r}"
         ) from None
 
 
@@ -210,30 +218,29 @@ def as_start(v0: Any, A: Array) -> Array | None:
     if v0 is None:
         return None
     v0 = jnp.asarray(v0)
-    *batch, n = A.shape[:-2] + A.shape[-1:]
+    n = A.shape[-1]
     if v0.shape[-1:] != (n,):
         raise ValueError(f"v0 must have {n} entries, one for each column of A, found shape {v0.shape}")
-    try:
-        fits = np.broadcast_shapes(v0.shape[:-1], tuple(batch)) == tuple(batch)
-    except ValueError:
-        fits = False
-    if not fits:
+    if not _fits(v0.shape[:-1], A.shape[:-2]):
         raise ValueError(
             f"v0 must be one vector, or one for each matrix, found shape {v0.shape} for A of shape {A.shape}"
         )
-    if v0.dtype.kind == "c" and A.dtype.kind != "c":
-        raise TypeError(
-            f"v0 must be real for a real A, found {v0.dtype}: its real part would be all that counts, try v0.real"
-        )
     if v0.dtype == bool:
         raise TypeError("v0 must be a vector of numbers, found bool")
+    return _constant(v0, A)
+
+
+def _fits(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Whether there is one for each matrix of a batch, or one for all."""
+    return len(shape) <= len(batch) and all(s in (1, own) for s, own in zip(shape[::-1], batch[::-1]))
+
+
+def _constant(v0: Array, A: Array) -> Array:
+    """v0 in the dtype of A, not differentiated."""
+    if v0.dtype.kind == "c" and A.dtype.kind != "c":
+        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
     start: Array = lax.stop_gradient(v0).astype(A.dtype)
     return start
-
-
-def _fits(v0: Array, A: Any) -> bool:
-    """Whether v0 has one entry for each matrix of a batch, or one for all."""
-    return all(s in (1, own) for s, own in zip(v0.shape[:-2][::-1], A.shape[:-2][::-1]))
 
 
 def as_starts(v0: Any, A: Any, forward: str, how: How) -> Array | None:
@@ -248,12 +255,11 @@ def as_starts(v0: Any, A: Any, forward: str, how: How) -> Array | None:
             "chooses that"
         )
     v0 = jnp.asarray(v0)
-    if v0.ndim < 2 or v0.shape[-2] != A.shape[-1] or v0.shape[-1] == 0 or v0.ndim > A.ndim or not _fits(v0, A):
+    columns = v0.ndim >= 2 and v0.shape[-2] == A.shape[-1] and v0.shape[-1] > 0
+    if not columns or not _fits(v0.shape[:-2], A.shape[:-2]):
         raise ValueError(
             f"v0 must hold columns to start from, of shape ({A.shape[-1]}, j), or one such for each matrix of a batch, "
             f"found shape {v0.shape}: the V of a step before has it, and a vector is v0[:, None]"
         )
-    if v0.dtype.kind == "c" and A.dtype.kind != "c":
-        raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
-    rows: Array = jnp.swapaxes(lax.stop_gradient(v0), -1, -2).astype(A.dtype)
+    rows = jnp.swapaxes(_constant(v0, A), -1, -2)
     return rows if how.forward == "lanczos" else None

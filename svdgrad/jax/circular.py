@@ -89,7 +89,7 @@ def circular_norm(
     for name, found, hint in (("spatial_shape", shape, ": leave the channels out"), ("dilation", steps, "")):
         if len(found) != dims:
             raise ValueError(f"{name} must have {dims} numbers, one for each axis of the taps, found {found}{hint}")
-    groups = as_integer("groups", groups, "static_argnames='groups'")
+    groups = as_integer("groups", groups)
     if groups < 1 or kernel.shape[0] % groups:
         raise ValueError(f"groups must divide the {kernel.shape[0]} channels of the output, found {groups}")
     blocks = _blocks(kernel.astype(computed_in(kernel.dtype)), shape, steps, groups)

@@ -240,7 +240,7 @@ def gain_step(
     tol, missed = as_number("tol", tol), as_number("missed", missed)
     if not 0 < tol < math.inf:
         raise ValueError(f"tol must be positive and finite, found {tol}: it is the part by which the gain may exceed σ")
-    trusted = as_integer("maxiter", maxiter, "static_argnames='maxiter'") == 0
+    trusted = as_integer("maxiter", maxiter) == 0
     how = How("lanczos", "cg", 0, *iteration(math.sqrt(tol), maxiter + trusted, missed), max(tol, SHORT))
     wide, dtype, narrow = widened(params)
     state = lax.stop_gradient(usable(state, dtype))

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .api import DENSE, ENTRIES, singular_triplet
-from .auto import as_count, as_entries, as_matrix, as_starts, choose_several, choose_sparse, computed_in, is_sparse
+from .api import for_each_matrix, products_with, singular_triplet
+from .auto import as_count, as_numbers, as_starts, choose_several
 from .inside import separate, watched
 from .several import Operator, find_spaces
 from .triplet import How, LowRank, Triplets
@@ -109,11 +109,12 @@ def singular_triplets(
      [0.    0.    0.   ]
      [0.375 0.    0.   ]]
     """
-    A, X, k = _counted(A, k)
+    A, X = as_numbers(A)
+    k = as_count(k, *X.shape[-2:])
     if k == 1 and v0 is None:
         sigma, u, v = singular_triplet(A, 0, forward, adjoint, tol, maxiter, None, missed)
         return Triplets(sigma[..., None], u[..., None], v[..., None])
-    how = _choose(X, k, forward, adjoint, tol, maxiter, missed)
+    how = choose_several(X, forward, adjoint, tol, maxiter, missed)
     sigma, U, V = _separate_triplets(how, k, A.dtype, X, as_starts(v0, X, forward, how))
     return Triplets(sigma.astype(jnp.finfo(A.dtype).dtype), U.astype(A.dtype), V.astype(A.dtype))
 
@@ -154,53 +155,27 @@ def low_rank(
      [0. 0. 0.]
      [0. 0. 0.]]
     """
-    A, X, k = _counted(A, k)
+    A, X = as_numbers(A)
+    k = as_count(k, *X.shape[-2:])
     if k == 1 and v0 is None:
         sigma, u, v = singular_triplet(A, 0, forward, adjoint, tol, maxiter, None, missed)
         return LowRank(u[..., None], sigma.astype(u.dtype)[..., None, None], v[..., None])
-    how = _choose(X, k, forward, adjoint, tol, maxiter, missed)
+    how = choose_several(X, forward, adjoint, tol, maxiter, missed)
     spaces = _joint_spaces(how, k, X, as_starts(v0, X, forward, how))
     return LowRank(*(x.astype(A.dtype) for x in spaces))
 
 
-def _counted(A: Any, k: Any) -> tuple[Any, Any, int]:
-    """A, dense or sparse, as an array, the same in single precision or better, and k."""
-    if is_sparse(A):
-        X = as_entries(A)
-    else:
-        A = as_matrix(A)
-        X = A.astype(computed_in(A.dtype))
-    return A, X, as_count(k, *X.shape[-2:])
-
-
-def _choose(
-    A: Any, k: int, forward: str, adjoint: str, tol: float | None, maxiter: int | None, missed: float | None
-) -> How:
-    if is_sparse(A):
-        return choose_sparse(A, 0, forward, adjoint, tol, maxiter, missed)
-    return choose_several(A, forward, adjoint, tol, maxiter, missed)
-
-
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _separate_triplets(how: How, k: int, dtype: Any, A: Any, v0: Array | None) -> Triplets:
-    return Triplets(*_of_each(lambda *x: separate(_spaces(how, k, *x), dtype), "(k),(m,k),(n,k)", A, v0))
+    each = lambda *x: separate(_spaces(how, k, *x), dtype)
+    return Triplets(*for_each_matrix(each, "(j,n)", "(k),(m,k),(n,k)", A, v0))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _joint_spaces(how: How, k: int, A: Any, v0: Array | None) -> LowRank:
-    return LowRank(*_of_each(lambda *x: watched(_spaces(how, k, *x)), "(m,k),(k,k),(n,k)", A, v0))
+    return LowRank(*for_each_matrix(lambda *x: watched(_spaces(how, k, *x)), "(j,n)", "(m,k),(k,k),(n,k)", A, v0))
 
 
 def _spaces(how: How, k: int, A: Any, v0: Array | None = None) -> LowRank:
-    products = ENTRIES if is_sparse(A) else DENSE
     m, n = A.shape
-    return find_spaces(Operator(products, m, n, A.dtype), how, k, A, v0)[0]
-
-
-def _of_each(function: Any, results: str, A: Any, v0: Array | None) -> Any:
-    """For each matrix of a batch."""
-    if is_sparse(A):
-        return function(A, v0)
-    if v0 is None:
-        return jnp.vectorize(function, signature=f"(m,n)->{results}")(A)
-    return jnp.vectorize(function, signature=f"(m,n),(j,n)->{results}")(A, v0)
+    return find_spaces(Operator(products_with(A), m, n, A.dtype), how, k, A, v0)[0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..adjoint import SOLVERS
 from ..auto import GRAM_UP_TO, How
 from ..certificate import check_missed
-from ..forward import Lanczos, Ritz, RitzBlock, Rows, Triplet
+from ..forward import Lanczos, Ritz, RitzBlock, Triplet
 from ..forward.found import counts
 from ..forward.lanczos import check_stopping
 from ..inputs import check_range
@@ -47,7 +47,7 @@ class Found:
         # and Python's collector does not see a circle through PyTorch
         return Triplet(*(x.detach() for x in self.triplet)), self.left
 
-    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Rows, RitzBlock]:
+    def find_many(self, A: Operator, k: int, v0: Tensor | None) -> tuple[Triplet, RitzBlock]:
         raise NotImplementedError
 
 

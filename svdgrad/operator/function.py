@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,11 @@ from ..transforms import (
 )
 
 LEAF = object()  # stands where a tensor was among the parts of params
+
+
+def by_rows(product: Map) -> Map:
+    """The product with a vector, for vectors as rows too, one by one."""
+    return lambda x: product(x) if x.ndim == 1 else torch.stack([product(row) for row in x])
 
 
 @dataclass(frozen=True)
@@ -60,18 +65,12 @@ class Function:
         return tree_unflatten([next(leaves) if x is LEAF else x for x in self.parts], self.spec)
 
     def mv(self, x: Tensor) -> Tensor:
-        if x.ndim > 1:
-            return torch.stack([self.mv(row) for row in x])
-        return self.matvec(self.params(), x.reshape(self.zero.shape)).reshape(-1)
+        return by_rows(lambda x: self.matvec(self.params(), x.reshape(self.zero.shape)).reshape(-1))(x)
 
     def rmv(self, y: Tensor) -> Tensor:
-        if y.ndim > 1:
-            return torch.stack([self.rmv(row) for row in y])
         # not by rmatvec, which may read from elsewhere what it should be differentiated by
-        x: Tensor
         _, back = pull_back(self.mv, self.zero.reshape(-1))
-        (x,) = back(y)
-        return x
+        return by_rows(lambda y: back(y)[0])(y)
 
     def products(self) -> tuple[Map, Map]:
         plain = self.at([x.detach() for x in self.leaves])
@@ -79,8 +78,6 @@ class Function:
         params = plain.params()  # once: to put a tree together costs as much as a small product
 
         def forth(w: Tensor) -> Tensor:
-            if w.ndim > 1:
-                return torch.stack([forth(row) for row in w])
             with torch.no_grad():
                 try:
                     return self.matvec(params, w.reshape(self.zero.shape)).reshape(-1)
@@ -96,8 +93,6 @@ class Function:
         if (rmatvec := self.rmatvec) is not None:
 
             def adjoint(w: Tensor) -> Tensor:
-                if w.ndim > 1:
-                    return torch.stack([adjoint(row) for row in w])
                 with torch.no_grad():
                     found = rmatvec(params, w.reshape(self.out))
                 if not isinstance(found, Tensor) or found.shape != self.zero.shape or found.dtype != w.dtype:
@@ -108,11 +103,9 @@ class Function:
                     )
                 return found.reshape(-1)
 
-            return forth, adjoint
+            return by_rows(forth), by_rows(adjoint)
 
         def back(w: Tensor) -> Tensor:
-            if w.ndim > 1:
-                return torch.stack([back(row) for row in w])
             along: Tensor | None = None
             if y.requires_grad:
                 (along,) = torch.autograd.grad(y, x, w.reshape(self.out), retain_graph=True, allow_unused=True)
@@ -125,7 +118,7 @@ class Function:
                 along = torch.zeros_like(x)
             return along.reshape(-1)
 
-        return forth, back
+        return by_rows(forth), by_rows(back)
 
     def first(self, x: Tensor) -> Tensor:
         """matvec(params, x), or an error that says more than that of the operation that failed."""
@@ -167,10 +160,14 @@ class Function:
             _check_complex(self)
         return x, y
 
+    def moved(self, wanted: Sequence[bool], leaves: Iterable[Tensor]) -> Function:
+        """The same with these in place of the leaves that are wanted."""
+        given = iter(leaves)
+        return self.at([next(given) if want else x for x, want in zip(self.leaves, wanted)])
+
     def pull(self, X: Sequence[Tensor], Y: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
         def value(*chosen: Tensor) -> Tensor:
-            rest = iter(chosen)
-            A = self.at([next(rest) if w else x for x, w in zip(self.leaves, wanted)])
+            A = self.moved(wanted, chosen)
             images = [A.mv(y) for y in Y]
             self.check_seen(images[0])
             terms = [vecdot(x, Ay).real for x, Ay in zip(X, images)]
@@ -229,11 +226,7 @@ class Tangent:
     def _of(self, product: Callable[[Function], Tensor]) -> Tensor:
         moves = [d is not None for d in self.dleaves]
         chosen = [x for x, move in zip(self.A.leaves, moves) if move]
-
-        def along(*moved: Tensor) -> Tensor:
-            rest = iter(moved)
-            return product(self.A.at([next(rest) if move else x for x, move in zip(self.A.leaves, moves)]))
-
+        along = lambda *leaves: product(self.A.moved(moves, leaves))
         return tangent(along, chosen, [d for d in self.dleaves if d is not None])
 
 
@@ -256,3 +249,5 @@ def _check_result(x: Tensor, y: Any) -> None:
         to_complex = y.is_complex() and not x.is_complex()
         advice = "start from a complex v0" if to_complex else f"convert the parameters to {x.dtype}, or v0"
         raise TypeError(f"matvec must return the dtype of v0, found {y.dtype} for {x.dtype}: {advice}")
+    if y.numel() == 0:
+        raise ValueError(f"matvec must return at least one entry, found shape {tuple(y.shape)}")

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from ..products import check_not_meta
+from ..products import check_has_numbers
 from ..transforms import is_tracked, mapped_levels, moves, sources, transformed, tree_flatten, unwrapped
 from .function import LEAF, Function
 
@@ -40,13 +39,8 @@ def function(
                 f"params must not hold a Module among other things, found {type(x).__name__}: pass the Module alone, "
                 "or a dict of its parameters and buffers"
             )
-    for x in parts:
-        if isinstance(x, UninitializedParameter | UninitializedBuffer):
-            raise ValueError(
-                "params must have entries, found a parameter without a shape: call its lazy module once before"
-            )
         if isinstance(x, Tensor):
-            check_not_meta("params", x)
+            check_has_numbers("params", x)
     leaves = [plain(x) for x in parts if isinstance(x, Tensor)]
     if parts and not any(x.is_floating_point() or x.is_complex() for x in leaves):
         raise TypeError(
