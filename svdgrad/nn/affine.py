@@ -86,7 +86,8 @@ def check_affine(layer: nn.Module, tensors: dict[str, Tensor], x: Tensor, far: f
         def digits(x: Tensor) -> Tensor:
             return x.detach().to(torch.promote_types(x.dtype, real) if has_digits(x) else x.dtype, copy=True)
 
-        params = {name: digits(x) for name, x in tensors.items()}
+        # not x: Python 3.12.1 would then lose that of the enclosing function, which the line below needs
+        params = {name: digits(tensor) for name, tensor in tensors.items()}
         with torch.no_grad():
             at_zero, *others = (outputs(params, scale * digits(x)) for scale in (0, 1, far, -far))
             return [at_zero, *(y - at_zero for y in others)]
