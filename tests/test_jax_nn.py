@@ -77,7 +77,7 @@ def true_gain(layer, params, shape):
 # --- the norm ---------------------------------------------------------------------------------------------------------
 
 
-SINGLE = "conv2d, stride", "transposed 1d"  # of the others make test sees the gain in double precision, just below
+SINGLE = ("transposed 1d",)  # of the others make test sees the gain in double precision, just below
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=[] if x in SINGLE else pytest.mark.slow) for x in LAYERS])
@@ -89,7 +89,7 @@ def test_the_gain_is_that_of_the_formed_matrix_and_of_the_other_side(name):
     assert abs(sigma / svdgrad.nn.operator_norm(theirs, shape).item() - 1) < 1e-5
 
 
-@pytest.mark.parametrize("name", slow_but([("conv2d, stride",), ("conv2d, circle",)], [(x,) for x in LAYERS]))
+@pytest.mark.parametrize("name", slow_but([("conv2d, stride",)], [(x,) for x in LAYERS]))
 def test_its_gradient_is_that_of_the_formed_matrix(name):
     with jax.enable_x64(True):
         layer, weight, shape, _ = made(name)
@@ -129,7 +129,7 @@ def test_half_precision_is_computed_in_single(dtype):
     assert sigma.dtype == dtype and state.v.dtype == state.excess.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", slow_but([(jnp.bfloat16,)], [(jnp.bfloat16,), (jnp.float16,)]))
 def test_in_half_precision_the_promise_holds_for_the_number_returned(dtype):
     kernels = jax.random.normal(jax.random.key(4), (20, 4, 2, 3, 3)).astype(dtype)
     state = init_state((2, 6, 6))
@@ -165,7 +165,7 @@ def kernels(count=1):
     return jax.random.normal(jax.random.key(1), (count, 8, 3, 3, 3)) / 5
 
 
-@pytest.mark.parametrize("name", slow_but([("linear",), ("conv2d, stride",)], [(x,) for x in LAYERS]))
+@pytest.mark.parametrize("name", slow_but([("conv2d, stride",)], [(x,) for x in LAYERS]))
 def test_the_bound_lies_above_and_close(name):
     layer, weight, shape, theirs = made(name)
     with jax.enable_x64(True):
