@@ -110,7 +110,7 @@ def diagnose(
     return Diagnosis(
         sigma=last.item(),
         gap=gap,
-        kappa=((last + other) / (gap * known.S[0])).item() if gap else float("inf"),
+        kappa=(last / known.S[0] + other / known.S[0]).item() / gap if gap else float("inf"),
         predicted_error=expected_error(gap, known.S.dtype, residual if iteration else 0.0) if gap else float("inf"),
         steps=int(iteration.steps) if iteration else 0,
         products=int(iteration.products) if iteration else 0,

@@ -8,6 +8,7 @@ from operator import sub
 import torch
 from torch import Tensor
 
+from .forward import Triplet, fix_sign
 from .gap import TieError, near_tie, tie, warn, warn_of_gap
 from .numerators import Numerator, along, antihermitian, far, numerators, rounding, spaces
 from .products import extremes, length
@@ -39,6 +40,27 @@ def apart(sigma: Tensor, m: int, n: int) -> Tensor:
     return spaces(sigma).abs() > tie(m, n, sigma.dtype) * sigma[..., :1, None]
 
 
+def in_generic_bases(found: Triplet, m: int, n: int) -> Triplet:
+    """The same triplets with the vectors of each tie reflected, uⱼ − 2 Σᵢ uᵢ wᵢw̄ⱼ/‖w‖² and vⱼ alike, by a fixed w.
+
+    What a loss of U S Vᴴ needs at a tie is in no cotangent, but in nearly every basis it shows in those of the tied
+    values, which differ (see ``check_values``). The basis of a tie that a diagonal matrix comes with is one of the few.
+    """
+    sigma, U, V = found
+    if closest(sigma) > tie(m, n, sigma.dtype):
+        return found
+    ends = -sigma.diff(dim=-1) > tie(m, n, sigma.dtype) * sigma[..., :1]
+    group = torch.cat([torch.zeros_like(ends[..., :1]), ends], -1).cumsum(-1)
+    same = group.unsqueeze(-1) == group.unsqueeze(-2)
+    same = same & (same.sum(-1, keepdim=True) > 1)
+    j = torch.arange(sigma.shape[-1], dtype=torch.float64, device=sigma.device)
+    w = torch.polar(1 + (0.618034 * j).frac(), j**2)
+    w = (w if U.is_complex() else w.abs()).to(U.dtype)
+    lengths = (same.to(w.real.dtype) @ w.abs() ** 2).unsqueeze(-1)
+    mirror = torch.where(same, w.unsqueeze(-1) * w.conj() / lengths, 0).mT
+    return Triplet(sigma, *fix_sign(U - 2 * mirror @ U, V - 2 * mirror @ V))
+
+
 def divisors(sigma: Tensor, m: int, n: int) -> tuple[Tensor, Tensor]:
     """σⱼ − σᵢ and σᵢ + σⱼ at i, j, to divide by: infinite for two that are equal up to rounding, and for two zeros."""
     space, total = spaces(sigma), sigma.unsqueeze(-2) + sigma.unsqueeze(-1)
@@ -62,10 +84,11 @@ def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor | None, Phi: Tensor,
 
     Without h, a loss of σ, U and V, the same for h = 0.
     """
-    W, difference, size = numerators(U, V, Phi, Psi)
-    if h is not None:  # but a − b as it is, whose rounding is divided by σₖ, which may be small
+    difference = None
+    if h is not None:  # from Φ before it is turned: what [S, h] adds cancels in a − b but for rounding, and a small σₖ
+        difference = antihermitian(along(U, Phi) - along(V, Psi))  # would divide that
         Phi = turned(U, sigma, h, Phi)
-        W, _, size = numerators(U, V, Phi, Psi)
+    W, minus, size = numerators(U, V, Phi, Psi)
     nothing: Tensor | int = 0
     if in_forward_mode():  # a numerator that is zero may have a derivative
         moving = W - W.detach()
@@ -75,7 +98,7 @@ def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor | None, Phi: Tensor,
         nothing = torch.where(far(sigma) | (size == 0), W - W.detach(), 0)
     W = torch.where(W.abs() > rounding(U, V, Phi, Psi, size, eps), W, nothing)
     space, total = divisors(sigma, U.shape[-1], V.shape[-1])
-    M = W / space + difference / total
+    M = W / space + (minus if difference is None else difference) / total
     return M if h is None else h + M
 
 

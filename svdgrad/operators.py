@@ -154,9 +154,9 @@ def check_function(matvec: MatVec, v0: Tensor) -> None:
         )
     if not callable(matvec):
         raise TypeError(f"matvec must be a function of (params, x), found {type(matvec).__name__}")
+    check_has_numbers("v0", v0)
     if v0.numel() == 0:
         raise ValueError(f"v0 must have at least one entry, found shape {tuple(v0.shape)}")
-    check_has_numbers("v0", v0)
     refuse_tracing()
 
 

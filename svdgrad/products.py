@@ -40,7 +40,9 @@ def solve(M: Tensor, b: Tensor) -> Tensor:
 
 
 def least_squares(M: Tensor, b: Tensor) -> Tensor:
-    """The x that minimises ‖Mx − b‖, the shortest of several; where M has not full rank, gels does not notice."""
+    """The x that minimises ‖Mx − b‖, the shortest where there are several; M has full rank, which gels takes for
+    granted.
+    """
     x: Tensor = torch.linalg.lstsq(M, b.unsqueeze(-1), driver="gels").solution
     return x.squeeze(-1)
 

@@ -41,7 +41,8 @@ class Solve(torch.autograd.Function):
     solved, but something is checked: with "phase" the phase of the loss, with "values" what it makes of k values, whose
     cotangent stands last, with "nested d" their distances, for d derivatives, with "moves" those of the triplets that
     (φ, ψ) moves, for a second derivative, with "still" whether the loss with the cotangents (φ, ψ) stands still as two
-    close vectors turn. With "loss" ξ may stand last too, or h of a core, and is only looked at.
+    close vectors turn. With these two h of a core may stand last, or with "loss" ξ, only to be looked at: no derivative
+    takes it.
     """
 
     @staticmethod
@@ -61,9 +62,9 @@ class Solve(torch.autograd.Function):
     @precisely
     def backward(ctx: Any, p_bar: Tensor, q_bar: Tensor) -> tuple[Any, ...]:
         leaves, (sigma, u, v, phi, psi, *known, p, q) = split(ctx)
-        A = ctx.A.at(leaves)
+        A, left = ctx.A.at(leaves), ctx.how.left(known)
         role = {"loss": "again", "tangent": "reversed"}.get(ctx.role, "third")
-        y, z = Solve.apply(A, ctx.how, role, *leaves, sigma, u, v, p_bar, q_bar, *known)
+        y, z = Solve.apply(A, ctx.how, role, *leaves, sigma, u, v, p_bar, q_bar, *left)
         many = ctx.how.k is not None
         if many and ctx.role == "loss":
             Solve.apply(A, ctx.how, "still", *leaves, sigma, u, v, phi, psi, *known)
@@ -82,7 +83,7 @@ class Solve(torch.autograd.Function):
         if ctx.role.split()[0] in CHECKS:
             return torch.zeros_like(p), torch.zeros_like(q)
         dleaves, (dsigma, du, dv, dphi, dpsi) = tangents[: ctx.count], tangents[ctx.count : ctx.count + 5]
-        A, many = ctx.A.at(leaves), ctx.how.k is not None
+        A, many, left = ctx.A.at(leaves), ctx.how.k is not None, ctx.how.left(known)
         top, bottom = torch.zeros_like(p), torch.zeros_like(q)
         if dphi is not None:
             top = top + dphi
@@ -99,8 +100,8 @@ class Solve(torch.autograd.Function):
             bottom = bottom - _times(_against(psi, v, many), dv, many)
         role = "again" if ctx.role in ("loss", "tangent") else "third"
         if many and du is not None and dv is not None:  # of a loss of σ alone top and bottom are zero
-            Solve.apply(A, ctx.how, "moves", *leaves, sigma, u, v, du, dv, *known)
-        dp, dq = Solve.apply(A, ctx.how, role, *leaves, sigma, u, v, top, bottom, *known)
+            Solve.apply(A, ctx.how, "moves", *leaves, sigma, u, v, du, dv, *left)
+        dp, dq = Solve.apply(A, ctx.how, role, *leaves, sigma, u, v, top, bottom, *left)
         if du is not None:
             dp = dp - _times(_against(p, du, many), u, many)
         if dv is not None:

@@ -33,6 +33,7 @@ from .inside import (
     check_inside,
     check_still,
     check_values,
+    in_generic_bases,
     off,
     turned,
     warn_of_lost,
@@ -58,7 +59,8 @@ def find_triplet(A: Operator, v0: Tensor | None, how: How) -> tuple[Tensor, ...]
         refuse_mapping_by_autograd()
     if how.k is not None:
         with full_precision(A.leaves):
-            (sigma, U, V), left = how.forward.find_many(A, how.k, v0)
+            found, left = how.forward.find_many(A, how.k, v0)
+        sigma, U, V = found if how.core else in_generic_bases(found, *A.shape)
         return (torch.diag_embed(sigma).to(U) if how.core else sigma, U, V, *left)
     if v0 is not None:
         v0 = direction(v0.to(torch.promote_types(v0.dtype, A.vector.dtype)))
@@ -88,9 +90,9 @@ def solve_adjoint(
         check_cotangents(A, sigma, phi, psi, how, known, xi)
         check_zero(sigma, how.values(xi), phi, psi, many)
     left = how.left(known)
-    known, also = known[: len(left)], known[len(left) :]  # ξ or h goes along to be looked at
+    known, also = known[: len(left)], known[len(left) :]  # ξ, or h of a core
     seen = phi
-    if role in ("loss", "still") and also:
+    if also:
         if many:
             seen = turned(u, sigma, also[0], phi)
         else:
@@ -98,16 +100,17 @@ def solve_adjoint(
     if role.startswith("nested"):
         check_again(sigma, *A.shape, power=1 + int(role.split()[1]))
     readable = not mapped_by_autograd(phi, psi)
-    if role in ("phase", "values") or readable and not (seen.any() or psi.any()):
+    if role in ("phase", "values") or readable and not (seen.any() or psi.any() or phi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)
     if readable and sigma.ndim > many:  # a batch, which only a matrix can be
         batch = phi.shape[: phi.ndim - 1 - many]
-        wanted = (seen.flatten(len(batch)) != 0).any(-1) | (psi.flatten(len(batch)) != 0).any(-1)
+        wanted = torch.cat([x.flatten(len(batch)) != 0 for x in (phi, psi, seen)], -1).any(-1)
         if not wanted.all():
             X, *rest = (
                 x.expand(*batch, *x.shape[sigma.ndim - many :])[wanted.to(x.device)]  # counts are on the CPU
-                for x in (A.leaves[0], *triplet, *known, *(also if many else ()))
+                for x in (A.leaves[0], *triplet, *known)
             )
+            rest += [h.expand(*batch, *h.shape[-2:])[wanted] for h in also if many]  # h comes with the batch of φ
             found = solve_adjoint(A.at([X]), Triplet(*rest[:3]), phi[wanted], psi[wanted], how, role, rest[3:])
             p, q = (torch.zeros_like(x).index_put((wanted,), y) for x, y in zip((phi, psi), found))
             return p, q
@@ -125,7 +128,7 @@ def solve_adjoint(
         pair = None if isinstance(A, Dense) else A.products()
         check_normal(sigma)
         residual = left.residual.max().item() if isinstance(left, Ritz) and left.residual.numel() else 0.0
-        # searched once; but looked at again, since the cotangents of a first solve may have been zeros
+        # for the derivative of a solve as well: with cotangents of zeros that solve did not come here
         S, left = values_near(A, sigma, left, pair) if role in ("loss", "tangent") else (left.S, left)
         check_gap(*A.shape, sigma, S, residual, u.is_complex())
         if pair is None:
@@ -162,7 +165,7 @@ def _solve_many(
         residual = left.residual.max().item()
     near = max(near_tie(m, n, sigma.dtype), 100 * residual)
     if relative_cut(sigma, beyond) < near or extremes(sigma)[0] < tiny:
-        wanted = (seen != 0).any(-1) | (psi != 0).any(-1)
+        wanted = (seen != 0).any(-1) | (phi != 0).any(-1) | (psi != 0).any(-1)
         if role == "tangent":  # forward mode does not know what the loss reads: where some triplets have a derivative
             # they get theirs, and the tied ones NaN
             tied = wanted & tied_with_the_rest(m, n, sigma, beyond)
@@ -195,9 +198,9 @@ def _outside(A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, left: Any)
             return columns_cg(*A.products(), A.shape, sigma, U, V, phi, psi, left)
         # a batch, which only a matrix can be: one by one
         batch = phi.shape[:-2]
-        flat = [x.expand(*batch, *x.shape[sigma.ndim - 1 :]) for x in (A.leaves[0], sigma, U, V, phi, psi, *left)]
+        others = (x.expand(*batch, *x.shape[sigma.ndim - 1 :]) for x in (A.leaves[0], sigma, U, V, *left))
         solved = []
-        for X, s, u, v, f, g, *known in zip(*(x.reshape(-1, *x.shape[len(batch) :]) for x in flat)):
+        for f, g, X, s, u, v, *known in zip(*(x.reshape(-1, *x.shape[len(batch) :]) for x in (phi, psi, *others))):
             pair = Dense(X, rows=True).products()
             solved.append(columns_cg(*pair, A.shape, s, u, v, f, g, RitzBlock(*known)))
         P, Q = (torch.stack(xs).reshape(*batch, *xs[0].shape) for xs in zip(*solved))

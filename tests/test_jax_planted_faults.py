@@ -107,7 +107,7 @@ FAULTS = {
     "of k triplets, rounding divided by the distance of close values": (
         f"{TIES}[polar-False-float64-True]",
         "inside.py",
-        "seen = jnp.abs(numerator) > ROUNDING * rounding",
+        "seen = jnp.abs(numerator) > rounding",
         "seen = jnp.abs(numerator) > -1",
     ),
     "of the factors, a core that is not Hermitian": (

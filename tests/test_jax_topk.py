@@ -4,6 +4,8 @@
 has a derivative, and its condition is that of the gap at the cut.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -262,6 +264,18 @@ def test_at_a_tie_nan_is_what_the_columns_cannot_tell():
     # its cotangents are rounding themselves; through the factors there is nothing to divide
     distance = jax.grad(lambda A: (abs(A - sj.low_rank(A, 3).dense()) ** 2).sum())(A)
     np.testing.assert_allclose(distance, 2 * (A - sj.low_rank(A, 3).dense()), atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("way", "complex_"), slow_but([("gram", True)], itertools.product(["svd", "gram"], [True, False]))
+)
+def test_at_a_tie_along_the_axes_nan_is_what_the_columns_cannot_tell(way, complex_):
+    """There the cotangents of the tied values are alike by chance, and A_k lacked half of its gradient."""
+    A = jnp.diag(jnp.asarray([3, 3, 1, 0.5], complex if complex_ else float))
+    whole = lambda A, k: (lambda s, U, V: (U * s) @ V.conj().T)(*sj.singular_triplets(A, k, way))
+    for see in (lambda X: X[0, 1].real, lambda X: X.real.sum(), *[lambda X: X[0, 1].imag] * complex_):
+        assert jnp.isnan(jax.grad(lambda A: see(whole(A, 2)))(A)).any()
+    np.testing.assert_allclose(whole(A, 3), A.at[3, 3].set(0), atol=1e-14)
 
 
 def test_the_numerator_of_a_tie_is_told_from_rounding():

@@ -796,6 +796,53 @@ def test_in_half_precision_a_stationary_loss_keeps_its_curvature():
     assert abs(found / wanted - 1) < 4 * torch.finfo(A.dtype).eps
 
 
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_each_matrix_of_a_batch_has_the_derivatives_of_its_core(forward):
+    """A cotangent of one matrix is zero for the others, which are left out of the solve."""
+    A = torch.stack([numbers(5, 4, seed=seed) for seed in (1, 2)])
+    for of in (lambda t: t.core, lambda t: t.dense(), lambda t: t.core.pow(3).sum() + t.dense()[..., 0].sum()):
+        f = lambda A: of(svdgrad.low_rank(A, 2, forward))
+        assert relative_error(jacrev(f)(A), jacfwd(f)(A)) < 1e-10
+    f = lambda A: svdgrad.low_rank(A, 2, forward).dense().pow(3).sum()
+    found = hessian(f)(A)
+    for i in range(2):
+        assert relative_error(found[i, ..., i, :, :], hessian(f)(A[i])) < 1e-10
+    assert not found[0, ..., 1, :, :].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_what_a_tie_lacks_is_told_in_a_basis_along_the_axes_too(forward, dtype):
+    """There the cotangents of the tied values are alike by chance, and A_k lacked half of its gradient in silence."""
+    A = torch.diag(torch.tensor([3, 3, 1, 0.5], dtype=dtype))
+    seen = [lambda X: X[0, 1].real, lambda X: X.real.sum(), *[lambda X: X[0, 1].imag] * dtype.is_complex]
+    for see in seen:
+        with pytest.warns(svdgrad.NearTieWarning, match="low_rank"):
+            gradient(lambda A: see((lambda s, U, V: (U * s) @ V.mH)(*svdgrad.singular_triplets(A, 2, forward))), A)
+    t = svdgrad.singular_triplets(torch.stack([A, 2 * A]), 3, forward)
+    assert (
+        relative_error((t.U * t.sigma.unsqueeze(-2)) @ t.V.mH, torch.stack([A, 2 * A]) * (A.diag().real > 0.7)) < 1e-14
+    )
+
+
+def test_what_cancels_along_the_kept_vectors_hides_no_tie_at_the_cut():
+    """Φ of U core Uᴴ − c U Uᴴ and what its core asks for cancel for one c, and Ψ is zero."""
+    A = torch.diag(torch.tensor([3.0, 2.0, 2.0, 1.0], dtype=torch.float64))
+    for c in (0, 2.5):
+        with pytest.raises(svdgrad.TieError, match="left out"):
+            gradient(lambda A: (lambda t: t.U @ (t.core - c * torch.eye(2)) @ t.U.mT)(svdgrad.low_rank(A, 2))[0, 1], A)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_half_precision_keeps_what_is_small_at_a_gap_of_a_tenth(seed):
+    """The numerator of A_k is the gap times h: with 4ε for rounding it was lost, and with it 24% of the gradient."""
+    X, Y, G = (torch.linalg.qr(numbers(16, 16, seed=seed + i))[0] for i in (0, 9, 18))
+    A = ((X * torch.tensor([3, 2.7, *torch.linspace(1, 0.5, 14)])) @ Y.mT).bfloat16()
+    whole = lambda A: (lambda s, U, V: (U * s) @ V.mT)(*(x.to(G) for x in svdgrad.singular_triplets(A, 2)))
+    found, wanted = (gradient(lambda A: (G * whole(A)).sum(), X).double() for X in (A, A.double()))
+    assert relative_error(found, wanted) < 0.06
+
+
 @pytest.mark.parametrize("least", [1e-8, 1e-13])
 @pytest.mark.parametrize("complex_", [False, True])
 @pytest.mark.parametrize(("m", "n"), [(8, 4), (4, 8), (4, 4)])

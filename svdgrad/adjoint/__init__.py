@@ -7,8 +7,8 @@ Each is a ``Solver``, which also says what has to be known of it. A new one is a
 ``known`` is what the forward method left behind; those that cannot use it do without.
 ``ATTEMPTS`` holds the attempts of the notebook that the book grew from, in the same form; the flawed ones have their
 repair in ``SOLVERS`` under the same name.
-The files hold the formulas of the book for a right-hand side that is already projected; what they share is here. But
-"spectral" and "cg", which use what is known, project and choose their units by themselves.
+The files hold the formulas of the book for a right-hand side that is already projected and a matrix in units of σ; what
+they share is here. "spectral" and "cg" take A as it is, without a copy, and so project and choose units by themselves.
 """
 
 from collections.abc import Callable

@@ -79,7 +79,9 @@ def _accuracy(s: Tensor, ritz: Ritz | None) -> float | Tensor:
     with: digits beyond those of u and v would cost many steps.
     """
     least: float = 4 * torch.finfo(s.dtype).eps
-    return least if ritz is None else (0.1 * ritz.residual).clamp_min(least).unsqueeze(-1).to(s)
+    if ritz is None or ritz.residual.ndim == 0:  # counts are on the CPU, and a number need not go to the device
+        return least if ritz is None else max(least, 0.1 * ritz.residual.item())
+    return (0.1 * ritz.residual).clamp_min(least).unsqueeze(-1).to(s)
 
 
 def _preconditioner(s: Tensor, ritz: Ritz | None) -> Map:

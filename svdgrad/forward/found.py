@@ -11,7 +11,7 @@ class Triplet(NamedTuple):
     """A singular triplet: A v = σ u and Aᴴ u = σ v with ‖u‖ = ‖v‖ = 1.
 
     For a batch of matrices ``(..., m, n)`` the shapes are ``sigma (...)``, ``u (..., m)`` and ``v (..., n)``.
-    Inside the package k triplets are one too, with vectors as rows: ``(..., k)``, ``(..., k, m)`` and ``(..., k, n)``.
+    Inside the package one may hold k triplets, with vectors as rows: ``(..., k)``, ``(..., k, m)`` and ``(..., k, n)``.
     """
 
     sigma: Tensor

@@ -50,8 +50,9 @@ def gram(A: Tensor, v0: Tensor | None = None) -> tuple[Triplet, GramVectors]:
 
 
 def _eigenvectors(A: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, bool]:
-    """Of a tall matrix: A times r² where its squares would leave the range of numbers, such an r (..., 1), S and W of
-    that, and whether A may be zero.
+    """(A, r, S, W, perhaps_zero) of a tall matrix, with AᴴA W = W S². Where squares of entries would leave the range of
+    numbers, A comes back times r², r of shape (..., 1), with S and W of that; elsewhere r is None. ``perhaps_zero``
+    says that the squares of some A are all zero.
     """
     root, G = None, -(A.mH @ A)  # eigh sorts upwards, so that of −G comes with the largest σ first
     smallest = largest = 1.0

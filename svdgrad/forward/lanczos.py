@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -131,11 +131,19 @@ def check_stopping(tol: float | None, maxiter: int | None) -> None:
             )
 
 
-def lanczos(A: Tensor, v0: Tensor | None = None, **options: Any) -> tuple[Triplet, Ritz]:
+def lanczos(
+    A: Tensor,
+    v0: Tensor | None = None,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    missed: float | None = 1e-3,
+    resolution: float = RESOLUTION,
+    best: bool = False,
+) -> tuple[Triplet, Ritz]:
     """The dominant triplet by Golub and Kahan's bidiagonalisation: two products with A a step. A batch is a loop.
 
     Starts from ``v0`` with some noise, or from noise alone, which is seeded, so that the same A gives the same answer.
     A wide matrix is transposed. Takes up to min(m, n) steps unless told otherwise; then the space is exhausted, and the
     answer is there in any case. The options are those of ``Lanczos``.
     """
-    return Lanczos(**options).find(Dense(A), 0, v0)
+    return Lanczos(tol, maxiter, missed, resolution, best).find(Dense(A), 0, v0)

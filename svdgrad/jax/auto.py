@@ -225,8 +225,6 @@ def as_start(v0: Any, A: Array) -> Array | None:
         raise ValueError(
             f"v0 must be one vector, or one for each matrix, found shape {v0.shape} for A of shape {A.shape}"
         )
-    if v0.dtype == bool:
-        raise TypeError("v0 must be a vector of numbers, found bool")
     return _constant(v0, A)
 
 
@@ -237,6 +235,8 @@ def _fits(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:
 
 def _constant(v0: Array, A: Array) -> Array:
     """v0 in the dtype of A, not differentiated."""
+    if v0.dtype == bool:
+        raise TypeError("v0 must be numbers, found bool")
     if v0.dtype.kind == "c" and A.dtype.kind != "c":
         raise TypeError(f"v0 must be real for a real A, found {v0.dtype}: take its real part, v0.real")
     start: Array = lax.stop_gradient(v0).astype(A.dtype)

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from .adjoint import tie
@@ -12,6 +13,8 @@ from .triplet import LowRank, Triplets, adjoint, divided, half, mm, or_one, time
 
 #: what is at most so many times ε (‖φᵢ‖ + ‖φⱼ‖ + ‖ψᵢ‖ + ‖ψⱼ‖) in a numerator is rounding, of which 1.2 was seen
 ROUNDING = 4
+#: and so many times ε (‖uᵢ ∘ φⱼ‖ + ‖uⱼ ∘ φᵢ‖ + …) of half precision, of which 0.4 was seen
+HALF = 0.8
 
 
 def separate(spaces: LowRank, dtype: Any = None) -> Triplets:
@@ -22,9 +25,28 @@ def separate(spaces: LowRank, dtype: Any = None) -> Triplets:
 
 
 def _separated(eps: float, spaces: LowRank) -> tuple[Triplets, Array]:
-    """With the rotation Z = I that makes ZᴴHZ diagonal: a result, since it moves."""
+    """With the rotation Z that makes ZᴴHZ diagonal, a result, since it moves: I but for ties.
+
+    What a loss of U S Vᴴ needs at a tie is in no cotangent, but in nearly every basis it shows in those of the tied
+    values, which differ (see ``_rotate_back``). The basis of a tie that a diagonal matrix comes with is one of the few.
+    So Z reflects the vectors of each tie, I − 2wwᴴ/‖w‖² with a fixed w.
+    """
     U, H, V = spaces
-    return Triplets(jnp.diagonal(H).real, U, V), jnp.eye(H.shape[0], dtype=H.dtype)
+    sigma = jnp.diagonal(H).real
+    ends = sigma[:-1] - sigma[1:] > tie(U.shape[0], V.shape[0], sigma.dtype) * sigma[0]
+    group = jnp.concatenate([jnp.zeros(1, int), ends.cumsum()])
+    same = group[:, None] == group[None]
+    same = same & (same.sum(0) > 1)[None]
+    j = np.arange(sigma.size)
+    fixed = (1 + 0.618034 * j % 1) * (np.exp(1j * j**2) if U.dtype.kind == "c" else 1)
+    w = jnp.asarray(fixed, U.dtype)
+    lengths = jnp.where(same, jnp.abs(w)[None] ** 2, 0).sum(1)
+    mirror = times(jnp.where(same, 1 / or_one(lengths)[:, None], 0), w[:, None] * w.conj()[None])
+    Z = jnp.eye(sigma.size, dtype=U.dtype) - 2 * mirror
+    W = mm(V, Z)
+    anchor = jnp.take_along_axis(W, jnp.abs(W).argmax(0)[None], 0)  # that of a zero column, of NaN alone, is no matter
+    Z = Z * jnp.sign(anchor).conj()
+    return Triplets(sigma, mm(U, Z), mm(V, Z)), Z
 
 
 def _turn(eps: float, primals: Any, tangents: Any) -> Any:
@@ -95,11 +117,11 @@ def _rotate_back(eps: float, triplets: Triplets, c: Array) -> Array:
     numerator = (numerator - adjoint(numerator)) / 2
     norms = jnp.linalg.norm(phi, axis=0) + jnp.linalg.norm(psi, axis=0)
     bound = norms[None] + norms[:, None] + jnp.abs(chi) + jnp.abs(chi.T)
-    rounding = own * bound
+    rounding = ROUNDING * own * bound
     if eps > own:  # of half precision, each entry of φ and ψ has its own: for long vectors far less than ε ‖φ‖
         entries = _entries(U, phi) + _entries(V, psi)
-        rounding += eps * (entries + entries.T)
-    seen = jnp.abs(numerator) > ROUNDING * rounding
+        rounding += HALF * eps * (entries + entries.T)
+    seen = jnp.abs(numerator) > rounding
     unlike = jnp.abs(xi - xi.T) > own**0.5 * (jnp.abs(xi) + jnp.abs(xi.T))
     part = half(or_one(triplets.sigma[0]))  # or size over a distance leaves the range
     X = jnp.where(seen, times(size / part, times(1 / (away / part), numerator)), 0)
