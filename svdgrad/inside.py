@@ -168,14 +168,15 @@ def check_values(sigma: Tensor, xi: Tensor, Phi: Tensor, Psi: Tensor) -> None:
         )
 
 
-def check_again(sigma: Tensor, m: int, n: int, power: int) -> None:
+def check_again(sigma: Tensor, m: int, n: int, power: int, from_zero: bool = False) -> None:
     """Raise a TieError for a second derivative at a tie of kept values; warn where it loses digits close to one.
 
     The error is about ε/gapᵖ, measured for losses that are blind to turns inside: of the second derivative with p = 2
     in reverse mode over forward mode, which divides by σⱼ − σᵢ before the loss is known; with p = 3 of a third one;
-    with p = d + 1 of d derivatives in nested forward modes, since each triplet has its own there. For a second one,
-    forward over reverse or reverse over reverse, ``power`` is 0: the distance costs no
-    digits. What reverse over reverse may lack is told by ``check_still``.
+    with p = d + 1 of d derivatives in nested forward modes, since each triplet has its own there, and about ε/σₖᵈ in
+    units of σ₁ where zero is all that is left out, so that it counts as another value ``from_zero``. For a second one,
+    forward over reverse or reverse over reverse, ``power`` is 0: the distance costs no digits. What reverse over
+    reverse may lack is told by ``check_still``.
     """
     gap, eps = closest(sigma), torch.finfo(sigma.dtype).eps
     if gap <= tie(m, n, sigma.dtype):
@@ -184,11 +185,14 @@ def check_again(sigma: Tensor, m: int, n: int, power: int) -> None:
             "which is a tie up to rounding. The first derivative is given there; otherwise choose another k, or "
             "perturb A"
         )
-    if power and eps > 1e-2 * gap**power:
+    least = (sigma[..., -1] / sigma[..., 0]).min().item() if from_zero else 1.0
+    error = max(eps / gap**power, eps / max(least, eps) ** (power - 1)) if power else 0.0
+    if error > 1e-2:
+        what = "the distance of two kept singular values" if gap <= least else "the last singular value"
         warn(
-            "reverse mode over forward mode, forward mode inside forward mode, and third derivatives divide by the "
-            f"distance of two kept singular values, relative gap {gap:.1e}, more often than the result needs: a "
-            f"relative error of about {eps / gap**power:.0e} is to be expected. A second derivative by reverse mode "
+            "reverse mode over forward mode, forward mode inside forward mode, and third derivatives divide by "
+            f"{what}, {min(gap, least):.1e} of the first, more often than the result needs: a "
+            f"relative error of about {error:.0e} is to be expected. A second derivative by reverse mode "
             "over reverse mode, or by forward over reverse, as in torch.func.hessian, does not"
         )
 

@@ -98,7 +98,8 @@ def solve_adjoint(
         else:
             check_zero(sigma, also[0], phi, psi, many)
     if role.startswith("nested"):
-        check_again(sigma, *A.shape, power=1 + int(role.split()[1]))
+        from_zero = sigma.shape[-1] == min(A.shape) and (A.shape[0] != A.shape[1] or u.is_complex())
+        check_again(sigma, *A.shape, power=1 + int(role.split()[1]), from_zero=from_zero)
     readable = not mapped_by_autograd(phi, psi)
     if role in ("phase", "values") or readable and not (seen.any() or psi.any() or phi.any()):
         return torch.zeros_like(phi), torch.zeros_like(psi)

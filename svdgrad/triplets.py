@@ -64,7 +64,8 @@ def singular_triplets(
     U Uᴴ, V Vᴴ, U Vᴴ or Σ f(σᵢ), has its gradient at any distance of the kept values, and at ties. Only the gap at the
     cut, σₖ − σₖ₊₁, has to be there.
 
-    Rounding is meant in the precision of A: under autocast the matrix products of a loss leave three digits in its
+    Rounding is meant in the precision of A. In half precision it hides numerators of a loss of U S Vᴴ at gaps of some
+    percent; ``low_rank`` has none to hide. Under autocast the matrix products of a loss leave three digits in its
     cotangents, and the distances of the kept values divide that error. Calculate such a loss, and second derivatives of
     any, with autocast off.
 

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -823,6 +824,17 @@ def test_what_a_tie_lacks_is_told_in_a_basis_along_the_axes_too(forward, dtype):
     assert (
         relative_error((t.U * t.sigma.unsqueeze(-2)) @ t.V.mH, torch.stack([A, 2 * A]) * (A.diag().real > 0.7)) < 1e-14
     )
+
+
+@pytest.mark.parametrize(("least", "told"), [(1e-5, False), (1e-8, True)])
+def test_nested_forward_modes_tell_of_a_small_value_with_nothing_left_out(least, told):
+    U, V, E = (torch.linalg.qr(numbers(size, 4, seed=i))[0] for i, size in enumerate((8, 4, 8)))
+    A = (U * torch.tensor([1, 0.6, 0.3, least])) @ V.mT
+    twice = lambda f: jvp(lambda A: jvp(f, (A,), (E[:, :4],))[1], (A,), (E[:, :4],))[1]
+    with pytest.warns(svdgrad.NearTieWarning, match="the last singular value") if told else nullcontext():
+        found = twice(lambda A: (lambda U, H, V: U @ (H - H @ H @ H / 3) @ V.mT)(*svdgrad.low_rank(A, 4)).sum().sin())
+    wanted = twice(lambda A: (A - A @ A.mT @ A / 3).sum().sin())
+    assert (abs(found / wanted - 1) > 1e-3) == told
 
 
 def test_what_cancels_along_the_kept_vectors_hides_no_tie_at_the_cut():

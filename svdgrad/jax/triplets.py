@@ -86,7 +86,8 @@ def singular_triplets(
     which, or if it sees vectors, and tied values not alike, as that of A_k does. Forward mode sees no loss, and
     neither does the derivative of a gradient by weights of the loss alone: X⁺ is zero in ties, right for all losses
     that are blind to a rotation in them, but for one of A_k, which wants ``low_rank``; close to a tie such a loss loses
-    digits, ε σ₁/(σᵢ − σⱼ). Second derivatives want distinct values too, or ``low_rank``.
+    digits, ε σ₁/(σᵢ − σⱼ). Second derivatives want distinct values too, or ``low_rank``; with both they have a relative
+    error of ε (σ₁/σₖ)² where k = min(m, n), unless A is real and square.
 
     A numerator of X⁺ counts as rounding up to 4ε times the cotangents of the columns that it belongs to; in half
     precision up to 0.8ε times those entries of them that meet in it, with which real ones are lost at gaps of some
