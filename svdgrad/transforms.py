@@ -22,6 +22,11 @@ def plain_mode() -> AbstractContextManager[Any]:
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
+def exporting() -> bool:
+    """Whether torch.export traces. ``torch.compiler.is_exporting`` says so of torch.compile too in PyTorch 2.11."""
+    return torch.compiler._is_exporting_flag
+
+
 def transformed() -> bool:
     """Whether a transform of torch.func is at work."""
     return bool(torch._C._are_functorch_transforms_active())

@@ -113,7 +113,7 @@ def half(c: Array) -> Array:
 
 def power_of_two(c: Array) -> Array:
     """The largest that is at most c > 0: a unit in which nothing is rounded."""
-    return jnp.ldexp(jnp.ones_like(c), jnp.frexp(c)[1] - 1)
+    return jnp.ldexp(0.5 * jnp.ones_like(c), jnp.frexp(c)[1])
 
 
 def or_one(c: Array) -> Array:

@@ -16,7 +16,7 @@ from ..forward.lanczos import check_stopping
 from ..operator import plain
 from ..products import length
 from ..steps import full_precision
-from ..transforms import in_forward_mode, plain_mode, transformed
+from ..transforms import exporting, in_forward_mode, plain_mode, transformed
 from ..triplet import spectral_norm as norm_of_matrix
 from .layer import LinearMap, check_weight, linear_map
 from .norm import found, recalled, small_matrix
@@ -179,7 +179,7 @@ class SpectralNorm(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         if weight.is_meta:  # no numbers, and nothing to divide by
             return weight
-        if torch.compiler.is_exporting():
+        if exporting():
             sigma = self._as_last_seen(weight)
         else:
             if torch.compiler.is_compiling():
