@@ -67,10 +67,11 @@ def normal(*shape, complex_=False, seed=0):
     [
         (np.float32, "svd"),
         (np.float64, "svd"),
-        (np.float32, "cg"),
         (np.float32, "gram"),
-        (np.float64, "gram"),
-        pytest.param(np.float64, "lanczos", marks=pytest.mark.slow),
+        *(
+            pytest.param(*x, marks=pytest.mark.slow)
+            for x in ((np.float32, "cg"), (np.float64, "gram"), (np.float64, "lanczos"))
+        ),
     ],
     ids=lambda x: getattr(x, "__name__", x),
 )
@@ -503,8 +504,11 @@ def test_lanczos_stops_at_the_residual_that_tol_names(x64):
     assert jnp.isfinite(two_steps(tol=1.001 * r).sigma) and jnp.isnan(two_steps(tol=0.999 * r).sigma)
 
 
-@pytest.mark.parametrize("way", ["svd", "gram", "lanczos"])
-@pytest.mark.parametrize("shape", [(1, 3), (3, 1), (3, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("way", "shape"),
+    slow_but([("svd", (1, 3)), ("gram", (3, 2))], product(["svd", "gram", "lanczos"], [(1, 3), (3, 1), (3, 2)])),
+    ids=str,
+)
 def test_the_triplet_of_zero_has_unit_vectors(shape, way):
     sigma, u, v = sj.singular_triplet(jnp.zeros(shape), **WAYS[way])
     np.testing.assert_allclose([sigma, jnp.linalg.norm(u), jnp.linalg.norm(v)], [0, 1, 1], atol=1e-6)
@@ -543,6 +547,7 @@ def test_a_diagonal(x64):
     np.testing.assert_allclose(G, [0, -1, 0, 0], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_convolution(x64):
     """Images as vectors: v0, u and v keep their shapes; the formed matrix, by the other way through this module, is the
     witness.

@@ -196,7 +196,7 @@ MANY = np.ones((4, 3), np.float32)
         (ValueError, "v0 must have 3 entries", {"v0": np.ones(2, np.float32)}),
         (ValueError, r"v0 must be one vector, or one for each matrix, found shape \(4, 3\)", {"v0": MANY}),
         (TypeError, "v0 must be real for a real A, found complex64", {"v0": np.ones(3, np.complex64)}),
-        (TypeError, "v0 must be a vector of numbers, found bool", {"v0": np.ones(3, bool)}),
+        (TypeError, "v0 must be numbers, found bool", {"v0": np.ones(3, bool)}),
     ],
     ids=lambda x: x[:24] if isinstance(x, str) else "",
 )

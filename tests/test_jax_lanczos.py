@@ -162,6 +162,7 @@ def test_a_copy_that_the_loss_does_not_touch():
     assert jnp.isnan(jax.grad(loss)(d)).all()
 
 
+@pytest.mark.slow
 def test_a_circular_convolution_is_a_tie_by_rule():
     kernel = jnp.array([1.0, 1.0, 0.3])  # its spectrum is symmetric: frequencies k and −k, and the largest at none
 

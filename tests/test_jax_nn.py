@@ -101,6 +101,7 @@ def test_its_gradient_is_that_of_the_formed_matrix(name):
         assert jnp.linalg.norm(G - truth) < 1e-7 * jnp.linalg.norm(truth)
 
 
+@pytest.mark.slow  # that it takes no digits is looked at below
 def test_a_bias_is_left_aside_and_has_no_gradient():
     kernel = jax.random.normal(jax.random.key(0), (4, 2, 3, 3))
     params = {"kernel": kernel, "bias": jnp.arange(4.0)}
@@ -243,6 +244,7 @@ def test_the_gradient_is_that_of_the_divided_weight():
             assert jnp.linalg.norm(factor * G - truth) < 1e-4 * jnp.linalg.norm(truth)
 
 
+@pytest.mark.slow
 def test_layers_side_by_side_are_layers_one_by_one():
     K = kernels(3) * jnp.array([1.0, 10.0, 0.1])[:, None, None, None, None]
     step = jax.jit(partial(gain_step, convolution))

@@ -124,6 +124,7 @@ def test_the_gradient_has_the_pattern_of_the_matrix(shape, complex_):
     assert not G.data[p.inside :].any()  # of the padding
 
 
+@pytest.mark.slow
 def test_a_number_beside_padding_is_none():
     p = Problem((6, 4))
     theta = p.theta.at[p.inside :].set(jnp.nan)

@@ -499,9 +499,7 @@ def test_a_nesting_of_transforms(nesting):
     assert relative_error(ours, truth) < 1e-11
 
 
-@pytest.mark.parametrize(
-    ("forward", "complex_"), slow_but([("svd", False)], [("svd", True), ("svd", False), ("gram", True)])
-)
+@pytest.mark.parametrize(("forward", "complex_"), slow_but([], [("svd", True), ("svd", False), ("gram", True)]))
 def test_a_batch_is_its_matrices_one_by_one(forward, complex_):
     A = jnp.asarray(normal(2, 3, 6, 5, complex_=complex_))
     w = jnp.asarray(normal(6, 5, complex_=complex_, seed=1))

@@ -370,7 +370,7 @@ print("agreed")
 @pytest.mark.parametrize(
     ("program", "name"),
     slow_but(
-        [(ON_FOUR_DEVICES, "operator")],
+        [],
         [(ON_FOUR_DEVICES, "operator"), (ON_FOUR_DEVICES, "matrix"), (GAINS_ON_FOUR_DEVICES, "")],
     ),
     ids=["operator", "matrix", "gain"],

@@ -1,7 +1,9 @@
 """Matrices that are never formed, a gradient in rank-two form, and the error predicted before there is one."""
 
+import gc
 import math
 import resource
+import weakref
 
 import numpy as np
 import pytest
@@ -493,3 +495,18 @@ def test_the_adjoint_of_a_loose_triplet_is_solved_to_a_tenth_of_its_residual(tol
     t, ritz = (type(known)(*(x[None] for x in known)) for known in (t, ritz))
     batch = torch.cat(cg(A[None], t, phi[None], psi[None], ritz), -1)[0]
     assert (batch - exact).norm() < ritz.residual / gap * exact.norm()
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_no_operator_outlives_its_backward(k):
+    """No circle of Python's through the operator, which would keep its parameters until the collector comes by."""
+    gc.collect()
+    gc.disable()
+    try:
+        params = torch.randn(6, 5, dtype=torch.float64).requires_grad_()
+        svdgrad.operator_triplets(torch.mv, params, torch.ones(5, dtype=torch.float64), k).U.sum().backward()
+        alive = weakref.ref(params)
+        del params
+        assert alive() is None
+    finally:
+        gc.enable()
