@@ -54,8 +54,9 @@ def rounding(U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, size: Tensor, eps: 
 
     The sums make it up to 1.2 ε ``size``, ε that of their precision, so that 4 ε ``size`` counts as rounding.
     Cotangents that come in half precision, of which ``eps`` is the rounding, have an error of their own in each entry:
-    together up to 0.4 ε ‖uᵢ ∘ φⱼ‖, the product taken entry by entry, which for long vectors is far less. Of that twice
-    as much counts as rounding, and no more: at gaps of some percent real numerators are as small.
+    together up to 0.4 ε ‖uᵢ ∘ φⱼ‖, the product taken entry by entry, which for long vectors is far less; more where
+    they are sums of terms that cancel. Of that twice as much counts as rounding, and no more: at gaps of some percent
+    real numerators are as small.
     """
     own = torch.finfo(size.dtype).eps
     if eps <= own:

@@ -60,7 +60,7 @@ def find_triplet(A: Operator, v0: Tensor | None, how: How) -> tuple[Tensor, ...]
     if how.k is not None:
         with full_precision(A.leaves):
             found, left = how.forward.find_many(A, how.k, v0)
-        sigma, U, V = found if how.core else in_generic_bases(found, *A.shape)
+        sigma, U, V = found if how.core else in_generic_bases(found)
         return (torch.diag_embed(sigma).to(U) if how.core else sigma, U, V, *left)
     if v0 is not None:
         v0 = direction(v0.to(torch.promote_types(v0.dtype, A.vector.dtype)))
@@ -90,7 +90,7 @@ def solve_adjoint(
         check_cotangents(A, sigma, phi, psi, how, known, xi)
         check_zero(sigma, how.values(xi), phi, psi, many)
     left = how.left(known)
-    known, also = known[: len(left)], known[len(left) :]  # ξ, or h of a core
+    known, also = known[: len(left)], known[len(left) :]  # of k triplets h of a core, of one ξ
     seen = phi
     if also:
         if many:

@@ -278,6 +278,15 @@ def test_at_a_tie_along_the_axes_nan_is_what_the_columns_cannot_tell(way, comple
     np.testing.assert_allclose(whole(A, 3), A.at[3, 3].set(0), atol=1e-14)
 
 
+def test_values_that_differ_are_not_turned_into_each_other():
+    """Graded values below rounding of the first: A V = U S, and dσ = uᵀdA v."""
+    d = jnp.asarray([1, 1e-6, 1e-7, 1e-8, 1e-9], jnp.float32)
+    s, U, V = sj.singular_triplets(jnp.diag(d), 5)
+    np.testing.assert_array_equal(jnp.diag(d) @ V, U * s)
+    slopes = jax.grad(lambda d: jnp.log(sj.singular_triplets(jnp.diag(d), 5).sigma).sum())(d)
+    np.testing.assert_allclose(slopes * d, jnp.ones(5), rtol=1e-6)
+
+
 def test_the_numerator_of_a_tie_is_told_from_rounding():
     """What rounding made is at most a third of what is taken for it, at sizes where sums are long, and large losses."""
     for seed, dtype in enumerate((np.float64, np.float32) * 2):

@@ -837,6 +837,35 @@ def test_nested_forward_modes_tell_of_a_small_value_with_nothing_left_out(least,
     assert (abs(found / wanted - 1) > 1e-3) == told
 
 
+@pytest.mark.parametrize("forward", ["svd", "gram"])
+def test_values_that_differ_are_not_turned_into_each_other(forward):
+    """Graded values below rounding of the first, and a chain of values that are close: A V = U S, and dσ = uᵀdA v."""
+    A = torch.diag(torch.tensor([1, 1e-6, 1e-7, 1e-8, 1e-9], dtype=torch.float32))
+    s, U, V = svdgrad.singular_triplets(A, 5, "svd")
+    assert torch.equal(A @ V, U * s)
+    found = gradient(lambda A: svdgrad.singular_triplets(A, 5, "svd").sigma.log().sum(), A)
+    assert relative_error(found.diag() * A.diag(), torch.ones(5)) < 1e-6
+    X = torch.eye(60, dtype=torch.float32) + 3e-6 * numbers(60, 60, dtype=torch.float32)
+    s, U, V = svdgrad.singular_triplets(X, 60, forward)
+    found = gradient(lambda A: (svdgrad.singular_triplets(A, 60, forward).sigma ** 2).sum(), X)
+    assert max(relative_error((U * s) @ V.mT, X), relative_error(found, 2 * X)) < 30 * 2**-23
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_terms_that_cancel_in_half_precision_are_no_tie_error(dtype):
+    for seed in range(10):
+        W, order = numbers(32, 32, seed=seed), torch.randperm(32, generator=torch.Generator().manual_seed(seed))
+        A = torch.diag(torch.tensor([2, 2, 2, *torch.linspace(1, 0.2, 29)]))[order].to(dtype)
+        weights = (W - W.mT + 0.1 * numbers(32, 32, seed=99)).to(dtype)  # U Uᵀ is symmetric, so a tenth is left
+        gradient(lambda A: (lambda U: (U @ U.mT * weights).sum())(svdgrad.singular_triplets(A, 3).U), A)
+
+
+def test_an_empty_batch_under_nested_forward_modes():
+    E = torch.zeros(0, 4, 3, dtype=torch.float64)
+    once = lambda A: jvp(lambda A: svdgrad.singular_triplets(A, 3).sigma, (A,), (E,))[1]
+    assert jvp(once, (E,), (E,))[1].shape == (0, 3)
+
+
 def test_what_cancels_along_the_kept_vectors_hides_no_tie_at_the_cut():
     """Φ of U core Uᴴ − c U Uᴴ and what its core asks for cancel for one c, and Ψ is zero."""
     A = torch.diag(torch.tensor([3.0, 2.0, 2.0, 1.0], dtype=torch.float64))

@@ -13,7 +13,7 @@ from .triplet import LowRank, Triplets, adjoint, divided, half, mm, or_one, time
 
 #: what is at most so many times ε (‖φᵢ‖ + ‖φⱼ‖ + ‖ψᵢ‖ + ‖ψⱼ‖) in a numerator is rounding, of which 1.2 was seen
 ROUNDING = 4
-#: and so many times ε (‖uᵢ ∘ φⱼ‖ + ‖uⱼ ∘ φᵢ‖ + …) of half precision, of which 0.4 was seen
+#: and so many times ε (‖uᵢ ∘ φⱼ‖ + ‖uⱼ ∘ φᵢ‖ + …) of half precision, of which 0.4 was seen where no terms cancel
 HALF = 0.8
 
 
@@ -25,27 +25,25 @@ def separate(spaces: LowRank, dtype: Any = None) -> Triplets:
 
 
 def _separated(eps: float, spaces: LowRank) -> tuple[Triplets, Array]:
-    """With the rotation Z that makes ZᴴHZ diagonal, a result, since it moves: I but for ties.
+    """With the rotation Z that keeps ZᴴHZ diagonal, a result, since it moves: I but for equal values.
 
     What a loss of U S Vᴴ needs at a tie is in no cotangent, but in nearly every basis it shows in those of the tied
-    values, which differ (see ``_rotate_back``). The basis of a tie that a diagonal matrix comes with is one of the few.
-    So Z reflects the vectors of each tie, I − 2wwᴴ/‖w‖² with a fixed w.
+    values, which differ (see ``_rotate_back``). The basis of a tie that a diagonal matrix comes with is one of the few,
+    and its values are equal to the last bit. So Z reflects their vectors, I − 2wwᴴ/‖w‖² with a fixed w.
     """
     U, H, V = spaces
     sigma = jnp.diagonal(H).real
-    ends = sigma[:-1] - sigma[1:] > tie(U.shape[0], V.shape[0], sigma.dtype) * sigma[0]
-    group = jnp.concatenate([jnp.zeros(1, int), ends.cumsum()])
-    same = group[:, None] == group[None]
-    same = same & (same.sum(0) > 1)[None]
+    same = sigma[:, None] == sigma[None]
+    tied = (same.sum(0) > 1)[None]
     j = np.arange(sigma.size)
     fixed = (1 + 0.618034 * j % 1) * (np.exp(1j * j**2) if U.dtype.kind == "c" else 1)
     w = jnp.asarray(fixed, U.dtype)
     lengths = jnp.where(same, jnp.abs(w)[None] ** 2, 0).sum(1)
-    mirror = times(jnp.where(same, 1 / or_one(lengths)[:, None], 0), w[:, None] * w.conj()[None])
+    mirror = times(jnp.where(same & tied, 1 / or_one(lengths)[:, None], 0), w[:, None] * w.conj()[None])
     Z = jnp.eye(sigma.size, dtype=U.dtype) - 2 * mirror
     W = mm(V, Z)
-    anchor = jnp.take_along_axis(W, jnp.abs(W).argmax(0)[None], 0)  # that of a zero column, of NaN alone, is no matter
-    Z = Z * jnp.sign(anchor).conj()
+    anchor = jnp.take_along_axis(W, jnp.abs(W).argmax(0)[None], 0)
+    Z = Z * jnp.where(tied, jnp.sign(anchor).conj(), 1)
     return Triplets(sigma, mm(U, Z), mm(V, Z)), Z
 
 
@@ -120,7 +118,8 @@ def _rotate_back(eps: float, triplets: Triplets, c: Array) -> Array:
     rounding = ROUNDING * own * bound
     if eps > own:  # of half precision, each entry of φ and ψ has its own: for long vectors far less than ε ‖φ‖
         entries = _entries(U, phi) + _entries(V, psi)
-        rounding += HALF * eps * (entries + entries.T)
+        # nothing is divided in a tie, and terms that cancel leave more
+        rounding += jnp.where(tied, 20, 1) * HALF * eps * (entries + entries.T)
     seen = jnp.abs(numerator) > rounding
     unlike = jnp.abs(xi - xi.T) > own**0.5 * (jnp.abs(xi) + jnp.abs(xi.T))
     part = half(or_one(triplets.sigma[0]))  # or size over a distance leaves the range

@@ -134,8 +134,8 @@ def low_rank(
 ) -> LowRank:
     """The best approximation of rank k as U core Vᴴ, differentiable through any tie of the k values kept.
 
-    In value core is diag(σ), and U and V are those of ``singular_triplets``. But the derivative is that of a
-    factorisation A V = U core, AᴴU = V core with a core that is Hermitian and not diagonal: along a change dA
+    In value core is diag(σ), and U and V are those of ``singular_triplets``, but for the basis of a tie. The derivative
+    is that of a factorisation A V = U core, AᴴU = V core with a core that is Hermitian and not diagonal: along dA
 
         UᴴdU + VᴴdV = 0,   dcore = herm(UᴴdA V),
         dU core − A dV = dA V − U dcore,   dV core − AᴴdU = dAᴴU − V dcore.
