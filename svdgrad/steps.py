@@ -90,7 +90,7 @@ def solve_adjoint(
         check_cotangents(A, sigma, phi, psi, how, known, xi)
         check_zero(sigma, how.values(xi), phi, psi, many)
     left = how.left(known)
-    known, also = known[: len(left)], known[len(left) :]  # of k triplets h of a core, of one ξ
+    known, also = known[: len(left)], known[len(left) :]  # what is only looked at: h of a core if many, else ξ
     seen = phi
     if also:
         if many:
