@@ -84,11 +84,12 @@ def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor | None, Phi: Tensor,
 
     Without h, a loss of σ, U and V, the same for h = 0.
     """
-    difference = None
-    if h is not None:  # from Φ before it is turned: what [S, h] adds cancels in a − b but for rounding, and a small σₖ
-        difference = antihermitian(along(U, Phi) - along(V, Psi))  # would divide that
+    given = Phi
+    if h is not None:
         Phi = turned(U, sigma, h, Phi)
-    W, minus, size = numerators(U, V, Phi, Psi)
+    W, difference, size = numerators(U, V, Phi, Psi)
+    if h is not None:  # what [S, h] adds to a − b cancels but for rounding, which a small σₖ would divide
+        difference = antihermitian(along(U, given) - along(V, Psi))
     nothing: Tensor | int = 0
     if in_forward_mode():  # a numerator that is zero may have a derivative
         moving = W - W.detach()
@@ -98,7 +99,7 @@ def rotation(sigma: Tensor, U: Tensor, V: Tensor, h: Tensor | None, Phi: Tensor,
         nothing = torch.where(far(sigma) | (size == 0), W - W.detach(), 0)
     W = torch.where(W.abs() > rounding(U, V, Phi, Psi, size, eps), W, nothing)
     space, total = divisors(sigma, U.shape[-1], V.shape[-1])
-    M = W / space + (minus if difference is None else difference) / total
+    M = W / space + difference / total
     return M if h is None else h + M
 
 

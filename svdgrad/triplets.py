@@ -130,8 +130,8 @@ def singular_triplets(
     -----
     Cost: forward one symmetric eigendecomposition of size min(m, n), or two products with k + 1 columns or more a step;
     backward four products with k columns, or two a step. A second derivative needs the kept values to be distinct.
-    The vectors of a tie may be any basis of their space, and here are a generic one: in that of a diagonal matrix,
-    along the axes, a loss of U S Vᴴ could not be told from one of U Vᴴ.
+    The vectors of a tie may be any basis of their space. Where the values are equal to the last bit, a generic one is
+    returned: in that of a diagonal matrix, along the axes, a loss of U S Vᴴ could not be told from one of U Vᴴ.
     Source: the book, chapter *More than one* (eq-outside, eq-inside).
 
     Examples

@@ -66,8 +66,8 @@ def singular_triplets(
     -------
     Triplets
         Named tuple of ``sigma (..., k)``, descending, ``U (..., m, k)`` and ``V (..., n, k)``, with the dtype of A. The
-        entry of each column of V that is largest in modulus is positive. The vectors of a tie may be any basis of their
-        space, and are a generic one.
+        entry of each column of V that is largest in modulus is positive. Those of values that are equal to the last bit
+        are a generic basis of their space.
 
     Raises
     ------
