@@ -11,7 +11,7 @@ import svdgrad.oracles  # noqa: F401  (decides JAX's platform, which the kernels
 os.environ.pop("MPLBACKEND", None)
 
 #: chapters that train networks, or compile some hundred programs of JAX: half of the time of all
-SLOW_CHAPTERS = {"in-jax", "in-training", "layers"}
+SLOW_CHAPTERS = {"in-jax", "in-jax-without-an-svd", "in-training", "layers"}
 
 
 def pytest_configure(config):

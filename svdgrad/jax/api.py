@@ -126,7 +126,8 @@ def spectral_norm(
     return singular_triplet(A, 0, forward, "auto", tol, maxiter, v0, missed).sigma
 
 
-# y A, and not Aᵀ y, which compiled by XLA takes many times as long on CPUs: the book's chapter In JAX times the two
+# y A, and not Aᵀ y, which compiled by XLA takes many times as long on CPUs: the book times the two in its chapter
+# In JAX, without an SVD
 DENSE: Products = (lambda A, x: mm(A, x), lambda A, y: mm(y.conj(), A).conj())
 
 

@@ -1427,6 +1427,99 @@ def stop_gradient(norm: Value) -> str:
     return "" if abs(value - sigma) < 1e-8 else f"its gradient is right, and its value is {value:.4g}, not σ"
 
 
+# --- in JAX, without an SVD
+
+
+@exercise(
+    "ex-one-vector",
+    "the shortest r is one side of a triangle with a right angle: find the angle between x and (τ − AᵀA)x",
+    at=lambda: [(2.0, 0.3, 0.2), (0.5, 1.5, 0.6)],
+    below=1e-6,  # the truth is by bisection
+    mistakes={
+        "this is the distance from θ² to τ": lambda theta_squared, c, delta: c * (1 / delta**2 - 1) ** 0.5,
+        "this is where a is δ, and a is a tangent: the length of r is a sine": lambda theta_squared, c, delta: (
+            theta_squared + c / delta
+        ),
+        "the less of every w the start is sure to have, the further away is τ: here it is the other way round": (
+            lambda theta_squared, c, delta: theta_squared + c / (1 / delta**2 - 1) ** 0.5
+        ),
+    },
+)
+def one_vector(theta_squared: Value, c: Value, delta: Value) -> Value:
+    """The number τ."""
+    x, product = np.array([1.0, 0.0]), np.array([theta_squared, c])  # what AᵀA makes of x
+
+    def shortest(tau: float) -> float:
+        column = (tau * x - product)[:, None]
+        return float(np.linalg.norm(x - column @ np.linalg.lstsq(column, x)[0]))
+
+    low, high = theta_squared, theta_squared + 1e3
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if shortest(middle) > delta else (low, middle)
+    return high
+
+
+@judged("ex-own-partner")
+def own_partner(taps: Value) -> str:
+    """Three numbers."""
+    try:
+        numbers = np.array([float(x) for x in taps])
+    except (TypeError, ValueError):
+        return f"three numbers should be given, found {taps!r}"
+    if len(numbers) != 3 or not np.isfinite(numbers).all():
+        return f"three numbers should be given, found {taps!r}"
+    waves = np.exp(-2j * np.pi * np.outer(np.arange(1, 24), np.arange(3)) / 24)
+    gains = np.abs(waves @ numbers)
+    if gains.max() == 0:
+        return "this map sends every x to zero"
+    first = np.flatnonzero(gains > (1 - 1e-6) * gains.max()) + 1
+    if len(first) == 23:
+        return "all waves have the same gain: a shift alone tells none of them from another"
+    if list(first) == [12]:
+        return ""
+    k = int(first[0])
+    return (
+        f"the largest gain, {gains.max():.3g}, is that of the frequencies {k} and {24 - k}: which one has no partner?"
+    )
+
+
+@judged("ex-diagonal-and-product")
+def diagonal_and_product(matvec: Value) -> str:
+    """A function of params and x, in JAX."""
+    import jax
+    import jax.numpy as jnp
+
+    if not callable(matvec):
+        return f"a function of params and x should be given, found {matvec!r}"
+    n = 7
+    d, a, b, x = _normal(4, n)
+    A = np.diag(d) + np.outer(a, b)
+    with jax.enable_x64(True):
+        params, at = tuple(map(jnp.asarray, (d, a, b))), jnp.asarray(x)
+        found = matvec(params, at)
+        if found is None:
+            return NOTHING
+        if jnp.shape(found) != (n,):
+            return f"your function should return a vector as long as x, found the shape {jnp.shape(found)}"
+        found, constant = np.asarray(found), np.asarray(matvec(params, 0 * at))
+        formed = f"[{n},{n}]" in str(jax.make_jaxpr(matvec)(params, at))
+    if np.abs(constant).max() > 0:
+        return "at x = 0 it is not zero, so it is not linear in x"
+    wrong = {
+        "this is Aᵀx: exchange a and b": A.T @ x,
+        "this is the diagonal alone: the product abᵀ is missing": d * x,
+        "this is the product abᵀ alone: the diagonal is missing": a * (b @ x),
+        "bᵀx is one number, the sum of the products of their entries": d * x + a * b * x,
+    }
+    if np.linalg.norm(found - A @ x) < 1e-8:
+        return "right numbers, but it forms an array of n × n numbers: multiply b and x first" if formed else ""
+    if sentence := next((words for words, y in wrong.items() if np.linalg.norm(found - y) < 1e-8), None):
+        return sentence
+    error = np.linalg.norm(found - A @ x) / np.linalg.norm(A @ x)
+    return f"relative error {error:.2g}: compare it with (jnp.diag(d) + jnp.outer(a, b)) @ x"
+
+
 # --- operators
 
 
