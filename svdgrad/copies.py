@@ -69,8 +69,8 @@ def largest_unseen(matvec: Map, rmatvec: Map, sigma: Tensor, ritz: Ritz) -> tupl
         y = half(x)
         return x - half(y - rmatvec(matvec(y) / unit) / unit)
 
-    start = project(W[:, 0], noise(len(W), W[:, 0], seed=1))
-    V = Basis(start / vector_norm(start), W[:, :1].mT)
+    start = project(W[:, 0], project(W[:, 0], noise(len(W), W[:, 0], seed=1)))
+    V = Basis(start / vector_norm(start), W[:, :1].mT, 1.0)
 
     def risk(value: float) -> float:  # that an eigenvalue at or above this one was overlooked
         share = hidden(diagonal.tolist(), off.tolist(), value) + eps / size**0.5

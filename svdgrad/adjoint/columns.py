@@ -75,7 +75,7 @@ def _cg(
     every step, on a GPU, which a look makes wait, every ``CHECK_EVERY``.
     """
     every, eps, tiny = 1 if Phi.is_cpu else CHECK_EVERY, torch.finfo(s.dtype).eps, torch.finfo(s.dtype).tiny
-    R = B = off(V, rmm(Phi) / s + Psi)
+    R = B = off(V, off(V, rmm(Phi) / s + Psi))  # twice: what is left of a low rank is rounding, which may lie along V
     all_X, all_AX, all_s = torch.zeros_like(B), torch.zeros_like(Phi), s
     X, AX, rows, lowest = all_X.clone(), all_AX.clone(), torch.arange(len(B), device=B.device), torch.zeros_like(s)
     D = _precondition(R, s, len(V), ritz)

@@ -115,7 +115,8 @@ def _cg(
     residual strays from the true one, so that is looked at in the end, and if need be what is left is solved for once
     more.
     """
-    r = b = project(v, rmatvec(phi) / s + psi)
+    # twice: of a matrix of rank one nothing is left off v but rounding, which may lie along v
+    r = b = project(v, project(v, rmatvec(phi) / s + psi))
     x, Ax = torch.zeros_like(b), b.new_zeros(*b.shape[:-1], phi.shape[-1])
     stop = None
     iterate = _one_system if b.is_cpu and b.ndim == 1 else _many_systems

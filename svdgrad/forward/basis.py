@@ -9,27 +9,32 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+_SEED = 1_936_024_167
+
 
 def noise(size: int, like: Tensor, seed: int = 0) -> Tensor:
     """Seeded normal numbers, real or complex, of length about one, the same on every device."""
     dtype = torch.complex128 if like.is_complex() else torch.float64
-    generator = torch.Generator("cpu").manual_seed(seed)  # devices named, since another may be the default
+    # no seed that a caller may have taken, whose A would hold these very numbers; devices named, since another may be
+    # the default
+    generator = torch.Generator("cpu").manual_seed(_SEED + seed)
     return torch.randn(size, generator=generator, dtype=dtype, device="cpu").div_(size**0.5).to(like)
 
 
 class Basis:
     """Orthonormal vectors as the rows of one tensor, which doubles when it is full, ``first`` after those ``before``
-    it; and the tridiagonal matrix T that AᴴA is in those from ``first`` on.
+    it; and the tridiagonal matrix T that AᴴA is in those from ``first`` on. ``size_of_operator`` is what rounding
+    is judged by where A may be small off ``before``: a lower bound of ‖AᴴA‖.
     """
 
-    def __init__(self, first: Tensor, before: Tensor | None = None) -> None:
+    def __init__(self, first: Tensor, before: Tensor | None = None, size_of_operator: float = 0.0) -> None:
         self.size = 1 if before is None else len(before) + 1
         # memory is taken as rows are written: a first megabyte is free, and spares most from being moved
         self.array = first.new_empty((max(16, 2 * self.size, 2**18 // first.numel()), first.numel()))
         if before is not None:
             self.array[: len(before)] = before
         self.array[self.size - 1] = first
-        self.largest: Any = 0.0
+        self.largest: Any = size_of_operator
         self.diagonal: list[Any] = []
         self.off: list[Any] = []
 
@@ -102,15 +107,23 @@ def _off(rows: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 def orthonormal(W: Tensor, rows: Tensor, near: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """(C, R, Q) with W = C·rows + R Q, the rows of Q orthonormal and orthogonal to ``rows``.
 
-    In exact arithmetic W has components along the last ``near`` rows only; see ``Basis.extend``. Where what is left of
-    a row is small, it is rounding for the most part, and needs another round; where nothing was left, one more. On a
-    GPU there are always two, since to look at a number would make it wait.
+    In exact arithmetic W has components along the last ``near`` rows only; see ``Basis.extend``. Where nothing but
+    rounding is left of a row, noise takes its place, since what a QR factorisation makes of zeros are the first axes,
+    which may lie along ``rows``. Where what is left of a row is small, it is rounding for the most part, and needs
+    another round. On a GPU there are always two, since to look at a number would make it wait.
     """
-    size = vector_norm(W, dim=1).max().item() if W.is_cpu else 0.0
+    length = vector_norm(W, dim=1).max()
+    size = length.item() if W.is_cpu else 0.0
     close, W = _off_rows(rows[len(rows) - near :], W)
-    C, W = _off_rows(rows, W)
+    C, rest = _off_rows(rows, W)
     C[:, len(rows) - near :] += close
-    R, W = _qr(W)
+    R, W = _qr(rest)
+    nothing = R.diagonal().abs() <= 10 * torch.finfo(length.dtype).eps * length
+    filled = not W.is_cpu or bool(nothing.any())
+    if filled:
+        some = noise(W.numel(), W, seed=2).view_as(W) * torch.where(length > 0, length, 1)
+        _, W = _qr(torch.where(nothing.unsqueeze(1), some, rest))
+        size = math.inf  # which asks for another round, off rows
     left = R
     for _ in range(3 if W.is_cpu else 1):
         if W.is_cpu and left.diagonal().abs().min().item() >= 0.1 * size:
@@ -118,7 +131,7 @@ def orthonormal(W: Tensor, rows: Tensor, near: int = 0) -> tuple[Tensor, Tensor,
         D, W = _off_rows(rows, W)
         left, W = _qr(W)
         C, R, size = C + R @ D, R @ left, 5.0
-    return C, R, W
+    return (C, rest @ W.mH, W) if filled else (C, R, W)
 
 
 def _off_rows(rows: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:

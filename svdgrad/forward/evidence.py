@@ -57,7 +57,7 @@ def probe(gram: Map, V: Tensor, square: float, missed: float, seed: int) -> tupl
     """
     n, is_complex, eps = V.shape[1], V.is_complex(), torch.finfo(V.dtype).eps
     first = orthonormal(noise(n, V, seed)[None], V)[2][0]
-    basis = Basis(first, V)
+    basis = Basis(first, V, square)
     for step in range(1, n - len(V) + 1):
         basis.extend(gram(basis.last()[None])[0])
         if step % 4 == 0 or step == n - len(V):

@@ -63,7 +63,11 @@ def _eigenvectors(A: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, boo
         root = root_of_scale(A)[..., None]
         A = A * root[..., None] * root[..., None]
         G = -(A.mH @ A)
-    minus_S2, W = torch.linalg.eigh(G)
+    try:
+        minus_S2, W = torch.linalg.eigh(G)
+    except torch.linalg.LinAlgError:  # LAPACK gives up on few matrices of many equal eigenvalues; the SVD does not
+        _, S, Wh = torch.linalg.svd(A, full_matrices=False)
+        return A, root, S, Wh.mH, smallest == 0
     return A, root, (-minus_S2).clamp_min_(0).sqrt_(), W, smallest == 0
 
 

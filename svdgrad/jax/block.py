@@ -102,20 +102,33 @@ def block_lanczos(
 
 
 def _noise(seed: Any, count: int, n: int, dtype: Any) -> Array:
-    noise: Array = jax.random.normal(jax.random.key(seed), (count, n), dtype) / n**0.5
+    noise: Array = jax.random.normal(jax.random.key(lanczos.SEED + seed), (count, n), dtype) / n**0.5
     return noise
 
 
 def _orthonormal(W: Array, rows: Array, seed: Any) -> tuple[Array, Array, Array]:
-    """(C, R, Q) with W = C rows + R Q, the rows of Q orthonormal and orthogonal to ``rows``, in two rounds, since what
-    a first leaves may be rounding; in place of nothing noise.
+    """(C, R, Q) with W = C rows + R Q, the rows of Q orthonormal and orthogonal to ``rows``.
+
+    In two rounds, since much of what a first leaves may be rounding. Where nothing but rounding is left of a row, as
+    where A sees fewer dimensions than the basis has, noise of its size takes its place before the others are made
+    orthogonal to it, and there is a third.
     """
     C = mm(W, rows.conj().T)
-    Q, R = jnp.linalg.qr((W - mm(C, rows)).T)
-    Q = jnp.where((R == 0).all(), _noise(seed, W.shape[0], W.shape[1], W.dtype).T, Q).T
-    D = mm(Q, rows.conj().T)
-    Q, again = jnp.linalg.qr((Q - mm(D, rows)).T)
-    return C + mm(R.T, D), mm(R.T, again.T), Q.T
+    rest, size = W - mm(C, rows), jnp.linalg.norm(W)
+
+    def off_rows(Q: Array) -> Array:
+        found: Array = jnp.linalg.qr((Q - mm(mm(Q, rows.conj().T), rows)).T)[0].T
+        return found
+
+    Q, R = jnp.linalg.qr(rest.T)
+    nothing = jnp.abs(jnp.diagonal(R)) <= 10 * float(jnp.finfo(W.dtype).eps) * size
+
+    def filled(_: Array) -> Array:
+        noise = times(or_one(size), _noise(seed, len(W), W.shape[1], W.dtype))
+        return off_rows(jnp.linalg.qr(jnp.where(nothing[:, None], noise, rest).T)[0].T)
+
+    Q = off_rows(lax.cond(nothing.any(), filled, lambda Q: Q, Q.T))
+    return C + mm(rest, rows.conj().T), mm(rest, Q.conj().T), Q
 
 
 def _filled(forth: Product, back: Product, space: Space, begin: Array, seed: Array) -> Space:
@@ -208,7 +221,7 @@ def columns_cg(
     over = 1 / sigma
     dots: Callable[[Array, Array], Array] = lambda X, Y: (X.conj() * Y).sum(0, keepdims=True).real
     precondition: Product = lambda R: R + mm(W, times(weight, mm(W.conj().T, R)))
-    right = off_V(AH(times(over, phi)) + psi)
+    right = off_V(off_V(AH(times(over, phi)) + psi))  # of a low rank nothing may be left but rounding, along V
     Z = precondition(right)
     stop = (4 * eps) ** 2 * dots(right, Z)
 
