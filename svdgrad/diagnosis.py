@@ -10,7 +10,7 @@ from .adjoint.solver import Solver
 from .auto import AdjointName, ForwardName, name_of
 from .copies import values_near
 from .forward import Method, Ritz, RitzBlock
-from .gap import expected_error, following, relative_cut, relative_gap
+from .gap import expected_error, following, is_zero, relative_cut, relative_gap, tie
 from .inputs import prepare, prepare_many
 from .operator import Sparse
 from .steps import find_triplet, full_precision
@@ -26,7 +26,9 @@ class Diagnosis(NamedTuple):
     kappa: float
     """condition number (σ + σ₁)/(gap σ₁) of the adjoint system with its null vector deflated"""
     predicted_error: float
-    """relative error to expect of the gradient of a loss of u or v: 4 ε/gap, or residual/gap where tol was loose"""
+    """relative error to expect of the gradient of a loss of u or v: 4 ε/gap, or ε √(m + n)/4 over the gap if that is
+    more, or residual/gap where tol was loose; infinite where the gradient is a TieError
+    """
     steps: int
     """steps of the iteration; zero for a direct method"""
     products: int
@@ -98,12 +100,14 @@ def diagnose(
         if how.k is None:
             gap = relative_gap(sigma, values_near(X, sigma, known)[0], *X.shape, u.is_complex())
             last, other, unit = sigma, known.S[0], sigma
+            none = is_zero(*X.shape, sigma, known.S)
         else:
             beyond = following(*X.shape, how.k, known.S)
-            gap = relative_cut(sigma, beyond)
+            gap, none = relative_cut(sigma, beyond), False
             last, other, unit = sigma[-1], torch.zeros_like(sigma[0]) if beyond is None else beyond, sigma[0]
         s, unit = sigma.unsqueeze(-1), torch.where(unit > 0, unit, 1)  # before squares, which may leave the range
         residual = max(vector_norm(x / unit, dim=-1).max().item() for x in (X.mv(v) - s * u, X.rmv(u) - s * v))
+    none = none or gap <= tie(*X.shape, known.S.dtype) or last.item() < torch.finfo(last.dtype).tiny
     iteration = known if isinstance(known, Ritz | RitzBlock) else None
     exhausted = isinstance(known, Ritz) and known.steps == min(X.shape)
     stopped = "the space is exhausted" if exhausted else "the residual reached the tolerance"
@@ -111,7 +115,9 @@ def diagnose(
         sigma=last.item(),
         gap=gap,
         kappa=(last / known.S[0] + other / known.S[0]).item() / gap if gap else float("inf"),
-        predicted_error=expected_error(gap, known.S.dtype, residual if iteration else 0.0) if gap else float("inf"),
+        predicted_error=float("inf")
+        if none
+        else expected_error(gap, *X.shape, known.S.dtype, residual if iteration else 0.0),
         steps=int(iteration.steps) if iteration else 0,
         products=int(iteration.products) if iteration else 0,
         residual=residual,

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from .forward import Triplet, fix_sign
-from .gap import TieError, near_tie, tie, warn, warn_of_gap
-from .numerators import Numerator, along, antihermitian, far, numerators, rounding, spaces
+from .gap import TieError, expected_error, near_tie, tie, warn, warn_of_gap
+from .numerators import Numerator, along, antihermitian, by_entries, far, numerators, rounding, spaces
 from .products import extremes, length
 from .transforms import in_forward_mode, transformed
+
+#: values within so many roundings of themselves count as equal, no more than a tie is: half as much is the residual
+EQUAL = 16
 
 
 def hermitian(X: Tensor) -> Tensor:
@@ -44,13 +47,20 @@ def in_generic_bases(found: Triplet) -> Triplet:
     """The same triplets with the vectors of equal values reflected, uⱼ − 2 Σᵢ uᵢ wᵢw̄ⱼ/‖w‖² and vⱼ alike, by a fixed w.
 
     What a loss of U S Vᴴ needs at a tie is in no cotangent, but in nearly every basis it shows in those of the tied
-    values, which differ (see ``check_values``). The basis of a tie that a diagonal matrix comes with is one of the few,
-    and its values are equal to the last bit; a tie that rounding has split comes in a basis of rounding's choice.
+    values, which differ (see ``check_values``). The basis of a tie that a diagonal matrix comes with, or one of blocks,
+    is one of the few. Its values may be some roundings of themselves apart, and as long as all of them lie within
+    ``EQUAL``, the triplets stay triplets as they are mixed. A longer chain of values keeps its basis, but for copies.
     """
     sigma, U, V = found
-    if closest(sigma) > 0:
+    equal = EQUAL * torch.finfo(sigma.dtype).eps
+    if closest(sigma) > equal:
         return found
-    same = sigma.unsqueeze(-1) == sigma.unsqueeze(-2)
+    group = (-sigma.diff(dim=-1) > equal * sigma[..., :-1]).cumsum(-1)
+    group = torch.cat([torch.zeros_like(group[..., :1]), group], -1)
+    distance = spaces(sigma).abs()
+    same = group.unsqueeze(-1) == group.unsqueeze(-2)
+    chain = (same & (distance > equal * sigma.unsqueeze(-1))).any(-1, keepdim=True)  # longer than any two may be apart
+    same = same & ((distance == 0) | ~(chain | chain.mT))
     tied = same.sum(-1, keepdim=True) > 1
     j = torch.arange(sigma.shape[-1], dtype=torch.float64, device=sigma.device)
     w = torch.polar(1 + (0.618034 * j).frac(), j**2)
@@ -126,8 +136,6 @@ def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, 
     if closest(sigma) >= near_tie(m, n, sigma.dtype):
         return
     W, _, size = numerators(U, V, Phi, Psi)
-    if eps > torch.finfo(size.dtype).eps:  # nothing is divided here, and terms that cancel leave more in half precision
-        eps *= 20
     real, distance = W.abs() > rounding(U, V, Phi, Psi, size, eps), spaces(sigma).abs() / sigma[..., :1, None]
     real = real & ~torch.eye(sigma.shape[-1], dtype=torch.bool, device=sigma.device)
     if not (real & (distance < near_tie(m, n, sigma.dtype))).any():
@@ -136,6 +144,8 @@ def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, 
     a, b = length(Phi).unsqueeze(-1), length(Psi).unsqueeze(-1)
     chance = 3 * (a + a.mT).sqrt() * (b + b.mT).sqrt() / min(m, n) ** 0.5
     worst = (W.abs() / size.clamp_min(torch.finfo(size.dtype).tiny))[tied].max().item() if tied.any() else 0.0
+    if eps > torch.finfo(size.dtype).eps:  # in half precision terms that cancel leave more
+        chance = torch.maximum(chance, rounding(U, V, Phi, Psi, size, 20 * eps))
     if (tied & (W.abs() > chance)).any():
         raise TieError(
             "the loss depends on single vectors of singular values that are tied, which A does not determine: turning "
@@ -150,11 +160,17 @@ def check_inside(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, 
         )
         return
     gap = distance[real].min().item()
-    warn_of_gap("the loss depends on single vectors of singular values that are close to each other", gap, sigma.dtype)
+    warn_of_gap(
+        "the loss depends on single vectors of singular values that are close to each other", gap, m, n, sigma.dtype
+    )
 
 
-def check_values(sigma: Tensor, xi: Tensor, Phi: Tensor, Psi: Tensor) -> None:
-    """Warn of a loss of U or V that tells tied values apart: what its derivative needs is in none of U, σ, V."""
+def check_values(sigma: Tensor, U: Tensor, V: Tensor, xi: Tensor, Phi: Tensor, Psi: Tensor) -> None:
+    """Warn of a loss of U or V that tells tied values apart: what its derivative needs is in none of U, σ, V.
+
+    Along the axes their cotangents may be alike. There most terms of a numerator are zero: what is real, and as small
+    as the distance of two values, may count as rounding of whole cotangents, and exceeds that of their entries.
+    """
     near = near_tie(Phi.shape[-1], Psi.shape[-1], sigma.dtype)
     if closest(sigma) >= near or not (Phi.any() or Psi.any()):
         return
@@ -162,9 +178,13 @@ def check_values(sigma: Tensor, xi: Tensor, Phi: Tensor, Psi: Tensor) -> None:
     size = xi.abs().unsqueeze(-1) + xi.abs().unsqueeze(-2)
     distant = spaces(sigma).abs() >= near * sigma[..., :1, None]
     worst = torch.where(distant | (size == 0), 0, different / torch.where(size == 0, 1, size)).max().item()
-    if worst > 1e3 * torch.finfo(sigma.dtype).eps:
+    W, _, lengths = numerators(U, V, Phi, Psi)
+    own = torch.finfo(sigma.dtype).eps
+    hidden = (W.abs() <= 4 * own * lengths) & (W.abs() > 4 * own * by_entries(U, V, Phi, Psi, lengths)) & ~distant
+    hidden = hidden & (xi != 0).unsqueeze(-1) & (xi != 0).unsqueeze(-2)
+    if worst > 1e3 * own or hidden.any():
         warn(
-            "the loss tells singular values apart that are tied, or nearly, at a relative rate of "
+            "the loss tells singular values apart that are tied, or nearly, or may do so, at a relative rate of "
             f"{worst:.1e}. If it is a function of U S Vᴴ or U f(S) Uᴴ, the gradient lacks what (U, σ, V) cannot carry "
             "there: take them from svdgrad.low_rank. Otherwise it has no gradient at a tie, and one of many "
             "subgradients is returned"
@@ -178,8 +198,9 @@ def check_again(sigma: Tensor, m: int, n: int, power: int, from_zero: bool = Fal
     in reverse mode over forward mode, which divides by σⱼ − σᵢ before the loss is known; with p = 3 of a third one;
     with p = d + 1 of d derivatives in nested forward modes, since each triplet has its own there, and about ε/σₖᵈ in
     units of σ₁ where zero is all that is left out, so that it counts as another value ``from_zero``. For a second one,
-    forward over reverse or reverse over reverse, ``power`` is 0: the distance costs no digits. What reverse over
-    reverse may lack is told by ``check_still``.
+    forward over reverse or reverse over reverse, ``power`` is 0, and the error of a loss that is blind, or of a core,
+    is 16 ε/gap at most. What others lose is told by ``check_divided``, and what reverse over reverse may lack by
+    ``check_still``.
     """
     gap, eps = closest(sigma), torch.finfo(sigma.dtype).eps
     if gap <= tie(m, n, sigma.dtype):
@@ -189,14 +210,44 @@ def check_again(sigma: Tensor, m: int, n: int, power: int, from_zero: bool = Fal
             "perturb A"
         )
     least = (sigma[..., -1] / sigma[..., 0]).min().item() if from_zero and sigma.numel() else 1.0
-    error = max(eps / gap**power, eps / max(least, eps) ** (power - 1)) if power else 0.0
-    if error > 1e-2:
+    error = max(eps / gap**power, eps / max(least, eps) ** (power - 1)) if power else 16 * eps / gap
+    if error > 1e-2 and not power:
+        warn(
+            f"two kept singular values are close, relative gap {gap:.1e}, and a second derivative is asked for: its "
+            f"relative error is up to about {error:.0e}, the most for a loss of the core of low_rank alone"
+        )
+    elif error > 1e-2:
         what = "the distance of two kept singular values" if gap <= least else "the last singular value"
         warn(
             "reverse mode over forward mode, forward mode inside forward mode, and third derivatives divide by "
             f"{what}, {min(gap, least):.1e} of the first, more often than the result needs: a "
             f"relative error of about {error:.0e} is to be expected. A second derivative by reverse mode "
             "over reverse mode, or by forward over reverse, as in torch.func.hessian, does not"
+        )
+
+
+def check_divided(sigma: Tensor, xi: Tensor, Phi: Tensor, Psi: Tensor) -> None:
+    """Warn in a second derivative of a loss that reads close σ and their vectors, which may be one of U S Vᴴ.
+
+    The numerators of such a loss are as small as the distances that divide them. A second derivative divides their
+    rounding by the square of a distance, and the result is not as large. It was seen to lose from a fortieth of ε/gap²
+    up to all of that.
+    """
+    own = torch.finfo(sigma.dtype).eps
+    if closest(sigma) ** 2 > 100 * own:
+        return
+    read = (xi != 0) & ((Phi != 0).any(-1) | (Psi != 0).any(-1))
+    distance = spaces(sigma).abs() / sigma[..., :1, None]
+    close = read.unsqueeze(-1) & read.unsqueeze(-2) & (distance**2 < 100 * own)
+    close = close & ~torch.eye(sigma.shape[-1], dtype=torch.bool, device=sigma.device)
+    if close.any():
+        gap = torch.where(close, distance, 1).min().item()
+        error = own / max(gap, own) ** 2
+        warn(
+            f"two kept singular values are close, relative gap {gap:.1e}, and the loss reads both and their vectors. "
+            "If it is a function of U S Vᴴ or U f(S) Uᴴ, its second derivative divides rounding by the square of that "
+            f"gap: a relative error of up to about {min(1.0, error):.0e}. Take these from svdgrad.low_rank, which does "
+            "not divide by it"
         )
 
 
@@ -217,11 +268,19 @@ def check_still(sigma: Tensor, U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, e
 
 
 def check_forward(sigma: Tensor, m: int, n: int) -> None:
-    """Warn of a tie among the kept values in forward mode, which does not know the loss."""
-    if closest(sigma) <= tie(m, n, sigma.dtype):
+    """Warn of a tie among the kept values in forward mode, which does not know the loss, and of a near tie."""
+    gap = closest(sigma)
+    if gap <= tie(m, n, sigma.dtype):
         warn(
             "two of the kept singular values are tied: the tangents of U and V are those of a basis that does not turn "
             "within the tie, right for what no turn changes, such as U Uᴴ or U Vᴴ, and for nothing else"
+        )
+    elif gap < near_tie(m, n, sigma.dtype):
+        error = expected_error(gap, m, n, sigma.dtype)
+        warn(
+            f"two kept singular values are close, relative gap {gap:.1e}, and forward mode divides by it before it "
+            f"knows the loss: a relative error of about {error:.0e} is to be expected where the tangents of U, V or "
+            "the core are put together, as in U Uᴴ. That of σ has none, and neither has reverse mode"
         )
 
 

@@ -61,11 +61,16 @@ def rounding(U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, size: Tensor, eps: 
     own = torch.finfo(size.dtype).eps
     if eps <= own:
         return 4 * own * size
+    return 4 * own * size + 0.8 * eps * by_entries(U, V, Phi, Psi, size)
+
+
+def by_entries(U: Tensor, V: Tensor, Phi: Tensor, Psi: Tensor, size: Tensor) -> Tensor:
+    """‖uᵢ ∘ φⱼ‖ + ‖uⱼ ∘ φᵢ‖ and the same of V and Ψ, at i, j, the products taken entry by entry."""
     unit = size.diagonal(dim1=-2, dim2=-1) / 2
     unit = torch.where(unit > 0, unit, 1)
     entries = sum((X.abs() ** 2 @ (Y / unit.unsqueeze(-1)).abs().mT ** 2).sqrt() for X, Y in ((U, Phi), (V, Psi)))
     entries = entries * unit.unsqueeze(-2)
-    return 4 * own * size + 0.8 * eps * (entries + entries.mT)
+    return entries + entries.mT
 
 
 def far(sigma: Tensor) -> Tensor:

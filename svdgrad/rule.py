@@ -108,7 +108,7 @@ class _Triplet(torch.autograd.Function):
                     refuse_mapping_by_autograd(xi)
                 return None, None, None, *(G if G is None else xi * G for G in A.pull((u,), (v,), wanted))
             return None, None, None, *A.pull((xi.unsqueeze(-1) * u,), (v,), wanted)
-        refuse_mapping_by_autograd(phi, psi)
+        refuse_mapping_by_autograd(xi, phi, psi)
         given = [x for x in (phi, psi) if x is not None]
         phi = torch.zeros_like(u) if phi is None else phi
         psi = torch.zeros_like(v) if psi is None else psi
@@ -204,7 +204,7 @@ def left_and_right(
     of_values = xi if h is None else h
     if many and of_values is not None:
         if step is Solve.forward:
-            check_cotangents(A, sigma, phi, psi, how, known, of_values)
+            check_cotangents(A, Triplet(sigma, u, v), phi, psi, how, known, of_values)
         else:
             step(A, how, "values", *A.leaves, sigma, u, v, phi, psi, *known, of_values)
     if u.is_complex():
@@ -215,8 +215,8 @@ def left_and_right(
             step(A, how, "phase", *A.leaves, sigma, u, v, phi, psi, *known)
         psi = keep_phase(u, v, phi, psi, v0) if seen else psi
     # what goes along is only looked at: h, which off U changes nothing, and ξ where only Solve can read numbers, under
-    # a transform
-    also = (h,) if h is not None else () if xi is None or many or step is Solve.forward else (xi,)
+    # a transform, or in a second derivative
+    also = (h,) if h is not None else () if xi is None or step is Solve.forward else (xi,)
     try:
         p, q = step(A, how, "loss", *A.leaves, sigma, u, v, phi, psi, *known, *also)
     except ArithmeticError:  # a tie, or a larger value: where A has changed since, it is that

@@ -27,7 +27,7 @@ def precisely(method: Any) -> Any:
 
 
 #: roles in which nothing is solved
-CHECKS = "phase", "values", "nested", "moves", "still"
+CHECKS = "phase", "values", "nested", "moves", "divided", "still"
 
 
 class Solve(torch.autograd.Function):
@@ -40,9 +40,9 @@ class Solve(torch.autograd.Function):
     those ("reversed" in reverse mode over a tangent), "third" for the derivative of that. With the others nothing is
     solved, but something is checked: with "phase" the phase of the loss, with "values" what it makes of k values, whose
     cotangent stands last, with "nested d" their distances, for d derivatives, with "moves" those of the triplets that
-    (φ, ψ) moves, for a second derivative, with "still" whether the loss with the cotangents (φ, ψ) stands still as two
-    close vectors turn. With these two h of a core may stand last, or with "loss" ξ, only to be looked at: no derivative
-    takes it.
+    (φ, ψ) moves, for a second derivative, with "divided" whether the loss reads close values
+    and their vectors, and with "still" also whether the loss with these cotangents stands still as two close vectors
+    turn. With these and with "loss", ξ or h of a core may stand last, only to be looked at: no derivative takes it.
     """
 
     @staticmethod
@@ -101,6 +101,8 @@ class Solve(torch.autograd.Function):
         role = "again" if ctx.role in ("loss", "tangent") else "third"
         if many and du is not None and dv is not None:  # of a loss of σ alone top and bottom are zero
             Solve.apply(A, ctx.how, "moves", *leaves, sigma, u, v, du, dv, *left)
+        if many and ctx.role == "loss":
+            Solve.apply(A, ctx.how, "divided", *leaves, sigma, u, v, phi, psi, *known)
         dp, dq = Solve.apply(A, ctx.how, role, *leaves, sigma, u, v, top, bottom, *left)
         if du is not None:
             dp = dp - _times(_against(p, du, many), u, many)

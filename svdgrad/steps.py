@@ -29,6 +29,7 @@ from .gap import (
 )
 from .inside import (
     check_again,
+    check_divided,
     check_forward,
     check_inside,
     check_still,
@@ -78,8 +79,8 @@ def solve_adjoint(
     A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, how: How, role: str, known: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(p, q). A cotangent of zeros costs nothing, and asks for no gap: torch.func hands zeros to what a loss does not
-    use, and so does autograd to matrices of a batch. With the roles "phase", "values", "nested d", "moves" and "still"
-    nothing is solved, but something checked: here numbers can be read, under vmap too. See ``Solve``.
+    use, and so does autograd to matrices of a batch. With the roles "phase", "values", "nested d", "moves", "divided"
+    and "still" nothing is solved, but something checked: here numbers can be read, under vmap too. See ``Solve``.
     """
     sigma, u, v = triplet
     many = how.k is not None
@@ -87,16 +88,15 @@ def solve_adjoint(
         check_phase(u, v, phi, psi)
     if role == "values":
         *known, xi = known
-        check_cotangents(A, sigma, phi, psi, how, known, xi)
+        check_cotangents(A, triplet, phi, psi, how, known, xi)
         check_zero(sigma, how.values(xi), phi, psi, many)
     left = how.left(known)
-    known, also = known[: len(left)], known[len(left) :]  # what is only looked at: h of a core if many, else ξ
+    known, also = known[: len(left)], known[len(left) :]  # what is only looked at: h of a core, or ξ
     seen = phi
-    if also:
-        if many:
-            seen = turned(u, sigma, also[0], phi)
-        else:
-            check_zero(sigma, also[0], phi, psi, many)
+    if also and how.core:
+        seen = turned(u, sigma, also[0], phi)
+    elif also and not many:
+        check_zero(sigma, also[0], phi, psi, many)
     if role.startswith("nested"):
         from_zero = sigma.shape[-1] == min(A.shape) and (A.shape[0] != A.shape[1] or u.is_complex())
         check_again(sigma, *A.shape, power=1 + int(role.split()[1]), from_zero=from_zero)
@@ -111,15 +111,18 @@ def solve_adjoint(
                 x.expand(*batch, *x.shape[sigma.ndim - many :])[wanted.to(x.device)]  # counts are on the CPU
                 for x in (A.leaves[0], *triplet, *known)
             )
-            rest += [h.expand(*batch, *h.shape[-2:])[wanted] for h in also if many]  # h comes with the batch of φ
+            # with the batch of φ
+            rest += [x.expand(*batch, *x.shape[-1 - how.core :])[wanted] for x in also if many]
             found = solve_adjoint(A.at([X]), Triplet(*rest[:3]), phi[wanted], psi[wanted], how, role, rest[3:])
             p, q = (torch.zeros_like(x).index_put((wanted,), y) for x, y in zip((phi, psi), found))
             return p, q
     if role == "moves":
         check_again(sigma, *A.shape, power=0)
+    if role in ("divided", "still") and also and not how.core:
+        check_divided(sigma, also[0], phi, psi)
     if role == "still":
         check_still(sigma, u, v, seen, psi, how.eps)
-    if role in ("moves", "still"):
+    if role in ("moves", "divided", "still"):
         return torch.zeros_like(phi), torch.zeros_like(psi)
     if many:
         return _solve_many(A, triplet, phi, psi, seen, how, role, left)
@@ -139,13 +142,14 @@ def solve_adjoint(
 
 
 def check_cotangents(
-    A: Operator, sigma: Tensor, phi: Tensor, psi: Tensor, how: How, known: Sequence[Tensor], xi: Tensor
+    A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, how: How, known: Sequence[Tensor], xi: Tensor
 ) -> None:
     """Warn of a loss of k triplets that tells tied values apart, or, of its core alone, raise an error where that turns
     a triplet that is tied with what is left out.
     """
+    sigma = triplet.sigma
     if not how.core:
-        check_values(sigma, xi, phi, psi)
+        check_values(*triplet, xi, phi, psi)
     elif not (phi.any() or psi.any()):  # else the solve looks at the cut
         turns, (m, n) = (xi - torch.diag_embed(xi.diagonal(dim1=-2, dim2=-1)) != 0).any(-1), A.shape
         check_cut(m, n, sigma, following(m, n, sigma.shape[-1], how.left(known).S), turns)

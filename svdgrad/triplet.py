@@ -87,10 +87,11 @@ def singular_triplet(
         other than 0 with a solver that serves the largest singular value only. A is float16, and σ is above 65504, the
         largest number of float16; under torch.func and torch.compile it is Inf instead.
     TieError
-        In backward, if the loss depends on u or v and σ equals another singular value up to rounding: then u and v are
-        not functions of A. Zero counts as another value if m ≠ n or A is complex; for a real square A the sign of u is
-        lost where σ is rounding. Also if σ is subnormal, where their derivatives, of the size of 1/σ, leave the range
-        of numbers. The value, and the gradient of a loss of σ alone, are always given.
+        In backward, if the loss depends on u or v and σ equals another singular value up to rounding, by 16 ε σ₁, or 3
+        ε √(m + n) σ₁ if that is more: then u and v are not functions of A, as far as can be seen. Zero counts as
+        another value if m ≠ n or A is complex; for a real square A the sign of u is lost where σ is rounding. Also if σ
+        is subnormal, where their derivatives, of the size of 1/σ, leave the range of numbers. The value, and the
+        gradient of a loss of σ alone, are always given.
     PhaseError
         In backward, if A is complex and the loss changes with the common phase of u and v, which A does not determine
         (eq-phase-blind). Where that is by so little that it may be rounding of both cotangents, as it is for

@@ -103,9 +103,10 @@ def singular_triplets(
     TypeError, ValueError
         As ``singular_triplet`` for A and the options. k is not an integer, or not from 1 to min(m, n).
     TieError
-        In backward, if the loss depends on vectors whose value equals σₖ₊₁ up to rounding, or is zero; or if it depends
-        on single vectors of kept values that are tied; and in any second derivative where kept values are tied. In
-        forward mode, which does not know the loss, if all of the k are tied with σₖ₊₁.
+        In backward, if the loss depends on vectors whose value equals σₖ₊₁ up to rounding, 16 ε σ₁, or 3 ε √(m + n) σ₁
+        if that is more, or is zero; or if it depends on single vectors of kept values that are tied; and in any second
+        derivative where kept values are tied. In forward mode, which does not know the loss, if all of the k are tied
+        with σₖ₊₁.
     PhaseError
         In backward, if A is complex and the loss changes with the common phase of some uᵢ and vᵢ, as far as
         ``singular_triplet`` can tell: a loss that sees it in U and V together may pass, with the gradient at the phase
@@ -121,17 +122,18 @@ def singular_triplets(
         In backward, if fewer than two digits of the gradient can be right, since σₖ is close to σₖ₊₁, or since the loss
         depends on single vectors of kept values that are close; if a loss of U or V tells tied values apart, as that of
         U S Vᴴ does, whose gradient ``low_rank`` has; if a σ is exactly zero, as for ``singular_triplet``. In forward
-        mode at a tie of kept values, or where some of them equal σₖ₊₁ up to rounding: NaN is the tangent of these and
-        their vectors, and the others have theirs. In reverse mode over forward mode, in nested forward modes and in
+        mode at a tie of kept values or near one, or where some of them equal σₖ₊₁ up to rounding: NaN is the tangent of
+        these and their vectors, and the others have theirs. In a second derivative of a loss of U S Vᴴ near a tie,
+        whose digits ``low_rank`` has. In reverse mode over forward mode, in nested forward modes and in
         third derivatives close to a tie of kept values; in reverse mode over reverse mode there, where the loss does
         not change with a turn of two vectors: it is taken to be blind to it, and may be stationary only.
 
     Notes
     -----
     Cost: forward one symmetric eigendecomposition of size min(m, n), or two products with k + 1 columns or more a step;
-    backward four products with k columns, or two a step. A second derivative needs the kept values to be distinct.
-    The vectors of a tie may be any basis of their space. Where the values are equal to the last bit, a generic one is
-    returned: in that of a diagonal matrix, along the axes, a loss of U S Vᴴ could not be told from one of U Vᴴ.
+    backward four products with k columns, or two a step. A second derivative needs the kept values to be distinct. The
+    vectors of a tie may be any basis of their space. Where the values are equal, but for 16 ε of themselves, a generic
+    one is returned: in that of a diagonal matrix, along the axes, a loss of U S Vᴴ could not be told from one of U Vᴴ.
     Source: the book, chapter *More than one* (eq-outside, eq-inside).
 
     Examples

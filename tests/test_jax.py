@@ -330,8 +330,8 @@ def test_a_tie_up_to_rounding_is_a_tie(x64):
 
 
 @pytest.mark.parametrize(("m", "n"), [(2, 2), (50, 14)], ids=str)
-def test_a_tie_is_a_gap_of_eight_roundings_times_the_root_of_the_size(x64, m, n):
-    tie = 8 * np.finfo(float).eps * (m + n) ** 0.5
+def test_a_tie_is_a_gap_of_three_roundings_times_the_root_of_the_size_and_sixteen(x64, m, n):
+    tie = np.finfo(float).eps * max(16, 3 * (m + n) ** 0.5)
     for factor in (0.94, 1.06):
         A = jnp.zeros((m, n)).at[0, 0].set(1).at[1, 1].set(1 - factor * tie)
         assert jnp.isnan(jax.grad(lambda A: sj.singular_triplet(A, forward="svd").u[0])(A)).any() == (factor < 1)

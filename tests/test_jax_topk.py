@@ -278,6 +278,15 @@ def test_at_a_tie_along_the_axes_nan_is_what_the_columns_cannot_tell(way, comple
     np.testing.assert_allclose(whole(A, 3), A.at[3, 3].set(0), atol=1e-14)
 
 
+@pytest.mark.parametrize("d", [[0.1 + 0.2, 0.3, 0.1], [1 + 3e-15, 1 + 1.5e-15, 1, 0.5]], ids=str)
+def test_so_it_is_where_rounding_has_split_the_tie(d):
+    """Half of the gradient was lacking for a sum and a number that are equal but for a rounding."""
+    A, k = jnp.diag(jnp.asarray(d)), len(d) - 1
+    whole = lambda A: (lambda s, U, V: (U * s) @ V.T)(*sj.singular_triplets(A, k))
+    assert jnp.isnan(jax.grad(lambda A: whole(A)[0, 1])(A)).any()
+    np.testing.assert_allclose(whole(A), A.at[k, k].set(0), atol=2e-14)
+
+
 def test_values_that_differ_are_not_turned_into_each_other():
     """Graded values below rounding of the first: A V = U S, and dσ = uᵀdA v."""
     d = jnp.asarray([1, 1e-6, 1e-7, 1e-8, 1e-9], jnp.float32)
@@ -285,6 +294,9 @@ def test_values_that_differ_are_not_turned_into_each_other():
     np.testing.assert_array_equal(jnp.diag(d) @ V, U * s)
     slopes = jax.grad(lambda d: jnp.log(sj.singular_triplets(jnp.diag(d), 5).sigma).sum())(d)
     np.testing.assert_allclose(slopes * d, jnp.ones(5), rtol=1e-6)
+    chain = jnp.eye(60, dtype=jnp.float32) + jnp.asarray(3e-6 * normal(60, 60), jnp.float32)
+    s, U, V = sj.singular_triplets(chain, 60)
+    assert relative_error((U * s) @ V.T, chain) < 30 * 2**-23
 
 
 def test_the_numerator_of_a_tie_is_told_from_rounding():
@@ -351,8 +363,8 @@ def test_a_tie_at_the_cut_gives_nan_and_the_values_have_a_gradient(forward):
 
 
 @pytest.mark.parametrize(("m", "n"), [(3, 3), (50, 14)], ids=str)
-def test_a_tie_is_a_gap_of_eight_roundings_times_the_root_of_the_size(m, n):
-    tie = 8 * EPS[np.float64] * (m + n) ** 0.5
+def test_a_tie_is_a_gap_of_three_roundings_times_the_root_of_the_size_and_sixteen(m, n):
+    tie = EPS[np.float64] * max(16, 3 * (m + n) ** 0.5)
     for factor in (0.94, 1.06):
         s = jnp.array([1, 0.5, 0.5 - factor * tie])
         A = jnp.zeros((m, n)).at[jnp.arange(3), jnp.arange(3)].set(s)
@@ -630,6 +642,16 @@ def test_the_rounding_of_half_precision_is_divided_by_no_distance(dtype, gap):
     ):
         found, truth = (jax.grad(lambda A: loss(*sj.singular_triplets(A, 3)[1:]))(X) for X in (A, A.astype(np.float32)))
         assert relative_error(found.astype(np.float32), truth) < float(jnp.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(jnp.float16, 1), (jnp.bfloat16, 4)])
+def test_a_tie_is_seen_in_half_precision(dtype, most):
+    """σ = 8, 8, and losses Σ W ∘ U: two digits do not tell all of them from one that is blind to a turn."""
+    A = jnp.asarray(np.outer([2, 2, 2, 2, 0], [1, 1, 1, 1]) + np.outer([1, -1, 1, -1, 0], [4, -4, 4, -4]) / 2, dtype)
+    found = jax.vmap(lambda W: jax.grad(lambda A: (W * sj.singular_triplets(A, 2).U).sum())(A))(
+        jnp.asarray(normal(40, 5, 2), dtype)
+    )
+    assert jnp.isfinite(found).all((1, 2)).sum() <= most
 
 
 @pytest.mark.parametrize("dtype", slow_but([(jnp.bfloat16,)], [(jnp.float16,), (jnp.bfloat16,)]))

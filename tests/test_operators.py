@@ -3,7 +3,9 @@
 import gc
 import math
 import resource
+import warnings
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -405,6 +407,32 @@ def test_the_residual_is_relative_and_the_larger_of_the_two(shape):
     residual = max((A @ v - sigma * u).norm(), (A.T @ u - sigma * v).norm()) / sigma
     assert svdgrad.diagnose(A, forward="lanczos", tol=1e-3, missed=None).residual == pytest.approx(residual.item())
     assert residual > 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("values", [[3, 2, 1, 0], [3, 2, 1, 1e-9], [3, 2, 2 - 1e-6, 1], [1, 1e-7, 1e-8, 0]], ids=str)
+def test_diagnose_says_infinite_where_and_only_where_there_is_a_tie_error(values, dtype):
+    A = Family(4, 4, np.array(values)).matrix(dtype).requires_grad_()
+    options = [{"index": i} for i in range(4)] + [{"k": k} for k in (1, 2, 3, 4)]
+    for option in options:
+        infinite = svdgrad.diagnose(A, **option).predicted_error == math.inf
+        if "k" in option:
+            loss = (lambda t: (t.U @ t.U.mT)[0, 1])(svdgrad.singular_triplets(A, **option))
+            if option["k"] == 4:  # of which U Uᵀ is the identity
+                continue
+        else:
+            loss = svdgrad.singular_triplet(A, **option).v[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", svdgrad.NearTieWarning)
+            with pytest.raises(svdgrad.TieError) if infinite else nullcontext():
+                loss.backward()
+
+
+@pytest.mark.parametrize("part", ["rows", "columns", "values"])
+def test_a_list_in_a_sparse_matrix_is_named(part):
+    parts = {"rows": torch.arange(2), "columns": torch.arange(2), "values": torch.ones(2)}
+    with pytest.raises(TypeError, match=f"{part} must be a tensor, found list"):
+        svdgrad.operator.Sparse(**parts | {part: [0, 1]}, shape=(3, 3))
 
 
 @pytest.mark.parametrize("A", [torch.eye(3), torch.zeros(3, 2)], ids=["identity", "zero"])

@@ -73,9 +73,9 @@ def test_relative_gap_of_a_batch_is_its_smallest():
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (50, 14), (9000, 1000)], ids=str)
-def test_a_tie_is_a_gap_of_eight_roundings_times_the_root_of_the_size(m, n):
-    tie = 8 * EPS * (m + n) ** 0.5
-    for factor in (0.94, 1.06):  # of the threshold: 7 and 9 lie outside
+def test_a_tie_is_a_gap_of_three_roundings_times_the_root_of_the_size_and_sixteen(m, n):
+    tie = EPS * max(16, 3 * (m + n) ** 0.5)
+    for factor in (0.94, 1.06):
         S = torch.tensor([1.0, 1 - factor * tie], dtype=torch.float64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", svdgrad.NearTieWarning)
@@ -87,7 +87,8 @@ def test_a_tie_is_a_gap_of_eight_roundings_times_the_root_of_the_size(m, n):
 
 
 def test_the_warning_begins_where_two_digits_are_left():
-    assert expected_error(1e-3, torch.float64) == pytest.approx(4 * EPS / 1e-3)
+    assert expected_error(1e-3, 9, 7, torch.float64) == pytest.approx(4 * EPS / 1e-3)
+    assert expected_error(1e-3, 900, 700, torch.float64) == pytest.approx(10 * EPS / 1e-3)
     for factor, warned in ((0.95, True), (1.05, False)):
         S = torch.tensor([1.0, 1 - factor * 400 * EPS], dtype=torch.float64)
         with warnings.catch_warnings(record=True) as caught:

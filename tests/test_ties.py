@@ -14,6 +14,7 @@ from svdgrad import matrices
 from svdgrad.certificate import RESOLUTION
 from svdgrad.copies import OVERLOOKED, largest_unseen
 from svdgrad.forward import lanczos
+from svdgrad.forward.basis import noise
 from svdgrad.gap import near_tie, tie
 
 SHAPES = {"tall": (60, 40), "wide": (40, 60), "square": (50, 50)}
@@ -285,8 +286,77 @@ def test_one_warning_and_it_points_at_the_line_of_the_caller(way):
 @pytest.mark.parametrize("dtype", REAL, ids=str)
 @pytest.mark.parametrize("size", [1, 10, 1000, 1250, 10_000, 10**6])
 def test_there_is_always_room_for_a_warning_before_an_error(size, dtype):
-    assert near_tie(size, size, dtype) >= 4 * tie(size, size, dtype) > 0
+    assert near_tie(size, size, dtype) >= 8 * tie(size, size, dtype) > 0
     assert near_tie(4, 3, dtype) == 400 * torch.finfo(dtype).eps  # where 4 ε/gap passes 1%
+
+
+SPECTRA = {
+    "even": lambda n: np.linspace(1, 0.01, n),
+    "close": lambda n: np.linspace(1, 0.9, n),
+    "falling": lambda n: np.logspace(0, -6, n),
+    "two": lambda n: np.repeat([1, 0.5], [n // 2, n - n // 2]),
+}
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize("forward", ["svd", "gram", "lanczos"])
+@pytest.mark.parametrize(
+    "shape", [(8, 8), (60, 50), (200, 200), pytest.param((1200, 1000), marks=pytest.mark.slow)], ids=str
+)
+def test_equal_values_come_out_closer_than_two_thirds_of_a_tie(shape, forward, dtype):
+    """Else they would pass for two."""
+    for spectrum, seed in itertools.product(SPECTRA, range(5)):
+        s = SPECTRA[spectrum](shape[1])
+        s[1] = s[0]
+        A = with_values(s, *shape, dtype, seed=seed)
+        assert svdgrad.diagnose(A, forward=forward).gap <= tie(*shape, dtype) * 2 / 3, spectrum
+
+
+@pytest.mark.parametrize("way", ["matrix", "operator", "k"])
+@pytest.mark.parametrize("case", ["constant", "noise", "one column"])
+def test_a_rank_of_one_is_no_tie(case, way):
+    """What is left of A off its only triplet is rounding, which may lie along that: it passed for a larger value."""
+    for m, n in ((30, 40), (40, 30), (50, 50)):
+        a = noise(min(m, n), torch.empty(0).double(), 1)  # of which the search for copies makes its start
+        A = {
+            "constant": torch.ones(m, n),
+            "noise": torch.outer(*((a, torch.linspace(-1, 2, n)) if m < n else (torch.linspace(-1, 2, m), a))),
+            "one column": torch.linspace(-1, 2, m)[:, None] * torch.eye(1, n),
+        }[case].to(torch.float32 if case == "constant" else torch.float64)
+        w = torch.linspace(-1, 1, n).to(A)
+        X = A.clone().requires_grad_()
+        if way == "k":
+            v = svdgrad.singular_triplets(X, 1, "lanczos", v0=torch.ones(n, 2).to(A)).V[:, 0]
+        elif way == "matrix":
+            v = svdgrad.singular_triplet(X, forward="lanczos").v
+        else:
+            v = svdgrad.operator_triplet(lambda A, x: A @ x, X, torch.ones(n).to(A)).v
+        (w @ v).backward()
+        Y = A.clone().requires_grad_()
+        exact = svdgrad.singular_triplet(Y, forward="svd").v
+        (w @ exact * torch.sign(exact.detach() @ v.detach())).backward()
+        assert (X.grad - Y.grad).norm() <= 100 * torch.finfo(A.dtype).eps * Y.grad.norm()
+
+
+def test_a_large_sparse_matrix_has_a_gradient_in_single_precision_close_to_a_tie():
+    """Judged by the same in double precision: 2% are wrong, where 4% are said."""
+    m, n, gap = 20_000, 10_000, 1.3e-4
+    assert tie(m, n, torch.float32) < gap < near_tie(m, n, torch.float32)
+    rng = np.random.default_rng(0)
+    rows, columns = np.r_[np.arange(n), rng.integers(0, m, 50_000)], np.r_[np.arange(n), rng.integers(0, n, 50_000)]
+    values = torch.from_numpy(np.r_[1, 1 - gap, np.linspace(0.9, 0.1, n - 2), 1e-3 * rng.standard_normal(50_000)])
+    a, v0 = torch.from_numpy(rng.standard_normal(m)), torch.eye(1, n, dtype=torch.float64)[0]
+
+    def slope(dtype):
+        x = values.to(dtype, copy=True).requires_grad_()
+        A = svdgrad.operator.Sparse(torch.from_numpy(rows), torch.from_numpy(columns), (m, n), x)
+        (svdgrad.singular_triplet(A, v0=v0.to(dtype)).u @ a.to(dtype)).backward()
+        return x.grad.double()
+
+    exact = slope(torch.float64)
+    with pytest.warns(svdgrad.NearTieWarning, match="relative error of about 4e-02"):
+        found = slope(torch.float32)
+    assert (found - exact).norm() < 4e-2 * exact.norm()
 
 
 # --- a σ of zero ------------------------------------------------------------------------------------------------------

@@ -76,12 +76,13 @@ def singular_triplet(
     Notes
     -----
     What depends on values cannot raise under jit, so it gives NaN, in jit and out of it. NaN is the derivative of u and
-    v where σ equals another singular value up to rounding, 8ε√(m+n) σ₁ (or zero, if m ≠ n or A is complex); that of σ
-    is finite there. At σ = 0 it is a subgradient, and so is that of a loss of σu or σv, since the cotangents are those
-    of a loss of σ alone. NaN is the triplet where A holds NaN or Inf, or its σ₁ is so small that entries fall below the
-    normal numbers, which XLA takes for zero (1e-31 in float32, 1e-292 in float64); where v0 is zero or not finite; and
-    where "lanczos" ran out of steps. NaN is a derivative where "cg" did. ``jax.debug_nans(True)`` finds the place.
-    A σ beyond 65504 is Inf in float16.
+    v where σ equals another singular value up to rounding, 16ε σ₁ or 3ε√(m+n) σ₁, whichever is more (or zero, if m ≠ n
+    or A is complex); that of σ is finite there. At σ = 0 it is a subgradient, and so is that of a loss of σu or σv,
+    since the cotangents are those of a loss of σ alone. NaN is the triplet where A holds NaN or Inf, or its σ₁ is so
+    small that entries fall below the normal numbers, which XLA takes for zero (1e-31 in float32, 1e-292 in float64);
+    where v0 is zero or not finite; and where "lanczos" ran out of steps. NaN is a derivative where "cg" did. A tie that
+    only a search can see, after "lanczos", is overlooked in one of a hundred cases, unless the loss shows it.
+    ``jax.debug_nans(True)`` finds the place. A σ beyond 65504 is Inf in float16.
 
     For complex A, JAX's gradient is the conjugate of PyTorch's. The derivative is that of the triplet in the phase
     described at v0.

@@ -15,6 +15,10 @@ from .triplet import LowRank, Triplets, adjoint, divided, half, mm, or_one, time
 ROUNDING = 4
 #: and so many times ε (‖uᵢ ∘ φⱼ‖ + ‖uⱼ ∘ φᵢ‖ + …) of half precision, of which 0.4 was seen where no terms cancel
 HALF = 0.8
+#: in a tie, where nothing is divided, so many times ``HALF`` may be rounding, 4 ε in all, for terms that cancel
+CANCELLED = 5
+#: values within so many roundings of themselves count as equal, no more than a tie is: half as much is the residual
+EQUAL = 16
 
 
 def separate(spaces: LowRank, dtype: Any = None) -> Triplets:
@@ -28,12 +32,18 @@ def _separated(eps: float, spaces: LowRank) -> tuple[Triplets, Array]:
     """With the rotation Z that keeps ZᴴHZ diagonal, a result, since it moves: I but for equal values.
 
     What a loss of U S Vᴴ needs at a tie is in no cotangent, but in nearly every basis it shows in those of the tied
-    values, which differ (see ``_rotate_back``). The basis of a tie that a diagonal matrix comes with is one of the few,
-    and its values are equal to the last bit. So Z reflects their vectors, I − 2wwᴴ/‖w‖² with a fixed w.
+    values, which differ (see ``_rotate_back``). The basis of a tie that a diagonal matrix comes with, or one of blocks,
+    is one of the few. So Z reflects the vectors, I − 2wwᴴ/‖w‖² with a fixed w, of values that lie within ``EQUAL``
+    roundings of themselves: the triplets stay triplets. A longer chain of values keeps its basis, but for copies.
     """
     U, H, V = spaces
     sigma = jnp.diagonal(H).real
-    same = sigma[:, None] == sigma[None]
+    equal = EQUAL * float(jnp.finfo(sigma.dtype).eps)
+    group = jnp.cumsum(jnp.append(False, -jnp.diff(sigma) > equal * sigma[:-1]))
+    distance = jnp.abs(sigma[None] - sigma[:, None])
+    same = group[:, None] == group[None]
+    chain = (same & (distance > equal * sigma[:, None])).any(1)  # longer than any two may be apart
+    same &= (distance == 0) | ~(chain[:, None] | chain[None])
     tied = (same.sum(0) > 1)[None]
     j = np.arange(sigma.size)
     fixed = (1 + 0.618034 * j % 1) * (np.exp(1j * j**2) if U.dtype.kind == "c" else 1)
@@ -118,8 +128,7 @@ def _rotate_back(eps: float, triplets: Triplets, c: Array) -> Array:
     rounding = ROUNDING * own * bound
     if eps > own:  # of half precision, each entry of φ and ψ has its own: for long vectors far less than ε ‖φ‖
         entries = _entries(U, phi) + _entries(V, psi)
-        # nothing is divided in a tie, and terms that cancel leave more
-        rounding += jnp.where(tied, 20, 1) * HALF * eps * (entries + entries.T)
+        rounding += jnp.where(tied, CANCELLED, 1) * HALF * eps * (entries + entries.T)
     seen = jnp.abs(numerator) > rounding
     unlike = jnp.abs(xi - xi.T) > own**0.5 * (jnp.abs(xi) + jnp.abs(xi.T))
     part = half(or_one(triplets.sigma[0]))  # or size over a distance leaves the range

@@ -66,8 +66,8 @@ def singular_triplets(
     -------
     Triplets
         Named tuple of ``sigma (..., k)``, descending, ``U (..., m, k)`` and ``V (..., n, k)``, with the dtype of A. The
-        entry of each column of V that is largest in modulus is positive. Those of values that are equal to the last bit
-        are a generic basis of their space.
+        entry of each column of V that is largest in modulus is positive. Those of values that are equal, but for 16ε of
+        themselves, are a generic basis of their space.
 
     Raises
     ------
@@ -79,21 +79,23 @@ def singular_triplets(
     Notes
     -----
     What depends on values cannot raise under jit, so it gives NaN, in jit and out of it. NaN is the derivative of those
-    columns of U and V that are tied at the cut: where σᵢ equals σₖ₊₁ up to rounding, 8ε√(m+n) σ₁, or zero, if m ≠ n.
-    That of σ is finite there. NaN is the gradient of a loss that reads vectors, and a σᵢ of exactly zero among such
-    ties. One that reads nothing but σᵢuᵢ of zeros, as at A = 0, cannot be told from one of σ alone, and its gradient is
-    the subgradient of that. NaN is a gradient at a tie inside the set, if the loss sees which of the tied vectors is
-    which, or if it sees vectors, and tied values not alike, as that of A_k does. Forward mode sees no loss, and
-    neither does the derivative of a gradient by weights of the loss alone: X⁺ is zero in ties, right for all losses
-    that are blind to a rotation in them, but for one of A_k, which wants ``low_rank``; close to a tie such a loss loses
-    digits, ε σ₁/(σᵢ − σⱼ). Second derivatives want distinct values too, or ``low_rank``; with both they have a relative
-    error of ε (σ₁/σₖ)² where k = min(m, n), unless A is real and square.
+    columns of U and V that are tied at the cut: where σᵢ equals σₖ₊₁ up to rounding, 16ε σ₁ or 3ε√(m+n) σ₁, whichever
+    is more, or zero, if m ≠ n. That of σ is finite there. NaN is the gradient of a loss that reads vectors, and a σᵢ of
+    exactly zero among such ties. One that reads nothing but σᵢuᵢ of zeros, as at A = 0, cannot be told from one of σ
+    alone, and its gradient is the subgradient of that. NaN is a gradient at a tie inside the set, if the loss sees
+    which of the tied vectors is which, or if it sees vectors, and tied values not alike, as that of A_k does. Forward
+    mode sees no loss, and neither does the derivative of a gradient by weights of the loss alone: X⁺ is zero in ties,
+    right for all losses that are blind to a rotation in them, but for one of A_k, which wants ``low_rank``; close to a
+    tie such a loss loses digits, ε σ₁/(σᵢ − σⱼ). Second derivatives want distinct values too, and near a tie those of a
+    loss of U S Vᴴ lose ε (σ₁/(σᵢ − σⱼ))²; or ``low_rank``. With both they have a relative error of ε (σ₁/σₖ)² where k =
+    min(m, n), unless A is real and square.
 
     A numerator of X⁺ counts as rounding up to 4ε times the cotangents of the columns that it belongs to; in half
     precision up to 0.8ε times those entries of them that meet in it, with which real ones are lost at gaps of some
-    percent: there calculate the loss in float32, of a float32 A. Where the cotangents are rounding themselves, as
-    those of ‖A − U S Vᴴ‖² are, nothing tells that of them: at a tie a NaN that ``low_rank`` does not give. For
-    complex A, JAX's gradient is the conjugate of PyTorch's, and the phases are held as said above.
+    percent, and at a tie up to 4ε of them, where terms may cancel, with which one in ten losses in bfloat16 passes for
+    one that is blind: there calculate the loss in float32, of a float32 A. Where the cotangents are rounding
+    themselves, as those of ‖A − U S Vᴴ‖² are, nothing tells that of them: at a tie a NaN that ``low_rank`` does not
+    give. For complex A, JAX's gradient is the conjugate of PyTorch's, and the phases are held as said above.
 
     Memory with "lanczos": a basis of ten blocks, of k + 2 + k/4 vectors of both sides, or of 60 vectors, whichever is
     more; where that would be all of the smaller side, A is formed, by products. Cost: one SVD or symmetric

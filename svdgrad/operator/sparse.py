@@ -33,6 +33,9 @@ class Sparse:
     values: Tensor
 
     def __post_init__(self) -> None:
+        for name, part in (("rows", self.rows), ("columns", self.columns), ("values", self.values)):
+            if not isinstance(part, Tensor):
+                raise TypeError(f"{name} must be a tensor, found {type(part).__name__}: take torch.as_tensor({name})")
         # the pattern goes from level to level of torch.func as it is, so it must belong to none
         object.__setattr__(self, "rows", unwrapped(self.rows))
         object.__setattr__(self, "columns", unwrapped(self.columns))
