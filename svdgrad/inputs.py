@@ -127,7 +127,10 @@ def prepare(
     what cannot be.
     """
     if not isinstance(A, Tensor | Sparse):
-        raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: convert it with torch.as_tensor(A)")
+        likely = "convert it with torch.as_tensor(A)"
+        if callable(A):
+            likely = "of a layer take svdgrad.nn.operator_norm, of a function svdgrad.operator_triplet"
+        raise TypeError(f"A must be a torch.Tensor, found {type(A).__name__}: {likely}")
     if isinstance(A, Tensor) and (A.layout == torch.strided or A.is_nested):
         check_matrix(A, index)
         if k is not None:

@@ -36,7 +36,8 @@ def check_phase(u: Tensor, v: Tensor, phi: Tensor, psi: Tensor) -> bool:
             "e^{iθ} changes it, "
             f"at a relative rate of {worst:.1e}. Likely cause: a real part, an imaginary part or a single entry of a "
             f"complex vector. "
-            "Use moduli, inner products with the phase taken out, or products such as u vᴴ"
+            "Use moduli, products such as u vᴴ, or vectors with the phase taken out: u z̄/|z| and v z̄/|z| with z = wᴴv "
+            "for a fixed w"
         )
     return True
 

@@ -290,6 +290,7 @@ def test_zeros_and_what_is_not_finite():
     state = gain_step(convolution, kernels()[0], init_state(SHAPE))[1]
     sigma, after = gain_step(convolution, jnp.zeros((8, 3, 3, 3)), state)
     assert sigma == 0 and after.excess == 0
+    assert jnp.isinf(gain_step(convolution, jnp.zeros((8, 3, 3, 3)), init_state(SHAPE), maxiter=0)[0])
     for bad in (jnp.nan, jnp.inf):
         sigma, after = gain_step(convolution, kernels()[0].at[0, 0, 0, 0].set(bad), state)
         assert jnp.isnan(sigma) and (after.v == state.v).all() and after.excess == state.excess

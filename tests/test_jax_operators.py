@@ -137,6 +137,22 @@ def test_what_is_no_array_in_a_layer_stays_what_it_is():
     assert abs(sj.operator_triplet(of, params(2.0), jnp.ones(4)).sigma / (2 * slope) - 1) < 1e-5
 
 
+def test_single_integers_names_and_bools_of_numpy_stay_what_they_are():
+    of = lambda p, x: (p[0] @ x).reshape(p[1], -1) if p[2] and p[3] == "dense" else x
+    W = normal(6, 4)
+    sigma = sj.operator_triplet(of, (W, np.int64(2), np.bool_(True), np.str_("dense")), jnp.ones(4)).sigma
+    assert abs(sigma / jnp.linalg.norm(W, 2) - 1) < 1e-5
+
+
+def test_what_is_no_function_and_what_is_no_start_are_named():
+    with pytest.raises(TypeError, match="matvec must be a function"):
+        sj.operator_triplet(normal(5, 4), lambda A, x: A @ x, jnp.ones(4))
+    with pytest.raises(TypeError, match="rmatvec must be a function"):
+        sj.operator_triplet(lambda A, x: A @ x, normal(5, 4), jnp.ones(4), rmatvec=normal(4, 5))
+    with pytest.raises(TypeError, match="v0 must be an array, found None"):
+        sj.operator_triplets(lambda A, x: A @ x, normal(5, 4), None, 2)
+
+
 @pytest.mark.parametrize("result", [lambda y: (y, 0), lambda y: [y], lambda y: None])
 def test_a_layer_that_returns_no_array_is_named(result):
     W, state = normal(5, 4), init_state(4)

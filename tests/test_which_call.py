@@ -48,7 +48,7 @@ def test_every_snippet_stands_by_itself_and_in_its_own_framework():
 
 def test_every_question_has_a_snippet_for_both_frameworks_or_says_so():
     links = re.findall(r"\]\(#(call-[a-z-]+)\)", PAGE)
-    assert len(links) == 13
+    assert len(links) == 14
     assert {f"{link} torch" for link in links} <= set(SNIPPETS)
     assert {link for link in links if f"{link} jax" not in SNIPPETS} == {"call-factors"}
 

@@ -185,6 +185,11 @@ def products_of(
     matvec: MatVec, params: Any, v0: Any, rmatvec: MatVec | None = None
 ) -> tuple[Products, tuple[Any, ...], Array, Array]:
     """The products on flat vectors, what they depend on, v0, and matvec(params, 0)."""
+    for name, of in (("matvec", matvec), ("rmatvec", rmatvec)):
+        if not (callable(of) or of is rmatvec is None):
+            raise TypeError(f"{name} must be a function {name}(params, x), found {type(of).__name__}")
+    if v0 is None:
+        raise TypeError("v0 must be an array, found None: it says what x is like; random numbers of its shape will do")
     v0 = lax.stop_gradient(jnp.asarray(v0))
     if not jnp.issubdtype(v0.dtype, jnp.inexact) or jnp.finfo(v0.dtype).bits < 32:
         raise TypeError(f"v0 must be floating point of 32 bits or more, found {v0.dtype}")
@@ -257,8 +262,8 @@ def or_nan(v0: Array, wrong: Array, message: str) -> Array:
 
 
 def as_arrays(params: Any) -> Any:
-    """The numbers among the leaves as arrays; functions, names, and Python's integers and bools stay what they are."""
-    kinds = (Array, np.ndarray, np.generic, float, complex)
+    """The numbers among the leaves as arrays; functions, names, and single integers and bools stay what they are."""
+    kinds = (Array, np.ndarray, np.inexact, float, complex)
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, kinds) or hasattr(x, "__jax_array__") else x, params)
 
 

@@ -60,6 +60,11 @@ def one_output(layer: nn.Module, x: Tensor) -> Tensor:
             "transpose or permute that moves it; several outputs. Give the part of the network before it, or a Module "
             "that returns one output with the batch first"
         )
+    if y.is_complex() and not x.is_complex():
+        raise ValueError(
+            f"the layer must return real numbers for a real input, found {y.dtype} from a {type(layer).__name__}: "
+            "likely cause: a Fourier transform in it. Return torch.view_as_real of its output, which has the same gain"
+        )
     return y[0]
 
 

@@ -110,7 +110,7 @@ def operator_norm(
     tol : float, optional
         The iteration stops at a residual r = √tol, relative to σ: the relative error of σ is about r² over the relative
         gap to σ₂, and at most r (default: 1e-12 in double, 1e-8 in single precision). The gradient's error is r over
-        the gap.
+        the gap, and that of a second derivative r over its square.
     missed : float, optional
         The probability that a value above 1.001 σ may be missed.
     maxiter : int, optional
