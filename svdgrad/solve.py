@@ -40,9 +40,9 @@ class Solve(torch.autograd.Function):
     those ("reversed" in reverse mode over a tangent), "third" for the derivative of that. With the others nothing is
     solved, but something is checked: with "phase" the phase of the loss, with "values" what it makes of k values, whose
     cotangent stands last, with "nested d" their distances, for d derivatives, with "moves" those of the triplets that
-    (φ, ψ) moves, for a second derivative, with "divided" whether the loss reads close values
-    and their vectors, and with "still" also whether the loss with these cotangents stands still as two close vectors
-    turn. With these and with "loss", ξ or h of a core may stand last, only to be looked at: no derivative takes it.
+    (φ, ψ) moves, for a second derivative, with "divided" whether the loss reads close values and their vectors, and
+    with "still" also whether the loss with these cotangents stands still as two close vectors turn. With these and with
+    "loss", ξ or h of a core may stand last, only to be looked at: no derivative takes it.
     """
 
     @staticmethod

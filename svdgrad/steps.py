@@ -111,7 +111,7 @@ def solve_adjoint(
                 x.expand(*batch, *x.shape[sigma.ndim - many :])[wanted.to(x.device)]  # counts are on the CPU
                 for x in (A.leaves[0], *triplet, *known)
             )
-            # with the batch of φ
+            # ξ and h come with the batch of φ
             rest += [x.expand(*batch, *x.shape[-1 - how.core :])[wanted] for x in also if many]
             found = solve_adjoint(A.at([X]), Triplet(*rest[:3]), phi[wanted], psi[wanted], how, role, rest[3:])
             p, q = (torch.zeros_like(x).index_put((wanted,), y) for x, y in zip((phi, psi), found))

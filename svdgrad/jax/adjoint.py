@@ -130,8 +130,8 @@ def _schur_cg(
     # out of steps, or at a tie: no number is better than a wrong one
     left, size = norm(right - schur(q)), norm(right) + norm(q)
     good = left <= 100 * eps * v.size**0.5 * size
-    # a factor of 1/2gap at most: more than twice a tie allows shows one that the Ritz values, which see no copies, did
-    # not, and what is cut short
+    # it is longer by a factor of 1/2gap at most: what is longer than a gap of 8 ε √(m + n) allows shows a copy that the
+    # Ritz values and the search have not seen, or a gap next to that of a tie
     good &= norm(q) * 16 * eps * (u.size + v.size) ** 0.5 < jnp.where(size == 0, 1, norm(right))
     q = jnp.where(good, off(v, q), jnp.nan)
     p = off(u, phi + times(over, A(q)))

@@ -254,6 +254,6 @@ def gain_step(
         found = GainState(v.reshape(v0.shape).astype(state.v.dtype), known.excess.astype(state.excess.dtype))
         following = jax.tree.map(partial(jnp.where, jnp.isfinite(sigma)), lax.stop_gradient(found), state)
     margin = jnp.maximum((1 + following.excess) / (1 + tol), 1)
-    nothing = jnp.isinf(margin) & ~jnp.isnan(sigma)  # is known, of a layer of zeros neither
-    sigma = jnp.where(nothing, jnp.inf, sigma) * margin.astype(sigma.dtype)
+    unknown = jnp.isinf(margin) & ~jnp.isnan(sigma)  # of a layer of zeros 0 · Inf would be NaN
+    sigma = jnp.where(unknown, jnp.inf, sigma) * margin.astype(sigma.dtype)
     return rounded_up(sigma, narrow), following
