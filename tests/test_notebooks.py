@@ -236,6 +236,13 @@ def test_terms_are_links_at_their_first_place(path):
     assert unlinked_terms(path) == []
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_no_line_of_code_in_the_prose_is_cut(path):
+    """A browser measures only what is shown, and of two tabs one is hidden."""
+    listings = re.findall(r"^ *```(?:python|bash|text|console)\n(.*?)^ *```$", prose(path), flags=re.M | re.S)
+    assert [line for code in listings for line in code.splitlines() if len(line) > LONGEST_LINE] == []
+
+
 def test_every_term_of_the_glossary_is_used():
     linked = {name for path in NOTEBOOKS for name in TERM.findall(prose(path))}
     assert set(glossary()) == linked
