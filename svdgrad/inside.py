@@ -169,25 +169,29 @@ def check_values(sigma: Tensor, U: Tensor, V: Tensor, xi: Tensor, Phi: Tensor, P
     """Warn of a loss of U or V that tells tied values apart: what its derivative needs is in none of U, σ, V.
 
     Along the axes their cotangents may be alike. There most terms of a numerator are zero: what is real, and as small
-    as the distance of two values, may count as rounding of whole cotangents, and exceeds that of their entries.
+    as the distance of two values, may count as rounding of whole cotangents, and exceeds that of their entries. Between
+    vectors that share no entry, those of a chain that ``in_generic_bases`` keeps, a distance is all that is not zero.
     """
     near = near_tie(Phi.shape[-1], Psi.shape[-1], sigma.dtype)
     if closest(sigma) >= near or not (Phi.any() or Psi.any()):
         return
     different = (xi.unsqueeze(-1) - xi.unsqueeze(-2)).abs()
     size = xi.abs().unsqueeze(-1) + xi.abs().unsqueeze(-2)
-    distant = spaces(sigma).abs() >= near * sigma[..., :1, None]
+    distance = spaces(sigma).abs()
+    distant = distance >= near * sigma[..., :1, None]
     worst = torch.where(distant | (size == 0), 0, different / torch.where(size == 0, 1, size)).max().item()
     W, _, lengths = numerators(U, V, Phi, Psi)
     own = torch.finfo(sigma.dtype).eps
     hidden = (W.abs() <= 4 * own * lengths) & (W.abs() > 4 * own * by_entries(U, V, Phi, Psi, lengths)) & ~distant
     hidden = hidden & (xi != 0).unsqueeze(-1) & (xi != 0).unsqueeze(-2)
-    if worst > 1e3 * own or hidden.any():
+    separate = (U.abs() @ U.abs().mT + V.abs() @ V.abs().mT == 0) & (distance <= EQUAL * own * sigma.unsqueeze(-1))
+    hidden = hidden | separate & (W != 0)
+    if (told := worst > 1e3 * own) or hidden.any():
+        rate = f", at a relative rate of {worst:.1e}" if told else ""
         warn(
-            "the loss tells singular values apart that are tied, or nearly, or may do so, at a relative rate of "
-            f"{worst:.1e}. If it is a function of U S Vᴴ or U f(S) Uᴴ, the gradient lacks what (U, σ, V) cannot carry "
-            "there: take them from svdgrad.low_rank. Otherwise it has no gradient at a tie, and one of many "
-            "subgradients is returned"
+            f"the loss tells singular values apart that are tied, or nearly, or may do so{rate}. If it is a function "
+            "of U S Vᴴ or U f(S) Uᴴ, the gradient lacks what (U, σ, V) cannot carry there: take them from "
+            "svdgrad.low_rank. Otherwise it has no gradient at a tie, and one of many subgradients is returned"
         )
 
 

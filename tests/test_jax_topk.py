@@ -278,7 +278,9 @@ def test_at_a_tie_along_the_axes_nan_is_what_the_columns_cannot_tell(way, comple
     np.testing.assert_allclose(whole(A, 3), A.at[3, 3].set(0), atol=1e-14)
 
 
-@pytest.mark.parametrize("d", [[0.1 + 0.2, 0.3, 0.1], [1 + 3e-15, 1 + 1.5e-15, 1, 0.5]], ids=str)
+@pytest.mark.parametrize(
+    "d", [[0.1 + 0.2, 0.3, 0.1], [1 + 3e-15, 1 + 1.5e-15, 1, 0.5], [1 + 6e-15, 1 + 3e-15, 1, 0.5]], ids=str
+)
 def test_so_it_is_where_rounding_has_split_the_tie(d):
     """Half of the gradient was lacking for a sum and a number that are equal but for a rounding."""
     A, k = jnp.diag(jnp.asarray(d)), len(d) - 1

@@ -827,7 +827,7 @@ def test_what_a_tie_lacks_is_told_in_a_basis_along_the_axes_too(forward, dtype):
 
 
 @pytest.mark.parametrize("forward", ["svd", "gram"])
-@pytest.mark.parametrize("case", ["a sum", "a phase", "blocks", "an ulp", "three", "a chain"])
+@pytest.mark.parametrize("case", ["a sum", "a phase", "blocks", "an ulp", "three", "a chain", "a longer one"])
 def test_so_it_is_where_rounding_has_split_the_tie(case, forward):
     """Half of the gradient was lacking for a sum and a number that are equal but for a rounding."""
     B = numbers(3, 3)
@@ -837,9 +837,10 @@ def test_so_it_is_where_rounding_has_split_the_tie(case, forward):
         "blocks": torch.block_diag(B, B.flip(0)),
         "an ulp": torch.diag(torch.tensor([1 + 2e-7, 1, 0.1])),
         "three": torch.diag(torch.tensor([1 + 3e-15, 1, 1, 0.5], dtype=torch.float64)),
+        "a longer one": torch.diag(torch.tensor([1 + 6e-15, 1 + 3e-15, 1, 0.5], dtype=torch.float64)),
         "a chain": torch.diag(torch.tensor([1 + 12 * 2.0**-52, 1 + 6 * 2.0**-52, 1, 0.5], dtype=torch.float64)),
     }[case]
-    k = 3 if case in ("three", "a chain") else 2
+    k = 3 if case in ("three", "a chain", "a longer one") else 2
     whole = lambda A: (lambda s, U, V: (U * s) @ V.mH)(*svdgrad.singular_triplets(A, k, forward))
     at = (0, 4) if case == "blocks" else (0, 1)
     with pytest.warns(svdgrad.NearTieWarning, match="low_rank"):
