@@ -72,11 +72,15 @@ def in_generic_bases(found: Triplet) -> Triplet:
 
 
 def divisors(sigma: Tensor, m: int, n: int) -> tuple[Tensor, Tensor]:
-    """σⱼ − σᵢ and σᵢ + σⱼ at i, j, to divide by: infinite for two that are equal up to rounding, and for two zeros."""
+    """σⱼ − σᵢ and σᵢ + σⱼ at i, j, to divide by: infinite for two that are equal up to rounding, and for two below the
+    smallest normal number, whose vectors no loss reads (``check_normal``): a complex zero over such a number is NaN.
+    """
     space, total = spaces(sigma), sigma.unsqueeze(-2) + sigma.unsqueeze(-1)
-    if sigma.ndim == 1 and not transformed() and closest(sigma) > tie(m, n, sigma.dtype) and extremes(sigma)[0] > 0:
+    tiny = torch.finfo(sigma.dtype).tiny
+    if sigma.ndim == 1 and not transformed() and closest(sigma) > tie(m, n, sigma.dtype) and extremes(sigma)[0] > tiny:
         return space.fill_diagonal_(torch.inf), total
-    return torch.where(apart(sigma, m, n), space, torch.inf), torch.where(total > 0, total, torch.inf)
+    normal = (sigma >= tiny).unsqueeze(-2) | (sigma >= tiny).unsqueeze(-1)
+    return torch.where(apart(sigma, m, n) & normal, space, torch.inf), torch.where(normal, total, torch.inf)
 
 
 def turned(U: Tensor, sigma: Tensor, h: Tensor, Phi: Tensor) -> Tensor:

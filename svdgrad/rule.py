@@ -143,7 +143,7 @@ class _Triplet(torch.autograd.Function):
             # (eq-relative-phase)
             turn = -1j * anchor(dv, v, ctx.v0).imag / anchor(v, v, ctx.v0).real
             dv = dv + turn * v
-            du = du + (turn + 1j * (dsigma.imag / sigma).unsqueeze(-1)) * u
+            du = du + (turn + 1j * (dsigma.imag / torch.where(sigma > 0, sigma, 1)).unsqueeze(-1)) * u
         return dsigma.real, du, dv, *none
 
     @staticmethod

@@ -25,6 +25,7 @@ from .gap import (
     following,
     near_tie,
     relative_cut,
+    tie,
     tied_with_the_rest,
 )
 from .inside import (
@@ -144,15 +145,18 @@ def solve_adjoint(
 def check_cotangents(
     A: Operator, triplet: Triplet, phi: Tensor, psi: Tensor, how: How, known: Sequence[Tensor], xi: Tensor
 ) -> None:
-    """Warn of a loss of k triplets that tells tied values apart, or, of its core alone, raise an error where that turns
-    a triplet that is tied with what is left out.
+    """Warn of a loss of k triplets that tells tied values apart, or, of a core, raise an error where that turns a
+    triplet that is tied with what is left out: between two such triplets φ + U[S, h] of the solve is zero.
     """
     sigma = triplet.sigma
     if not how.core:
         check_values(*triplet, xi, phi, psi)
-    elif not (phi.any() or psi.any()):  # else the solve looks at the cut
-        turns, (m, n) = (xi - torch.diag_embed(xi.diagonal(dim1=-2, dim2=-1)) != 0).any(-1), A.shape
-        check_cut(m, n, sigma, following(m, n, sigma.shape[-1], how.left(known).S), turns)
+        return
+    m, n = A.shape
+    beyond = following(m, n, sigma.shape[-1], how.left(known).S)
+    if relative_cut(sigma, beyond) <= tie(m, n, sigma.dtype):
+        turns = (xi - torch.diag_embed(xi.diagonal(dim1=-2, dim2=-1)) != 0).any(-1)
+        check_cut(m, n, sigma, beyond, turns & tied_with_the_rest(m, n, sigma, beyond))
 
 
 def _solve_many(
@@ -220,7 +224,7 @@ def along_u(sigma: Tensor, u: Tensor, xi: Tensor | None, phi: Tensor, p: Tensor,
     The phase of u relative to v moves with A (eq-relative-phase), unseen by the constraints p ⟂ u and q ⟂ v.
     """
     if alone and u.is_complex():  # at σ = 0 for a loss of no vector only
-        xi = (0 if xi is None else xi) + 1j * vecdot(u, phi).imag / torch.where(sigma > 0, sigma, 1)
+        xi = (0 if xi is None else xi) + 1j * (vecdot(u, phi).imag / torch.where(sigma > 0, sigma, 1))
     return p if xi is None else torch.addcmul(p, xi.unsqueeze(-1), u)
 
 

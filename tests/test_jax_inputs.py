@@ -262,3 +262,17 @@ def test_the_same_parameters_and_defaults_on_both_sides(name):
     assert differ == {parameter for function, parameter in DIFFERENCES if function == name}
     kept = lambda side: [x for x in side if x[0] not in differ]
     assert kept(ours) == kept(theirs)  # in this order
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64])
+def test_what_is_not_finite_is_nan(dtype):
+    """LAPACK's SVD did not come back from Inf in a 5×4 matrix."""
+    A = jnp.eye(5, 4, dtype=dtype)
+    for bad in (A.at[0, 0].set(np.inf), A.T.at[1, 0].set(-np.inf), A.at[2, 1].set(np.nan)):
+        for found in (
+            sj.singular_triplets(bad, 2).sigma,
+            sj.low_rank(bad, 2, forward="gram").U,
+            sj.singular_triplet(bad, forward="svd").v,
+            jax.vmap(lambda A: sj.singular_triplet(A, index=1).u)(jnp.stack([bad, jnp.eye(*bad.shape)]))[0],
+        ):
+            assert jnp.isnan(found).all()

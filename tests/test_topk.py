@@ -1147,3 +1147,50 @@ def test_a_start_that_cannot_be(error, message, how):
     if "zero" not in message:  # "auto" looks at it too, though it does not need it here
         with pytest.raises(error, match=message):
             svdgrad.low_rank(torch.ones(6, 5), 2, **{"forward": "auto", **how})
+
+
+@pytest.mark.parametrize("forward", ["auto", "lanczos"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_a_tie_at_the_cut_is_seen_beside_what_else_a_core_is_read_for(dtype, forward):
+    """Half of the gradient of A_k[1, 2] came without a word, if the loss read the first triplet too."""
+    A = torch.diag(torch.tensor([3, 0, 0, 0], dtype=dtype))
+    whole = lambda A: svdgrad.low_rank(A, 4, forward).dense().real
+    for loss in (
+        lambda A: whole(A)[..., 0, 0] + whole(A)[..., 1, 2],
+        lambda A: whole(A).square().sum() + whole(A)[1, 2],
+    ):
+        with pytest.raises(svdgrad.TieError, match="left out"):
+            gradient(loss, A)
+    tied = torch.diag(torch.tensor([3, 2, 2, 2], dtype=dtype))
+    with pytest.raises(svdgrad.TieError, match="left out"):
+        gradient(lambda A: (lambda t: t.core[1, 2].real + abs(t.U[0, 0]) ** 2)(svdgrad.low_rank(A, 3, forward)), tied)
+    if forward == "auto":
+        with pytest.raises(svdgrad.TieError, match="left out"):
+            gradient(lambda A: whole(A)[:, 0, 1].sum(), torch.stack([A, 0 * A]))
+
+
+def test_sigma_of_a_complex_subnormal_matrix_has_a_gradient():
+    """A complex zero divided by a number below the range is NaN in PyTorch."""
+    A = torch.diag(torch.tensor([2, 1], dtype=torch.complex64)) * 1e-40
+    for of in (lambda A: svdgrad.singular_triplets(A, 2).sigma.sum(), lambda A: svdgrad.singular_triplet(A).sigma):
+        assert torch.func.grad(of)(A).isfinite().all()
+    batch = torch.stack([A, torch.diag(torch.tensor([2, 1], dtype=torch.complex64))])
+    for of in (
+        lambda B: abs(svdgrad.singular_triplet(B).u[1, 0] + 1) ** 2,
+        lambda B: abs(svdgrad.singular_triplets(B, 1).U[1, 0, 0] + 1) ** 2,
+    ):
+        assert gradient(of, batch).isfinite().all()
+
+
+def test_k_is_asked_for():
+    for call in (svdgrad.singular_triplets, svdgrad.low_rank):
+        with pytest.raises(TypeError, match="k must be an integer"):
+            call(numbers(4, 3), None)
+
+
+def test_a_complex_matrix_of_zeros_that_does_not_move_keeps_its_tangents_zero():
+    A = torch.stack([torch.zeros(3, 2), torch.eye(3, 2) * torch.tensor([2, 1])]).to(torch.complex128)
+    dA = torch.stack([torch.zeros(3, 2), torch.ones(3, 2)]).to(A)
+    _, (dsigma, du, dv) = torch.func.jvp(lambda A: tuple(svdgrad.singular_triplet(A)), (A,), (dA,))
+    assert not (dsigma[0].any() or du[0].any() or dv[0].any())
+    assert du[1].isfinite().all() and dsigma[1] == 1

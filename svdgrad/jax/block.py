@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from . import lanczos
-from .triplet import How, Known, Product, divided, mm, norm, or_one, times, unit
+from .triplet import How, Known, Product, divided, mm, norm, or_one, svd, times, unit
 
 BLOCKS, KEPT, ROWS = 10, 4, 60  # of the basis, of those that go on, in blocks; and the least rows of a basis
 RESOLUTION = 1e-3  # a value larger than a known one by less than this part of it is not sought
@@ -146,7 +146,7 @@ def _filled(forth: Product, back: Product, space: Space, begin: Array, seed: Arr
         return Q, P, T, new, G
 
     Q, P, T, new, G = lax.fori_loop(begin, rows // b, step, (*space[:4], space.left))
-    X, S, Yh = jnp.linalg.svd(T)
+    X, S, Yh = svd(T)
     return Space(Q, P, T, new, G, S, X, Yh.conj().T)
 
 

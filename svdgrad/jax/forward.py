@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .lanczos import lanczos
-from .triplet import How, Known, Products, Triplet, divided, image, mm, or_one
+from .triplet import How, Known, Products, Triplet, divided, image, mm, or_one, svd
 
 
 def find(products: Products, how: How, params: Any, v0: Array | None) -> tuple[Triplet, Known]:
     """(σ, u, v), its sign left open, and what is known besides; NaN where the entries are lost to the range."""
     if how.forward == "svd":
-        U, S, Vh = jnp.linalg.svd(params, full_matrices=False)
-        S = jnp.abs(S)  # LAPACK finds −0 too
+        U, S, Vh = svd(params)
         triplet, known = Triplet(S[how.which], U[:, how.which], Vh[how.which].conj()), Known(S, U, Vh)
     elif how.forward == "gram":
         triplet, known = _swapped(*_gram(params.conj().T)) if params.shape[0] < params.shape[1] else _gram(params)

@@ -24,7 +24,7 @@ from .block import basis_size, block_lanczos, block_size, columns_cg
 from .forward import is_lost
 from .inside import diagonal, herm, solution, stacked
 from .primitive import call
-from .triplet import How, Known, LowRank, Products, adjoint, divided, half, mm, or_one, power_of_two, times
+from .triplet import How, Known, LowRank, Products, adjoint, divided, half, mm, or_one, power_of_two, svd, times
 
 
 class Operator(NamedTuple):
@@ -79,8 +79,7 @@ def _find(A: Operator, how: How, k: int, params: Any, v0: Array | None) -> tuple
 
 
 def _svd(k: int, A: Array) -> tuple[Array, Array, Array, Known]:
-    U, S, Vh = jnp.linalg.svd(A, full_matrices=False)
-    S = jnp.abs(S)  # LAPACK finds −0 too
+    U, S, Vh = svd(A)
     return S[:k], U[:, :k], adjoint(Vh[:k]), Known(S, U, Vh)
 
 
@@ -90,7 +89,7 @@ def _gram(k: int, A: Array) -> tuple[Array, Array, Array, Known]:
     size = or_one(size)
     A = divided(A, size)
     minus_S2, W = jnp.linalg.eigh(-mm(adjoint(A), A), symmetrize_input=False)  # eigh sorts upwards
-    U, sigma, Zh = jnp.linalg.svd(mm(A, W[:, :k]), full_matrices=False)
+    U, sigma, Zh = svd(mm(A, W[:, :k]))
     V = mm(W[:, :k], adjoint(Zh))
     S = jnp.sqrt(jnp.maximum(-minus_S2, 0)).at[:k].set(sigma)
     return sigma * size, U, V, Known(S * size, W=W)

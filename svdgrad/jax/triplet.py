@@ -139,6 +139,12 @@ def off(v: Array, x: Array) -> Array:
     return rest
 
 
+def svd(A: Array) -> tuple[Array, Array, Array]:
+    """U, S and Vᴴ with min(m, n) triplets; NaN where A holds NaN or Inf, since LAPACK may not come back from Inf."""
+    U, S, Vh = jnp.linalg.svd(jnp.where(jnp.isfinite(A).all(), A, jnp.nan), full_matrices=False)
+    return U, jnp.abs(S), Vh  # LAPACK finds −0 too
+
+
 def image(w: Array) -> tuple[Array, Array]:
     """σ and u from A v; A v = 0 says nothing of u: any unit vector will do."""
     sigma = norm(w)

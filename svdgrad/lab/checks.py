@@ -19,7 +19,8 @@ def check(
     what: str = "error",
     above: float = 0.0,
 ) -> None:
-    """Assert that ``above <= error < below`` and print the claim with the decade of the error and the bound.
+    """Assert that ``above <= error < below`` and print the claim with the bound and, if it is within, the decade of the
+    error.
 
     ``above`` is for the wrong way, which has to be shown wrong. ``what`` says what kind of number it is, if not an
     error. ``eq`` names the label, or labels, of the numbered equations that the error is a test of; a test of the
@@ -41,7 +42,8 @@ def check(
     if not (math.isfinite(error) and above <= error < below):
         raise AssertionError(f"{claim}: the {what} should be {' and '.join(bounds)}, found {error:g}")
     decade = 10.0 ** round(math.log10(error)) if error else 0
-    print(f"{claim}: {what} about {decade:g}, {' and '.join(bounds)}")
+    about = f"about {decade:g}, " if above <= decade < below else ""  # or "about 1, above 2" might be read
+    print(f"{claim}: {what} {about}{' and '.join(bounds)}")
 
 
 def relative_error(found: Any, truth: Any) -> float:
