@@ -154,7 +154,7 @@ def check_cotangents(
         return
     m, n = A.shape
     beyond = following(m, n, sigma.shape[-1], how.left(known).S)
-    if relative_cut(sigma, beyond) <= tie(m, n, sigma.dtype):
+    if sigma.numel() and relative_cut(sigma, beyond) <= tie(m, n, sigma.dtype):
         turns = (xi - torch.diag_embed(xi.diagonal(dim1=-2, dim2=-1)) != 0).any(-1)
         check_cut(m, n, sigma, beyond, turns & tied_with_the_rest(m, n, sigma, beyond))
 
