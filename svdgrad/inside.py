@@ -189,7 +189,7 @@ def check_values(sigma: Tensor, U: Tensor, V: Tensor, xi: Tensor, Phi: Tensor, P
     hidden = (W.abs() <= 4 * own * lengths) & (W.abs() > 4 * own * by_entries(U, V, Phi, Psi, lengths)) & ~distant
     hidden = hidden & (xi != 0).unsqueeze(-1) & (xi != 0).unsqueeze(-2)
     separate = (U.abs() @ U.abs().mT + V.abs() @ V.abs().mT == 0) & (distance <= EQUAL * own * sigma.unsqueeze(-1))
-    hidden = hidden | separate & (W != 0)
+    hidden = hidden | separate & (W.abs() > own * lengths / 2)
     if (told := worst > 1e3 * own) or hidden.any():
         rate = f", at a relative rate of {worst:.1e}" if told else ""
         warn(

@@ -136,7 +136,7 @@ def _rotate_back(eps: float, triplets: Triplets, c: Array) -> Array:
     # of a longer chain than is reflected, along the axes: a distance is all that a numerator can be
     separate = mm(abs(U).T, abs(U)) + mm(abs(V).T, abs(V)) == 0
     separate &= jnp.abs(triplets.sigma[None] - triplets.sigma[:, None]) <= EQUAL * own * triplets.sigma[None]
-    X = jnp.where(tied & (seen | unlike & (bound > 0) | separate & (numerator != 0)), jnp.nan, X)
+    X = jnp.where(tied & (seen | unlike & (bound > 0) | separate & (jnp.abs(numerator) > own * bound / 2)), jnp.nan, X)
     blurred = _undetermined(triplets)[None] & (xi != 0) & (c[1:] != 0).any()
     X = jnp.where(jnp.eye(len(norms), dtype=bool), 0, X)
     return stacked(jnp.where(blurred, jnp.nan, xi), c[1 : -len(xi.T)], X)
