@@ -177,7 +177,7 @@ def prepare_many(
 ) -> tuple[Dense | Sparse, How, Tensor | None]:
     """As ``prepare``, for the k dominant triplets, and the rows to start from."""
     if k is None:  # for prepare, one triplet
-        check_k(k, *A.shape[-2:])
+        check_k(k, 1, 1)
     X, how, _ = prepare(A, 0, forward, "auto", tol, maxiter, None, missed, k)
     start = None if v0 is None else _rows_to_start_from(v0, X, forward, how)
     if k == 1 and start is None:  # one vector, certified, with every method and solver

@@ -174,7 +174,7 @@ def check_values(sigma: Tensor, U: Tensor, V: Tensor, xi: Tensor, Phi: Tensor, P
 
     Along the axes their cotangents may be alike. There most terms of a numerator are zero: what is real, and as small
     as the distance of two values, may count as rounding of whole cotangents, and exceeds that of their entries. Between
-    vectors that share no entry, those of a chain that ``in_generic_bases`` keeps, a distance is all that is not zero.
+    vectors that share no entry, of a chain that ``in_generic_bases`` keeps, half an ε is more than rounding.
     """
     near = near_tie(Phi.shape[-1], Psi.shape[-1], sigma.dtype)
     if closest(sigma) >= near or not (Phi.any() or Psi.any()):

@@ -289,6 +289,15 @@ def test_so_it_is_where_rounding_has_split_the_tie(d):
     np.testing.assert_allclose(whole(A), A.at[k, k].set(0), atol=2e-14)
 
 
+def test_a_loss_that_is_blind_to_a_chain_in_blocks_has_a_gradient():
+    """Its numerators are rounding between blocks that share no entry, and not exactly zero: half of these were NaN."""
+    d = 1 + 10 * 2.0**-52 * np.arange(3, -1, -1)
+    gradient = jax.jit(jax.grad(lambda A, C: (lambda t: ((t.U @ t.V.T) * C).sum())(sj.singular_triplets(A, 4))))
+    for seed in range(8):
+        X, Y = (np.kron(np.eye(2), np.linalg.qr(normal(2, 2, seed=seed + 50 * i))[0]) for i in range(2))
+        assert jnp.isfinite(gradient(jnp.asarray((X * d) @ Y.T), jnp.asarray(normal(4, 4, seed=seed)))).all()
+
+
 def test_values_that_differ_are_not_turned_into_each_other():
     """Graded values below rounding of the first: A V = U S, and dσ = uᵀdA v."""
     d = jnp.asarray([1, 1e-6, 1e-7, 1e-8, 1e-9], jnp.float32)

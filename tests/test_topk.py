@@ -1194,3 +1194,16 @@ def test_a_complex_matrix_of_zeros_that_does_not_move_keeps_its_tangents_zero():
     _, (dsigma, du, dv) = torch.func.jvp(lambda A: tuple(svdgrad.singular_triplet(A)), (A,), (dA,))
     assert not (dsigma[0].any() or du[0].any() or dv[0].any())
     assert du[1].isfinite().all() and dsigma[1] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_a_loss_that_is_blind_to_a_chain_in_blocks_is_not_warned_of(dtype):
+    """Its numerators are rounding between blocks that share no entry, and not exactly zero."""
+    for seed in range(5):
+        X, Y = (torch.block_diag(Q, Q) for Q in torch.linalg.qr(numbers(2, 2, 2, seed=seed, dtype=dtype))[0])
+        A = (X * (1 + 10 * 2.0**-52 * torch.arange(3, -1, -1, dtype=torch.float64))) @ Y.mH
+        C = numbers(4, 4, seed=seed + 9, dtype=dtype)
+        f = lambda A: (lambda s, U, V: ((U @ V.mH).conj() * C).real.sum() + s.sum())(*svdgrad.singular_triplets(A, 4))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            gradient(f, A)

@@ -133,7 +133,7 @@ def _rotate_back(eps: float, triplets: Triplets, c: Array) -> Array:
     unlike = jnp.abs(xi - xi.T) > own**0.5 * (jnp.abs(xi) + jnp.abs(xi.T))
     part = half(or_one(triplets.sigma[0]))  # or size over a distance leaves the range
     X = jnp.where(seen, times(size / part, times(1 / (away / part), numerator)), 0)
-    # of a longer chain than is reflected, along the axes: a distance is all that a numerator can be
+    # of a longer chain than is reflected, along the axes: a distance is all that is more than half an ε of rounding
     separate = mm(abs(U).T, abs(U)) + mm(abs(V).T, abs(V)) == 0
     separate &= jnp.abs(triplets.sigma[None] - triplets.sigma[:, None]) <= EQUAL * own * triplets.sigma[None]
     X = jnp.where(tied & (seen | unlike & (bound > 0) | separate & (jnp.abs(numerator) > own * bound / 2)), jnp.nan, X)
